@@ -1,0 +1,244 @@
+"""What the user gave: a scan, and per label the slices that were drawn, the scribbles, and the slices marked absent.
+
+Per label a slice is *complete* (these voxels and no others), *absent* (the label is not on this slice) or *unknown*.
+Unknown is never background. A *scribble* says only "these voxels are this label", or background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import InputError
+
+BACKGROUND = 0
+SCRIBBLE_FILE_BACKGROUND = 255
+MISSING_CHOICES = ("auto", "absent", "unknown")
+AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical images are (k, j, i), i fastest in the file
+
+
+@dataclass(frozen=True)
+class SparseAnnotation:
+    """A scan annotated on some of its slices.
+
+    image: (K, J, I) float32, any of the three axes may be the stack's.
+    spacing: mm along (K, J, I).
+    axis: the array axis across which labels are carried; a *plane* is an index along it, its pixels are the two
+        remaining axes in their order.
+    complete: label -> plane index -> (H, W) bool, the label's voxels on that plane and no others. Labels are positive
+        integers, need not be contiguous, and may overlap each other.
+    absent: label -> plane indices on which the label is known not to be.
+    scribbles: label (or BACKGROUND) -> (N, 3) int, (k, j, i) indices of scribbled voxels, in any plane.
+    missing: how labels missing on annotated planes were read, 'absent' or 'unknown'; for the report.
+
+    Raises InputError when these contradict each other or cannot be propagated.
+    """
+
+    image: np.ndarray
+    spacing: tuple[float, float, float]
+    axis: int
+    complete: Mapping[int, Mapping[int, np.ndarray]]
+    absent: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    scribbles: Mapping[int, np.ndarray] = field(default_factory=dict)
+    missing: str = "absent"
+
+    def __post_init__(self):
+        check_image(self.image)
+        if self.plane_count < 2:
+            raise InputError(
+                f"The volume has a single slice along axis {AXIS_NAMES[self.axis]}, so there is nothing to carry labels"
+                " through: give a volume of several slices, or choose another axis."
+            )
+        if not self.planes:
+            raise InputError("No annotated slice: draw at least one segment on at least one slice.")
+        if not self.unknown_planes:
+            raise InputError(
+                f"All {self.plane_count} slices along axis {AXIS_NAMES[self.axis]} are annotated, so there is nothing"
+                " to propagate: choose another axis, or clear the slices that are to be found."
+            )
+        unborne = sorted(set(self.scribbles) - set(self.labels) - {BACKGROUND})
+        if unborne:
+            raise InputError(
+                f"Scribbles of label {', '.join(map(str, unborne))}, which no slice bears:"
+                " draw the label on at least one slice, or remove its scribbles."
+            )
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that at least one plane bears, ascending."""
+        return tuple(sorted(label for label, planes in self.complete.items() if planes))
+
+    @property
+    def plane_count(self) -> int:
+        """Number of planes along the axis."""
+        return self.image.shape[self.axis]
+
+    @property
+    def planes(self) -> list[int]:
+        """Planes that bear at least one label, ascending."""
+        return sorted(set().union(*self.complete.values())) if self.complete else []
+
+    @property
+    def unknown_planes(self) -> list[int]:
+        """Planes on which at least one label is neither complete nor absent."""
+        known = set(range(self.plane_count))
+        for label in self.labels:
+            known &= self.known_planes(label)
+        return [plane for plane in range(self.plane_count) if plane not in known]
+
+    @property
+    def plane_spacing(self) -> tuple[float, float]:
+        """mm along the two axes of a plane."""
+        height, width = (s for a, s in enumerate(self.spacing) if a != self.axis)
+        return height, width
+
+    @property
+    def slice_spacing(self) -> float:
+        """mm from plane to plane."""
+        return self.spacing[self.axis]
+
+    def known_planes(self, label: int) -> set[int]:
+        """Planes on which `label` is complete or absent."""
+        return set(self.complete[label]) | set(self.absent.get(label, ()))
+
+    def overlapping(self) -> set[tuple[int, int]]:
+        """Pairs (smaller, larger) of labels that share voxels on some complete plane, so may do so elsewhere."""
+        pairs = set()
+        for first in self.labels:
+            for second in self.labels:
+                if first < second and any(
+                    (mask & self.complete[second][plane]).any()
+                    for plane, mask in self.complete[first].items()
+                    if plane in self.complete[second]
+                ):
+                    pairs.add((first, second))
+        return pairs
+
+
+def annotate_from_masks(
+    image: np.ndarray,
+    masks: Mapping[int, np.ndarray],
+    spacing: tuple[float, float, float],
+    axis: int | None = None,
+    missing: str = "auto",
+    absent: Mapping[int, set[int]] | None = None,
+    ignored: Mapping[int, set[int]] | None = None,
+    scribbles: Mapping[int, np.ndarray] | None = None,
+) -> SparseAnnotation:
+    """Annotation from one mask a label, as Slicer keeps segments; masks may overlap.
+
+    image: (K, J, I); masks: label -> (K, J, I) bool; spacing: mm; axis: array axis, None to find it.
+    missing: how a label that is missing on a plane annotated for other labels is read: 'absent', 'unknown', or
+        'auto', see `read_missing`.
+    absent, ignored: label -> planes that the user marked as without the label, or as not to be read.
+    scribbles: label or BACKGROUND -> (N, 3) voxel indices.
+
+    Raises InputError.
+    """
+    if missing not in MISSING_CHOICES:
+        raise InputError(f"Unknown way to read missing labels '{missing}': choose one of {', '.join(MISSING_CHOICES)}.")
+    for label, mask in masks.items():
+        if mask.shape != image.shape:
+            raise InputError(
+                f"Label {label} has the size {mask.shape[::-1]}, the image {image.shape[::-1]}:"
+                " resample the annotations to the image's grid."
+            )
+    check_image(image)
+    if axis is None:
+        axis = find_axis(masks)
+    complete = {label: complete_planes(mask, axis, (ignored or {}).get(label, ())) for label, mask in masks.items()}
+    complete = {label: planes for label, planes in complete.items() if planes}
+    marked = {label: frozenset(planes) - set(complete.get(label, ())) for label, planes in (absent or {}).items()}
+    if missing == "auto":
+        missing = read_missing(complete, marked)
+    annotated = set().union(*complete.values()) if complete else set()
+    absences = {
+        label: marked.get(label, frozenset())
+        | (frozenset(annotated - set(planes) - set((ignored or {}).get(label, ()))) if missing == "absent" else frozenset())
+        for label, planes in complete.items()
+    }
+    return SparseAnnotation(
+        image=np.asarray(image, np.float32),
+        spacing=spacing,
+        axis=axis,
+        complete=complete,
+        absent=absences,
+        scribbles=dict(scribbles or {}),
+        missing=missing,
+    )
+
+
+def annotate_from_label_volume(
+    image: np.ndarray,
+    labels: np.ndarray,
+    spacing: tuple[float, float, float],
+    axis: int | None = None,
+    missing: str = "auto",
+    scribbles: np.ndarray | None = None,
+) -> SparseAnnotation:
+    """Annotation from a label volume: 0 is "not annotated", a plane that bears a label is complete for it.
+
+    image, labels, scribbles: (K, J, I) on one grid; in `scribbles` 0 is nothing and 255 is background.
+    Raises InputError.
+    """
+    masks = {int(value): labels == value for value in np.unique(labels) if value != 0}
+    strokes = None if scribbles is None else scribbles_from_volume(scribbles)
+    return annotate_from_masks(image, masks, spacing, axis, missing, scribbles=strokes)
+
+
+def scribbles_from_volume(volume: np.ndarray) -> dict[int, np.ndarray]:
+    """Label -> (N, 3) voxel indices of a (K, J, I) volume of strokes, in which 255 is background."""
+    values = [int(value) for value in np.unique(volume) if value != 0]
+    return {
+        BACKGROUND if value == SCRIBBLE_FILE_BACKGROUND else value: np.argwhere(volume == value) for value in values
+    }
+
+
+def complete_planes(mask: np.ndarray, axis: int, ignored=()) -> dict[int, np.ndarray]:
+    """Plane index -> (H, W) bool, for the planes of `mask` along `axis` that bear voxels and are not ignored."""
+    planes = np.moveaxis(mask, axis, 0)
+    return {int(p): planes[p].copy() for p in np.flatnonzero(planes.any(axis=(1, 2))) if int(p) not in ignored}
+
+
+def read_missing(complete: Mapping[int, Mapping[int, np.ndarray]], absent: Mapping[int, frozenset[int]]) -> str:
+    """'absent' if the annotated planes look drawn completely for all labels, else 'unknown'.
+
+    They do unless some label is missing on an annotated plane between its own first and last one without having been
+    marked absent there: then the labels were drawn each on its own planes.
+    """
+    annotated = set().union(*complete.values()) if complete else set()
+    for label, planes in complete.items():
+        missing = annotated - set(planes) - absent.get(label, frozenset())
+        if any(min(planes) < plane < max(planes) for plane in missing):
+            return "unknown"
+    return "absent"
+
+
+def find_axis(masks: Mapping[int, np.ndarray]) -> int:
+    """The array axis whose planes bear the annotations: the one along which they leave the largest gaps.
+
+    Annotations on a few slices cover few of the planes between their first and last one along the stack, and nearly
+    all along the other two axes; among equals (a single slice) the axis with the fewest planes wins.
+    """
+    if not any(mask.any() for mask in masks.values()):
+        raise InputError("No annotated slice: draw at least one segment on at least one slice.")
+
+    def coverage(axis: int) -> tuple[float, int]:
+        others = tuple(a for a in range(3) if a != axis)
+        used = np.flatnonzero(np.any([mask.any(axis=others) for mask in masks.values()], axis=0))
+        return len(used) / (used[-1] - used[0] + 1), len(used)
+
+    return min(range(3), key=coverage)
+
+
+def check_image(image: np.ndarray):
+    """Raise InputError unless `image` is a scalar volume with finite, varying intensities."""
+    if image.ndim != 3:
+        raise InputError(f"The image has {image.ndim} dimensions: give a 3D scalar volume (one time point, one channel).")
+    if not np.isfinite(image).all():
+        count = int((~np.isfinite(image)).sum())
+        raise InputError(f"The image has {count} voxels that are NaN or infinite: replace them by a number first.")
+    if image.min() == image.max():
+        raise InputError(f"The image is constant ({float(image.flat[0]):g} everywhere): choose the scan itself.")

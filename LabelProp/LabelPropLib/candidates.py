@@ -1,0 +1,207 @@
+"""All the ways a label can reach a slice.
+
+Coordinates are composed from slice to slice and the annotated slice is sampled once: its image, and per label its
+signed distance. A mask interpolated anew at every hop would blur by 1/6 pixel^2 of variance each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .annotation import SparseAnnotation
+from .preprocessing import Stack, signed_distance
+from .registration.fields import compose, identity, integrate, resize, sample
+
+SQUARINGS = 5
+DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
+BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Consecutive planes on which labels are unknown, and the known planes that bound them, in stack indices.
+
+    lower, upper: the bounding planes, None beyond the outermost known one. first, last: the planes between them.
+    """
+
+    lower: int | None
+    upper: int | None
+    first: int
+    last: int
+
+    @property
+    def targets(self) -> range:
+        """The planes to be found."""
+        return range(self.first, self.last + 1)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """(T,) way from the lower (0) to the upper (1) plane. Beyond the outermost planes: 0, or 1, all the way."""
+        if self.lower is None or self.upper is None:
+            return torch.full((len(self.targets),), 1.0 if self.lower is None else 0.0)
+        return torch.tensor([(t - self.lower) / (self.upper - self.lower) for t in self.targets])
+
+
+@dataclass(frozen=True)
+class Carried:
+    """An annotated plane carried to the planes of a gap.
+
+    source: its stack index. coordinates: (T, 2, H, W), the point of the source that each point of a target comes from,
+    pixels. images: (T, H, W), the source's image as it should look on the targets.
+    """
+
+    source: int
+    coordinates: torch.Tensor
+    images: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A gap with what crosses it from both sides. targets: (T, H, W), the images of its planes."""
+
+    gap: Gap
+    targets: torch.Tensor
+    lower: Carried | None
+    upper: Carried | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A label of one annotated plane carried to the planes of a gap, within the label's box.
+
+    distances: (T, h, w), signed distance to the carried contour in pixels, positive inside. depth: the largest one on
+    the source. source: its stack index.
+    """
+
+    source: int
+    distances: torch.Tensor
+    depth: float
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """What reaches the planes of a gap for one label, within the label's box (rows, columns) of the working grid.
+
+    lower, upper: the candidates from the two sides, None where the label is absent or nothing is known.
+    """
+
+    label: int
+    crossing: Crossing
+    box: tuple[slice, slice]
+    lower: Candidate | None
+    upper: Candidate | None
+
+    @property
+    def gap(self) -> Gap:
+        return self.crossing.gap
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """One or two."""
+        return [candidate for candidate in (self.lower, self.upper) if candidate is not None]
+
+
+class LabelPlanes:
+    """The signed distances of all annotated label contours on the working grid, each computed once."""
+
+    def __init__(self, annotation: SparseAnnotation, stack: Stack):
+        self._annotation = annotation
+        self._stack = stack
+        self._distances: dict[tuple[int, int], torch.Tensor] = {}
+
+    def bears(self, label: int, plane: int | None) -> bool:
+        """Whether `label` is drawn on the stack's plane `plane`."""
+        return plane is not None and plane + self._stack.first in self._annotation.complete[label]
+
+    def distances(self, label: int, plane: int) -> torch.Tensor:
+        """(H, W) signed distance in working pixels, cut off at DISTANCE_LIMIT."""
+        if (label, plane) not in self._distances:
+            mask = self._annotation.complete[label][plane + self._stack.first][self._stack.box]
+            millimetres = torch.from_numpy(signed_distance(mask, self._annotation.plane_spacing))
+            pixels = (millimetres / self._stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
+            self._distances[label, plane] = self._stack.to_working_grid(pixels[None, None])[0, 0]
+        return self._distances[label, plane].to(self._stack.images.device)
+
+
+def gaps(annotation: SparseAnnotation, stack: Stack, extrapolate: bool) -> Mapping[Gap, list[int]]:
+    """The gaps in the order of their planes, each with the labels that must cross it.
+
+    A label's gaps lie between its own consecutive known planes at least one of which bears it; beyond its outermost
+    known planes only with `extrapolate`, and only if that plane bears it.
+    """
+    labels_of: dict[Gap, list[int]] = {}
+    for label in annotation.labels:
+        known = sorted(plane - stack.first for plane in annotation.known_planes(label))
+        bounds: list[tuple[int | None, int | None]] = list(zip(known[:-1], known[1:], strict=True))
+        if extrapolate:
+            bounds += [(None, known[0]), (known[-1], None)]
+        for lower, upper in bounds:
+            first = 0 if lower is None else lower + 1
+            last = len(stack.images) - 1 if upper is None else upper - 1
+            bearing = [p for p in (lower, upper) if p is not None and p + stack.first in annotation.complete[label]]
+            if bearing and first <= last:
+                labels_of.setdefault(Gap(lower, upper, first, last), []).append(label)
+    return dict(sorted(labels_of.items(), key=lambda item: (item[0].first, item[0].last)))
+
+
+class Chains:
+    """Carries annotated planes along the velocity fields of neighbouring planes."""
+
+    def __init__(self, velocity: torch.Tensor, images: torch.Tensor):
+        """velocity: (Z - 1, 2, h, w), see `registration`; images: (Z, 1, H, W)."""
+        self._images = images
+        self._to_lower = resize(integrate(velocity, SQUARINGS), images.shape[-2:])
+        self._to_upper = resize(integrate(-velocity, SQUARINGS), images.shape[-2:])
+
+    def cross(self, gap: Gap) -> Crossing:
+        """Carry the planes that bound `gap` to the planes in it."""
+        return Crossing(
+            gap=gap,
+            targets=self._images[gap.first : gap.last + 1, 0],
+            lower=None if gap.lower is None else self.carry(gap.lower, gap.targets),
+            upper=None if gap.upper is None else self.carry(gap.upper, gap.targets),
+        )
+
+    def carry(self, source: int, targets: range) -> Carried:
+        """Carry plane `source` to `targets`, which begin right above it or end right below it."""
+        upwards = source < targets[0]
+        displacement = torch.zeros_like(self._to_lower[:1])
+        displacements = []
+        for target in targets if upwards else reversed(targets):
+            hop = self._to_lower[target - 1] if upwards else self._to_upper[target]
+            displacement = compose(hop[None], displacement)
+            displacements.append(displacement)
+        coordinates = torch.cat(displacements if upwards else displacements[::-1])
+        coordinates = coordinates + identity(*self._images.shape[-2:], device=coordinates.device)
+        source_image = self._images[source][None].expand(len(targets), -1, -1, -1)
+        return Carried(source, coordinates, sample(source_image, coordinates)[:, 0])
+
+
+def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
+    """Sample the signed distances of `label` on the planes that bound the gap and bear it."""
+    sides = [side for side in (crossing.lower, crossing.upper) if side is not None and planes.bears(label, side.source)]
+    carried = {}
+    for side in sides:
+        distances = planes.distances(label, side.source)
+        spread = distances[None, None].expand(len(side.coordinates), -1, -1, -1)
+        carried[side.source] = (sample(spread, side.coordinates)[:, 0], float(distances.max()))
+    nearest = torch.stack([distances.amax(dim=0) for distances, _ in carried.values()]).amax(dim=0)
+    box = _bounding_box(nearest > -BOX_MARGIN)
+
+    def candidate(side: Carried | None) -> Candidate | None:
+        if side is None or side.source not in carried:
+            return None
+        distances, depth = carried[side.source]
+        return Candidate(side.source, distances[:, box[0], box[1]], depth)
+
+    return Arrivals(label, crossing, box, candidate(crossing.lower), candidate(crossing.upper))
+
+
+def _bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:
+    rows = np.flatnonzero(mask.any(dim=1).cpu().numpy())
+    columns = np.flatnonzero(mask.any(dim=0).cpu().numpy())
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

@@ -1,0 +1,26 @@
+"""Image terms: how unlike two batches of planes are. All take and return tensors; lower is more alike."""
+
+from __future__ import annotations
+
+import torch
+
+
+def robust_difference(warped: torch.Tensor, fixed: torch.Tensor, width: float = 0.1) -> torch.Tensor:
+    """Charbonnier penalty sqrt(d^2 + width^2) of the differences, averaged per plane: (N, C, H, W) -> (N,).
+
+    On locally contrast normalised planes its quadratic part is, up to a constant, the negative local normalised
+    cross-correlation; the linear tails keep structures that only one plane bears from dragging the others along
+    (Charbonnier et al., ICIP 1994).
+    """
+    return ((warped - fixed) ** 2 + width**2).sqrt().mean(dim=(1, 2, 3))
+
+
+def soft_dice_loss(carried: torch.Tensor, drawn: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+    """1 - (2 sum ab + s) / (sum a + sum b + s), averaged over labels: two (N, L, H, W) of [0, 1] -> (N,).
+
+    Milletari et al., 3DV 2016. In LabelProp (Decaux et al., 2023) it compares labels carried from one annotated slice
+    to the next with the labels drawn there.
+    """
+    overlap = (carried * drawn).sum(dim=(2, 3))
+    total = carried.sum(dim=(2, 3)) + drawn.sum(dim=(2, 3))
+    return (1 - (2 * overlap + smooth) / (total + smooth)).mean(dim=1)

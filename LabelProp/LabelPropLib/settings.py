@@ -1,0 +1,43 @@
+"""What the caller chooses, checked on entry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import InputError
+
+REGISTRATIONS = ("auto", "instance", "network")
+FUSIONS = ("auto", "distance", "similarity")
+PRESETS = ("fast", "balanced", "best")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to propagate. Raises InputError on an unknown value.
+
+    registration: how the deformations between slices are found; fusion: how what arrives at a slice is combined.
+    preset: a point on the measured curve of time against Dice.
+    extrapolate: carry labels beyond the outermost annotated slices too.
+    directions: return the upward and the downward propagation as well; uncertainty: return its map.
+    """
+
+    registration: str = "auto"
+    fusion: str = "auto"
+    preset: str = "balanced"
+    device: str = "auto"
+    seed: int = 0
+    extrapolate: bool = False
+    directions: bool = False
+    uncertainty: bool = False
+
+    def __post_init__(self):
+        for name, choices in (
+            ("registration", REGISTRATIONS),
+            ("fusion", FUSIONS),
+            ("preset", PRESETS),
+            ("device", DEVICES),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise InputError(f"Unknown {name} '{value}': choose one of {', '.join(choices)}.")
