@@ -14,6 +14,7 @@ import torch
 
 from .annotation import SparseAnnotation
 from .preprocessing import Stack, signed_distance
+from .registration.consistency import FarEnds
 from .registration.fields import compose, identity, integrate, resize, sample
 
 SQUARINGS = 5
@@ -37,13 +38,6 @@ class Gap:
     def targets(self) -> range:
         """The planes to be found."""
         return range(self.first, self.last + 1)
-
-    @property
-    def positions(self) -> torch.Tensor:
-        """(T,) way from the lower (0) to the upper (1) plane. Beyond the outermost planes: 0, or 1, all the way."""
-        if self.lower is None or self.upper is None:
-            return torch.full((len(self.targets),), 1.0 if self.lower is None else 0.0)
-        return torch.tensor([(t - self.lower) / (self.upper - self.lower) for t in self.targets])
 
 
 @dataclass(frozen=True)
@@ -99,11 +93,6 @@ class Arrivals:
     def gap(self) -> Gap:
         return self.crossing.gap
 
-    @property
-    def candidates(self) -> list[Candidate]:
-        """One or two."""
-        return [candidate for candidate in (self.lower, self.upper) if candidate is not None]
-
 
 class LabelPlanes:
     """The signed distances of all annotated label contours on the working grid, each computed once."""
@@ -123,8 +112,33 @@ class LabelPlanes:
             mask = self._annotation.complete[label][plane + self._stack.first][self._stack.box]
             millimetres = torch.from_numpy(signed_distance(mask, self._annotation.plane_spacing))
             pixels = (millimetres / self._stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
-            self._distances[label, plane] = self._stack.to_working_grid(pixels[None, None])[0, 0]
-        return self._distances[label, plane].to(self._stack.images.device)
+            self._distances[label, plane] = self._stack.to_working_grid(pixels[None, None])[0, 0].to(self._stack.images)
+        return self._distances[label, plane]
+
+
+def far_ends(annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes) -> FarEnds | None:
+    """The labels drawn on both planes of every pair of consecutive annotated planes; None where there are none.
+
+    Masks are softened over a pixel, sigmoid(signed distance), so that they have a gradient.
+    """
+    moving, fixed, labels_moving, labels_fixed = [], [], [], []
+    for lower, upper in zip(stack.given[:-1], stack.given[1:], strict=True):
+        shared = [label for label in annotation.labels if planes.bears(label, lower) and planes.bears(label, upper)]
+        if not shared or upper - lower < 2:
+            continue
+        below, above = (_soft_masks(annotation.labels, shared, planes, plane, stack) for plane in (lower, upper))
+        moving += [lower, upper]
+        fixed += [upper, lower]
+        labels_moving += [below, above]
+        labels_fixed += [above, below]
+    if not moving:
+        return None
+    return FarEnds(tuple(moving), tuple(fixed), torch.stack(labels_moving), torch.stack(labels_fixed))
+
+
+def _soft_masks(labels, shared: list[int], planes: LabelPlanes, plane: int, stack: Stack) -> torch.Tensor:
+    nothing = stack.images.new_zeros(stack.size)
+    return torch.stack([torch.sigmoid(planes.distances(l, plane)) if l in shared else nothing for l in labels])
 
 
 def gaps(annotation: SparseAnnotation, stack: Stack, extrapolate: bool) -> Mapping[Gap, list[int]]:
@@ -167,15 +181,16 @@ class Chains:
         )
 
     def carry(self, source: int, targets: range) -> Carried:
-        """Carry plane `source` to `targets`, which begin right above it or end right below it."""
+        """Carry plane `source` to `targets`, all on one side of it, by all planes in between."""
         upwards = source < targets[0]
+        path = range(source + 1, targets[-1] + 1) if upwards else range(source - 1, targets[0] - 1, -1)
         displacement = torch.zeros_like(self._to_lower[:1])
-        displacements = []
-        for target in targets if upwards else reversed(targets):
-            hop = self._to_lower[target - 1] if upwards else self._to_upper[target]
+        displacements = {}
+        for plane in path:
+            hop = self._to_lower[plane - 1] if upwards else self._to_upper[plane]
             displacement = compose(hop[None], displacement)
-            displacements.append(displacement)
-        coordinates = torch.cat(displacements if upwards else displacements[::-1])
+            displacements[plane] = displacement
+        coordinates = torch.cat([displacements[target] for target in targets])
         coordinates = coordinates + identity(*self._images.shape[-2:], device=coordinates.device)
         source_image = self._images[source][None].expand(len(targets), -1, -1, -1)
         return Carried(source, coordinates, sample(source_image, coordinates)[:, 0])

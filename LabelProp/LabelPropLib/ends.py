@@ -1,7 +1,9 @@
-"""Where a label ends that only one of two neighbouring annotated planes bears.
+"""Where a label ends that only one of two neighbouring annotated planes bears, or that is carried beyond the last one.
 
-The rule without an image: anatomy ends rounded off, and beyond the middle more often than before it. The carried
-shape keeps its size first and closes faster and faster, along a superellipse.
+Anatomy ends rounded off: the carried shape keeps its size first and closes faster and faster, along a superellipse.
+Between two annotated planes it closes at a fixed way from the one that bears it to the one that does not; the fusion
+rules may move that way by what the images say. Beyond the last one it closes where the carried image stops being
+like the slices.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import torch
 
 EXTENT = 0.65  # of the gap, where the shape has closed
 EXPONENT = 4.0
+AROUND = 5.0  # pixels outside the label that count as around it
 
 
 def round_off(distances: torch.Tensor, depth: float, way: torch.Tensor) -> torch.Tensor:
@@ -23,3 +26,23 @@ def round_off(distances: torch.Tensor, depth: float, way: torch.Tensor) -> torch
     remaining = (1 - q.clamp(max=1) ** EXPONENT) ** (1 / EXPONENT)
     shrunk = depth * (1 - remaining) + 2 * depth * (q - 1).clamp(min=0)
     return distances - shrunk
+
+
+def way_to_dissimilarity(distances: torch.Tensor, carried: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(T,) way for `round_off` of a label carried beyond the last annotated plane, nearest plane first.
+
+    distances: (T, h, w) pixels; carried, targets: (T, h, w), the carried image and the slices. The shape closes at the
+    first slice whose correlation with the carried image, in and around the label, is below half that of the first one.
+    """
+    around = (distances > -AROUND).float()
+    count = around.sum(dim=(1, 2)).clamp(min=1)
+
+    def centred(images: torch.Tensor) -> torch.Tensor:
+        return around * (images - ((around * images).sum(dim=(1, 2)) / count)[:, None, None])
+
+    first, second = centred(carried), centred(targets)
+    norm = ((first**2).sum(dim=(1, 2)) * (second**2).sum(dim=(1, 2))).sqrt().clamp(min=1e-6)
+    correlation = (first * second).sum(dim=(1, 2)) / norm
+    unlike = torch.nonzero(correlation < correlation[0] / 2).flatten()
+    length = float(unlike[0]) + 1 if len(unlike) else len(correlation) + 1
+    return EXTENT * torch.arange(1, len(correlation) + 1).to(correlation) / length

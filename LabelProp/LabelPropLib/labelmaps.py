@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from .annotation import BACKGROUND, SparseAnnotation
+from .candidates import DISTANCE_LIMIT
 from .preprocessing import Stack
 
 
@@ -33,10 +34,10 @@ class LabelMaps:
         size = (len(stack.images), *stack.shape)
         dtype = np.min_scalar_type(max(annotation.labels))
         self._labels = [np.zeros(size, dtype) for _ in self._layers]
-        self._scores = [np.zeros(size, np.float32) for _ in self._layers]
+        self._scores = [np.full(size, -DISTANCE_LIMIT, np.float32) for _ in self._layers]
 
     def enter(self, label: int, targets: range, box: tuple[slice, slice], scores: torch.Tensor):
-        """Give `label` the voxels in which its score is positive and above that of the labels entered before.
+        """Give `label` the voxels in which its score is positive and above those of the labels entered before.
 
         scores: (T, h, w) within `box` of the working grid.
         """
@@ -46,7 +47,7 @@ class LabelMaps:
         best, labels = self._scores[layer][index], self._labels[layer][index]
         wins = values > best
         best[wins] = values[wins]
-        labels[wins] = label
+        labels[wins & (values > 0)] = label
 
     def keep_given(self):
         """Scribbled voxels bear their label, complete planes come back voxel for voxel, absent labels are absent.
@@ -72,13 +73,21 @@ class LabelMaps:
         for layer in range(len(self._layers)) if label == BACKGROUND else (self._layer_of[label],):
             self._labels[layer][index] = label
 
+    def uncertainty(self) -> np.ndarray:
+        """(K, J, I) float32: 1 - |2 p - 1| with p = sigmoid(score) of the best label, 1 on a contour; 0 where given."""
+        doubt = np.max([1 - np.abs(np.tanh(scores / 2)) for scores in self._scores], axis=0)
+        unknown = [plane - self._stack.first for plane in self._annotation.unknown_planes]
+        given = np.setdiff1d(np.arange(len(doubt)), unknown)
+        doubt[given] = 0
+        return self._on_image_grid(doubt)
+
     def volumes(self) -> list[np.ndarray]:
         """The label maps on the grid of the annotation's image."""
+        return [self._on_image_grid(labels) for labels in self._labels]
+
+    def _on_image_grid(self, crop: np.ndarray) -> np.ndarray:
         rows, columns = self._stack.box
-        volumes = []
-        for labels in self._labels:
-            volume = np.zeros(self._annotation.image.shape, labels.dtype)
-            planes = np.moveaxis(volume, self._annotation.axis, 0)
-            planes[self._stack.first : self._stack.first + len(labels), rows, columns] = labels
-            volumes.append(volume)
-        return volumes
+        volume = np.zeros(self._annotation.image.shape, crop.dtype)
+        planes = np.moveaxis(volume, self._annotation.axis, 0)
+        planes[self._stack.first : self._stack.first + len(crop), rows, columns] = crop
+        return volume

@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from .annotation import AXIS_NAMES, SparseAnnotation
-from .candidates import Arrivals, Chains, LabelPlanes, arrivals, gaps
+from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled
 from .fusion import distance, similarity
+from .fusion.choice import LeftOut, Rule, choose
 from .labelmaps import LabelMaps
-from .planner import choose_device, thread_count
+from .planner import EFFORTS, Effort, choose_device, describe_device, thread_count
 from .preprocessing import Stack, prepare
+from .propagation import Propagation
 from .registration import instance
+from .registration.consistency import FarEnds
 from .settings import Settings
 
+RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse}  # the simplest first
+DEFAULT_RULE = "similarity"
+CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
+REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
+
 Progress = Callable[[float, str], None]
-FUSION_RULES = {"distance": distance.fuse, "similarity": similarity.fuse}
-
-
-@dataclass
-class Propagation:
-    """What came out, on the grid of the annotation's image.
-
-    label_maps: volumes (K, J, I) of label values, 0 elsewhere. One, unless annotated labels overlap each other: labels
-        that may overlap lie in different maps. Every label lies in exactly one map.
-    directions: 'up' and 'down' -> such label maps, each from the annotated slices of one side alone; on request.
-    uncertainty: (K, J, I) float32, 0 sure to 1 a toss-up; on request.
-    report: plain values (JSON): axis, annotated slices, labels, device, seconds by stage, messages, ...
-    """
-
-    label_maps: list[np.ndarray]
-    directions: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    uncertainty: np.ndarray | None = None
-    report: dict = field(default_factory=dict)
-
-    def mask(self, label: int) -> np.ndarray:
-        """(K, J, I) bool of one label."""
-        return np.any([label_map == label for label_map in self.label_maps], axis=0)
 
 
 def propagate(
@@ -51,21 +36,159 @@ def propagate(
     progress: Progress | None = None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> Propagation:
-    """Carry the annotated labels through the volume."""
-    torch.set_num_threads(thread_count())
+    """Carry the annotated labels through the volume.
+
+    progress: told the fraction done and the stage. is_cancelled: asked often; yes ends the work.
+    The same annotation, settings and seed give the same voxels on the CPU.
+    Raises InputError for a device that is not there, Cancelled.
+    """
+    clock = Clock(progress, is_cancelled)
     device = choose_device(settings.device)
-    stack = prepare(annotation, 200, settings.extrapolate)
-    with torch.no_grad(), torch.device("cpu"):
-        pass
-    velocity = instance.register(stack.images.to(device))
-    with torch.no_grad():
-        chains = Chains(velocity, stack.images.to(device))
-        planes = LabelPlanes(annotation, stack)
-        maps = LabelMaps(annotation, stack)
-        for gap, labels in gaps(annotation, stack, settings.extrapolate).items():
-            crossing = chains.cross(gap)
-            for label in labels:
-                a = arrivals(label, crossing, planes)
-                maps.enter(label, gap.targets, a.box, FUSION_RULES[settings.fusion](a))
-        maps.keep_given()
-    return Propagation(maps.volumes(), report={"labels": list(annotation.labels)})
+    effort = EFFORTS[settings.preset]
+    with threads(thread_count()):
+        with clock.stage("Preparing"):
+            stack = prepare(annotation, effort.pixels, settings.extrapolate, device)
+            planes = LabelPlanes(annotation, stack)
+            ends = far_ends(annotation, stack, planes)
+        with clock.stage("Registering"):
+            velocity = register(stack, ends, settings, effort, lambda done: clock.tell(REGISTRATION_SHARE * done))
+        with torch.no_grad():
+            chains = Chains(velocity, stack.images)
+            with clock.stage("Choosing"):
+                rules = choose_rules(annotation, stack, planes, chains, settings.fusion)
+            with clock.stage("Fusing"):
+                crossings = gaps(annotation, stack, settings.extrapolate)
+                maps = LabelMaps(annotation, stack)
+                sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
+                for number, (gap, labels) in enumerate(crossings.items()):
+                    crossing = chains.cross(gap)
+                    for label in labels:
+                        clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(crossings))
+                        arrived = arrivals(label, crossing, planes)
+                        maps.enter(label, gap.targets, arrived.box, RULES[rules[label]](arrived))
+                        for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
+                            if name in sides and candidate is not None:
+                                sides[name].enter(label, gap.targets, arrived.box, candidate.distances)
+                for result in (maps, *sides.values()):
+                    result.keep_given()
+    clock.tell(1.0)
+    return Propagation(
+        label_maps=maps.volumes(),
+        directions={name: side.volumes() for name, side in sides.items()},
+        uncertainty=maps.uncertainty() if settings.uncertainty else None,
+        report={
+            "axis": AXIS_NAMES[annotation.axis],
+            "annotated_slices": annotation.planes,
+            "labels": list(annotation.labels),
+            "missing": annotation.missing,
+            "device": describe_device(device),
+            "preset": settings.preset,
+            "registration": "network" if settings.registration == "network" else "instance",
+            "fusion": {str(label): rule for label, rule in rules.items()},
+            "seconds": clock.seconds,
+            "messages": messages(annotation, settings),
+        },
+    )
+
+
+def register(
+    stack: Stack, ends: FarEnds | None, settings: Settings, effort: Effort, on_step: Callable[[float], None]
+) -> torch.Tensor:
+    """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance."""
+    if settings.registration == "network":
+        from .registration import training
+
+        return training.register(stack.images, ends, seed=settings.seed, on_step=on_step)
+    return instance.register(stack.images, ends, instance.Schedule(levels=effort.levels), on_step=on_step)
+
+
+def choose_rules(
+    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains, fusion: str
+) -> dict[int, str]:
+    """The fusion rule of every label; with 'auto' the one that finds hidden annotated slices best.
+
+    Every known slice between two others is hidden once and found from its neighbours, over twice the usual gap.
+    """
+    if fusion != "auto":
+        return dict.fromkeys(annotation.labels, fusion)
+    return {
+        label: choose(results, list(RULES), DEFAULT_RULE, CHOICE_MARGIN)
+        for label, results in leave_one_out(annotation, stack, planes, chains).items()
+    }
+
+
+def leave_one_out(
+    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains
+) -> Mapping[int, Mapping[str, LeftOut]]:
+    """What each rule makes of hidden annotated slices, label -> rule -> result."""
+    results = {label: {rule: LeftOut() for rule in RULES} for label in annotation.labels}
+    hidden: dict[Gap, list[int]] = {}
+    for label in annotation.labels:
+        known = sorted(plane - stack.first for plane in annotation.known_planes(label))
+        for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
+            if planes.bears(label, plane) and (planes.bears(label, lower) or planes.bears(label, upper)):
+                hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
+    for gap, labels in hidden.items():
+        crossing = chains.cross(gap)
+        for label in labels:
+            arrived = arrivals(label, crossing, planes)
+            drawn = planes.distances(label, gap.first)
+            for rule, fuse in RULES.items():
+                score = torch.full_like(drawn, -1.0)
+                score[arrived.box] = fuse(arrived)[0]
+                results[label][rule].add(score, drawn)
+    return results
+
+
+def messages(annotation: SparseAnnotation, settings: Settings) -> list[str]:
+    """Sentences for the user about how the input was read."""
+    said = []
+    if len(annotation.labels) > 1:
+        reading = {
+            "absent": "Labels missing on an annotated slice are read as absent there.",
+            "unknown": "Labels missing on an annotated slice are read as not drawn there (unknown).",
+        }
+        said.append(reading[annotation.missing])
+    if len(annotation.planes) == 1 and not settings.extrapolate:
+        said.append(
+            f"Only slice {annotation.planes[0]} is annotated and nothing lies between annotated slices:"
+            " annotate a second slice, or extrapolate."
+        )
+    return said
+
+
+class Clock:
+    """Seconds by stage; progress and cancellation on the way."""
+
+    def __init__(self, progress: Progress | None, is_cancelled: Callable[[], bool] | None):
+        self.seconds: dict[str, float] = {}
+        self._progress = progress or (lambda fraction, message: None)
+        self._is_cancelled = is_cancelled or (lambda: False)
+        self._stage = ""
+        self._fraction = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done inside under `name`."""
+        self._stage, started = name, time.perf_counter()
+        self.tell(self._fraction)
+        yield
+        self.seconds[name.lower()] = round(time.perf_counter() - started, 3)
+
+    def tell(self, fraction: float):
+        """Tell the progress; raises Cancelled if the caller has had enough."""
+        if self._is_cancelled():
+            raise Cancelled
+        self._fraction = fraction
+        self._progress(fraction, self._stage)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch with `count` threads inside, as before outside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,13 +1,30 @@
-"""Where to compute and with how many threads."""
+"""Where to compute, with how many threads, and how thoroughly."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import torch
 
 from .errors import InputError
+from .registration.instance import Level
 
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a preset stands for: most pixels along the longer side of a plane, and the registration's levels."""
+
+    pixels: int
+    levels: tuple[Level, ...]
+
+
+EFFORTS = {
+    "fast": Effort(pixels=128, levels=(Level(4, 40), Level(2, 20), Level(1, 6, rate=0.15))),
+    "balanced": Effort(pixels=200, levels=(Level(4, 60), Level(2, 30), Level(1, 20, rate=0.1))),
+    "best": Effort(pixels=320, levels=(Level(4, 80), Level(2, 60), Level(1, 50, rate=0.06))),
+}
 MOST_THREADS = 8  # batches of planes this small gain nothing from more
 
 
@@ -26,3 +43,10 @@ def thread_count() -> int:
     """As many threads as processors this process may use, at most MOST_THREADS."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, MOST_THREADS)
+
+
+def describe_device(device: torch.device) -> str:
+    """For the user: the device's name, and the graphics card's."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return device.type

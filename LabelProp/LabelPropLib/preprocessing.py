@@ -74,11 +74,13 @@ class Stack:
         return _resize(planes, self.size)
 
 
-def prepare(annotation: SparseAnnotation, pixels: int, extrapolate: bool = False) -> Stack:
+def prepare(
+    annotation: SparseAnnotation, pixels: int, extrapolate: bool = False, device: torch.device | str = "cpu"
+) -> Stack:
     """Crop, resample and normalise.
 
     pixels: the most that the longer side of a working plane may have.
-    extrapolate: keep the planes beyond the outermost annotated ones.
+    extrapolate: keep the planes beyond the outermost annotated ones. device: where the stack's images go.
     """
     first, last = (0, annotation.plane_count - 1) if extrapolate else marked_range(annotation)
     box = crop_box(annotation)
@@ -89,7 +91,7 @@ def prepare(annotation: SparseAnnotation, pixels: int, extrapolate: bool = False
     pixel = max(min(annotation.plane_spacing), max(extent) / pixels)
     size = tuple(max(8, round(e / pixel)) for e in extent)
     return Stack(
-        images=_resize(images, size),
+        images=_resize(images, size).to(device),
         first=first,
         given=tuple(p - first for p in annotation.planes),
         box=box,

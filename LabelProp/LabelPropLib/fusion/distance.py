@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..candidates import Arrivals
-from ..ends import round_off
+from ..candidates import Arrivals, Candidate, Carried
+from ..ends import round_off, way_to_dissimilarity
 
 
 def fuse(arrivals: Arrivals) -> torch.Tensor:
@@ -15,14 +15,40 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
     other, the weights (N - k) / N and k / N have the least variance. Pooling distances moves the contour between the
     two; pooling masks could only choose one of them. A label that only one side bears is rounded off (see `ends`).
     """
-    way = arrivals.gap.positions.to(arrivals.crossing.targets.device)[:, None, None]
-    if arrivals.lower is None:
-        return round_off(arrivals.upper.distances, arrivals.upper.depth, 1 - way)
-    if arrivals.upper is None:
-        return round_off(arrivals.lower.distances, arrivals.lower.depth, way)
-    return pool(arrivals.lower.distances, arrivals.upper.distances, way)
+    return pool(arrivals, distance_way(arrivals))
 
 
-def pool(lower: torch.Tensor, upper: torch.Tensor, way: torch.Tensor) -> torch.Tensor:
-    """Weighted mean of two signed distances (T, h, w), `way` the weight of the upper one."""
-    return (1 - way) * lower + way * upper
+def pool(arrivals: Arrivals, way: torch.Tensor) -> torch.Tensor:
+    """Score (T, h, w): mean of the two signed distances, or the rounded off one; `way` is the weight of the upper side."""
+    lower, upper = arrivals.lower, arrivals.upper
+    if lower is None:
+        return round_off(upper.distances, upper.depth, 1 - way)
+    if upper is None:
+        return round_off(lower.distances, lower.depth, way)
+    return (1 - way) * lower.distances + way * upper.distances
+
+
+def distance_way(arrivals: Arrivals) -> torch.Tensor:
+    """(T, 1, 1) weight of the upper side: the way from the lower (0) to the upper (1) plane.
+
+    Beyond the last annotated plane: the way to where the carried image stops being like the slices.
+    """
+    gap, targets = arrivals.gap, arrivals.crossing.targets
+    if gap.upper is None:
+        way = _way_outwards(arrivals.lower, arrivals.crossing.lower, arrivals, range(len(targets)))
+    elif gap.lower is None:
+        way = 1 - _way_outwards(arrivals.upper, arrivals.crossing.upper, arrivals, range(len(targets))[::-1])
+    else:
+        way = torch.tensor([(target - gap.lower) / (gap.upper - gap.lower) for target in gap.targets])
+    return way.to(targets)[:, None, None]
+
+
+def _way_outwards(candidate: Candidate, carried: Carried, arrivals: Arrivals, outwards: range) -> torch.Tensor:
+    rows, columns = arrivals.box
+    order = list(outwards)
+    way = way_to_dissimilarity(
+        candidate.distances[order],
+        carried.images[order][:, rows, columns],
+        arrivals.crossing.targets[order][:, rows, columns],
+    )
+    return way[order]

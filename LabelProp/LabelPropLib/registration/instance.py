@@ -2,8 +2,8 @@
 
 Symmetric stationary velocity fields, optimised coarse to fine by Adam on a robust difference of local contrast
 normalised and raw intensities; the fields of consecutive pairs are coupled. A pair that has stopped improving leaves
-the batch. Related: Vercauteren et al. 2009 (symmetric log-demons), Siebert et al. 2021 (ConvexAdam), Jena et al. 2024
-(FireANTs).
+the batch of a coarse level. On the finest level labels carried across a gap are pulled onto those drawn at its far end.
+Related: Vercauteren et al. 2009 (symmetric log-demons), Siebert et al. 2021 (ConvexAdam), Jena et al. 2024 (FireANTs).
 """
 
 from __future__ import annotations
@@ -15,23 +15,33 @@ import torch
 import torch.nn.functional as F
 
 from ..preprocessing import local_contrast_normalise, smooth
+from .consistency import FarEnds, far_displacements, label_consistency
 from .fields import integrate, resize, warp
 from .regularisation import diffusion
 from .similarity import robust_difference
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Levels, coarse to fine, and the weights of the terms.
+class Level:
+    """One level of the coarse-to-fine scheme: planes `reduction` times coarser, at most `steps` steps of `rate` pixels."""
 
-    levels: (reduction of the planes, most steps) per level; velocities live on every second pixel of a level.
-    patience: share of its loss that a pair must still gain in `interval` steps to stay in the batch.
+    reduction: int
+    steps: int
+    rate: float = 0.15
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Levels, coarse to fine, and the weights of the terms against the image term, per pair.
+
+    A velocity field has half the resolution of its level's planes. patience: the share of its loss that a pair must
+    gain in `interval` steps to stay in the batch.
     """
 
-    levels: tuple[tuple[int, int], ...] = ((4, 60), (2, 30), (1, 20))
-    learning_rate: float = 0.15  # pixels of the level's velocity grid
+    levels: tuple[Level, ...] = (Level(4, 60), Level(2, 30), Level(1, 20, rate=0.1))
     smoothness: float = 0.1
     coupling: float = 0.2
+    consistency: float = 0.03
     squarings: int = 4
     interval: int = 10
     patience: float = 0.002
@@ -39,30 +49,30 @@ class Schedule:
 
 def register(
     images: torch.Tensor,
+    ends: FarEnds | None = None,
     schedule: Schedule = Schedule(),
     start: torch.Tensor | None = None,
     on_step: Callable[[float], None] = lambda fraction: None,
 ) -> torch.Tensor:
     """Velocity fields of all neighbouring planes.
 
-    images: (Z, 1, H, W), about 0 to 1. start: fields to begin with, of any size, for instance the network's.
-    on_step: told the fraction done; may raise to end the optimisation.
+    images: (Z, 1, H, W), about 0 to 1. ends: labels on annotated planes, for the finest level. start: fields to begin
+    with, of any size, for instance the network's. on_step: told the fraction done; may raise to end the optimisation.
     Returns (Z - 1, 2, h, w) in pixels of its own grid.
     """
     velocity = start
-    total = sum(steps * (images.shape[-1] // reduction) ** 2 for reduction, steps in schedule.levels)
-    done = 0.0
-    for reduction, steps in schedule.levels:
-        planes = appearance(images, reduction)
-        height, width = planes.shape[-2:]
-        size = (max(4, (height + 1) // 2), max(4, (width + 1) // 2))
-        if velocity is None:
-            velocity = images.new_zeros(len(images) - 1, 2, *size)
-        share = (images.shape[-1] // reduction) ** 2 / total
-        velocity = optimise(
-            planes, resize(velocity, size), steps, schedule, lambda step: on_step(done + step * share)  # noqa: B023
-        )
-        done += steps * share
+    costs = [level.steps / level.reduction**2 for level in schedule.levels]
+    for number, level in enumerate(schedule.levels):
+        planes = appearance(images, level.reduction)
+        size = [max(4, (n + 1) // 2) for n in planes.shape[-2:]]
+        velocity = images.new_zeros(len(images) - 1, 2, *size) if velocity is None else resize(velocity, size)
+        finest = number == len(schedule.levels) - 1
+        before, cost = sum(costs[:number]), costs[number]
+
+        def report(fraction: float, before: float = before, cost: float = cost):
+            on_step((before + fraction * cost) / sum(costs))
+
+        velocity = optimise(planes, velocity, level, schedule, ends if finest else None, report)
     return velocity
 
 
@@ -80,50 +90,63 @@ def appearance(images: torch.Tensor, reduction: int) -> torch.Tensor:
 def optimise(
     planes: torch.Tensor,
     velocity: torch.Tensor,
-    steps: int,
+    level: Level,
     schedule: Schedule,
-    on_step: Callable[[int], None],
+    ends: FarEnds | None,
+    on_step: Callable[[float], None],
 ) -> torch.Tensor:
-    """Adam on one level; `planes` (Z, C, H, W), `velocity` (Z - 1, 2, h, w) is the start, a new one is returned."""
+    """Adam (Kingma & Ba, 2015) on one level: a new velocity (Z - 1, 2, h, w) from `velocity`, for planes (Z, C, H, W).
+
+    Without `ends`, pairs leave the batch as they converge; with them, the pairs of a gap depend on each other and stay.
+    """
     velocity = velocity.clone()
     momentum, power = torch.zeros_like(velocity), torch.zeros_like(velocity)
     active = torch.arange(len(velocity), device=velocity.device)
-    reference = torch.full((len(velocity),), torch.inf, device=velocity.device)
-    for step in range(1, steps + 1):
-        loss, gradient = loss_and_gradient(planes, velocity, active, schedule)
+    best = torch.full((len(velocity),), torch.inf, device=velocity.device)
+    for step in range(1, level.steps + 1):
+        loss, gradient = pair_loss(planes, velocity, active, schedule)
+        if ends is not None:
+            gradient = gradient + consistency_gradient(velocity, ends, schedule)
         momentum[active] = 0.9 * momentum[active] + 0.1 * gradient
         power[active] = 0.99 * power[active] + 0.01 * gradient**2
         direction = (momentum[active] / (1 - 0.9**step)) / ((power[active] / (1 - 0.99**step)).sqrt() + 1e-8)
-        velocity[active] -= schedule.learning_rate * direction
-        on_step(step)
-        if step % schedule.interval == 0:
-            improving = loss < (1 - schedule.patience) * reference[active]
-            reference[active] = torch.minimum(loss, reference[active])
+        velocity[active] -= level.rate * direction
+        on_step(step / level.steps)
+        if ends is None and step % schedule.interval == 0:
+            improving = loss < (1 - schedule.patience) * best[active]
+            best[active] = torch.minimum(loss, best[active])
             active = active[improving]
             if len(active) == 0:
                 break
     return velocity
 
 
-def loss_and_gradient(
+def pair_loss(
     planes: torch.Tensor, velocity: torch.Tensor, active: torch.Tensor, schedule: Schedule
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss per active pair and its gradient with respect to their fields; the other pairs' fields stand still."""
+    """Image difference both ways, smoothness and coupling per active pair (N,), and the gradient (N, 2, h, w)."""
     size = planes.shape[-2:]
     field = velocity[active].requires_grad_(True)
     lower, upper = planes[active], planes[active + 1]
     to_lower = resize(integrate(field, schedule.squarings), size)
     to_upper = resize(integrate(-field, schedule.squarings), size)
     loss = (robust_difference(warp(lower, to_lower), upper) + robust_difference(warp(upper, to_upper), lower)) / 2
+    neighbours = mean_of_neighbours(velocity)[active]
     loss = loss + schedule.smoothness * diffusion(field)
-    neighbours = _mean_of_neighbours(velocity)[active]
     loss = loss + schedule.coupling * ((field - neighbours) ** 2).mean(dim=(1, 2, 3))
     (gradient,) = torch.autograd.grad(loss.sum(), field)
     return loss.detach(), gradient
 
 
-def _mean_of_neighbours(velocity: torch.Tensor) -> torch.Tensor:
-    """Mean of the fields of the pairs before and after, the outermost ones repeated."""
-    before = torch.cat([velocity[:1], velocity[:-1]])
-    after = torch.cat([velocity[1:], velocity[-1:]])
-    return (before + after) / 2
+def mean_of_neighbours(velocity: torch.Tensor) -> torch.Tensor:
+    """Mean of the fields of the pairs before and after, the outermost ones repeated: (N, 2, h, w) -> the same."""
+    return (torch.cat([velocity[:1], velocity[:-1]]) + torch.cat([velocity[1:], velocity[-1:]])) / 2
+
+
+def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule) -> torch.Tensor:
+    """Gradient (Z - 1, 2, h, w) of the label term of all gaps, each weighted by its number of pairs."""
+    field = velocity.detach().requires_grad_(True)
+    hops = torch.tensor([abs(m - f) for m, f in zip(ends.moving, ends.fixed, strict=True)], device=field.device)
+    loss = label_consistency(far_displacements(field, ends, schedule.squarings), ends)
+    (gradient,) = torch.autograd.grad(schedule.consistency * (hops * loss).sum(), field)
+    return gradient

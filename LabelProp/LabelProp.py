@@ -1,0 +1,517 @@
+"""The module LabelProp: segments outlined on a few slices are carried through the volume."""
+
+import importlib.util
+import os
+from typing import Annotated
+
+import numpy as np
+import slicer
+import vtk
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer.util import VTKObservationMixin
+
+try:
+    from slicer.i18n import tr as _
+    from slicer.i18n import translate
+    from slicer.parameterNodeWrapper import Choice, parameterNodeWrapper
+    from slicer.ScriptedLoadableModule import (
+        ScriptedLoadableModule,
+        ScriptedLoadableModuleLogic,
+        ScriptedLoadableModuleTest,
+        ScriptedLoadableModuleWidget,
+    )
+except ModuleNotFoundError:  # plain Python with slicer-core
+    from LabelPropLib.plain_slicer import (
+        Choice,
+        ScriptedLoadableModule,
+        ScriptedLoadableModuleLogic,
+        ScriptedLoadableModuleTest,
+        ScriptedLoadableModuleWidget,
+        bootstrap,
+        parameterNodeWrapper,
+        translate,
+    )
+    from LabelPropLib.plain_slicer import tr as _
+
+    bootstrap()
+
+from LabelPropLib import scene
+from LabelPropLib.annotation import MISSING_CHOICES
+from LabelPropLib.errors import Cancelled, InputError
+from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings
+
+AXES = ("auto", "k", "j", "i")
+SEGMENTS = ("visible", "all")
+
+#
+# LabelProp
+#
+
+
+class LabelProp(ScriptedLoadableModule):
+    """Uses ScriptedLoadableModule base class, available at:
+    https://github.com/Slicer/Slicer/blob/main/Base/Python/slicer/ScriptedLoadableModule.py
+    """
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("LabelProp")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        self.parent.dependencies = ["Segmentations"]
+        self.parent.contributors = ["SlicerLabelProp maintainers"]
+        self.parent.helpText = _(
+            "Outline structures on a few slices, and have them carried through the volume: neighbouring slices are"
+            " registered to each other, and the outlines follow the image from both sides. The same is in the Segment"
+            " Editor, as the effect LabelProp."
+        )
+        self.parent.acknowledgementText = _(
+            "Carrying labels through a volume by registration between its slices is the idea of N. Decaux et al.,"
+            " Semi-automatic muscle segmentation in MR images using deep registration-based label propagation, Pattern"
+            " Recognition 140, 2023."
+        )
+        slicer.app.connect("startupCompleted()", registerSampleData)
+
+
+#
+# Sample data
+#
+
+
+def registerSampleData():
+    """Add the sample to the Sample Data module. It is made on the spot, nothing is downloaded."""
+    import SampleData
+
+    SampleData.SampleDataLogic.registerCustomSampleDataSource(
+        category="LabelProp",
+        sampleName="LabelPropThigh",
+        thumbnailFileName=os.path.join(os.path.dirname(__file__), "Resources/Icons/LabelProp.png"),
+        uris=[],
+        fileNames=[],
+        customDownloader=lambda source: addSampleThigh(),
+    )
+
+
+def addSampleThigh():
+    """A synthetic MR-like volume of a thigh, and a segmentation of its muscles on three slices; returns both nodes."""
+    from LabelPropLib.phantom import make_phantom
+
+    phantom = make_phantom()
+    ijkToRas = np.diag([-phantom.spacing[2], -phantom.spacing[1], phantom.spacing[0], 1.0])
+    volumeNode = slicer.util.addVolumeFromArray(phantom.image, ijkToRas, _("Thigh"))
+    slices = np.linspace(0, len(phantom.labels) - 1, 3).round().astype(int)
+    drawn = np.zeros_like(phantom.labels)
+    drawn[slices] = phantom.labels[slices]
+    segmentationNode = scene.add_segmentation_of_labels(drawn, volumeNode, _("Thigh muscles"), phantom.names)
+    return volumeNode, segmentationNode
+
+
+#
+# LabelPropParameterNode
+#
+
+
+@parameterNodeWrapper
+class LabelPropParameterNode:
+    """
+    The parameters of the panel.
+
+    inputVolume - The scan.
+    segmentation - Its segments drawn on some slices; the result is written into them.
+    segments - Which of them: those that are visible, or all.
+    axis - The axis of the segmentation's grid across which the drawn slices lie, or auto.
+    missing - How a segment that is missing on a drawn slice is read: absent, unknown, or auto.
+    extrapolate - Carry on beyond the outermost drawn slices.
+    preset - How much time to spend.
+    device - What to compute on.
+    registration - How slices are registered to each other.
+    fusion - How what arrives at a slice is combined.
+    uncertaintyVolume - Takes the map of uncertainty; none: it is not computed.
+    """
+
+    inputVolume: vtkMRMLScalarVolumeNode
+    segmentation: vtkMRMLSegmentationNode
+    segments: Annotated[str, Choice(SEGMENTS)] = "visible"
+    axis: Annotated[str, Choice(AXES)] = "auto"
+    missing: Annotated[str, Choice(MISSING_CHOICES)] = "auto"
+    extrapolate: bool = False
+    preset: Annotated[str, Choice(PRESETS)] = "balanced"
+    device: Annotated[str, Choice(DEVICES)] = "auto"
+    registration: Annotated[str, Choice(REGISTRATIONS)] = "auto"
+    fusion: Annotated[str, Choice(FUSIONS)] = "auto"
+    uncertaintyVolume: vtkMRMLScalarVolumeNode
+
+
+#
+# LabelPropWidget
+#
+
+
+class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Uses ScriptedLoadableModuleWidget base class, available at:
+    https://github.com/Slicer/Slicer/blob/main/Base/Python/slicer/ScriptedLoadableModule.py
+    """
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)  # needed for parameter node observation
+        self.logic = None
+        self._parameterNode = None
+        self._parameterNodeGuiTag = None
+        self._job = None
+        self._collected = None  # what the running job was given
+        self._uncertaintyVolume = None  # where it is to write
+
+    def setup(self):
+        """Called when the user opens the module the first time and the widget is initialized."""
+        ScriptedLoadableModuleWidget.setup(self)
+        import qt
+
+        from LabelPropLib.process import BackgroundPropagation
+
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/LabelProp.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+
+        self.logic = LabelPropLogic()
+        self._job = BackgroundPropagation(qt.QProcess(), qt.QTimer.singleShot)
+        self._job.on_progress = self._onProgress
+        self._job.on_done = self._onDone
+        self._job.on_failed = self._onFailed
+
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
+        self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
+        self._showRunning(False)
+        self.initializeParameterNode()
+
+    def cleanup(self):
+        """Called when the application closes and the module widget is destroyed."""
+        self._job.close()
+        self.removeObservers()
+
+    def enter(self):
+        """Called each time the user opens this module."""
+        self.initializeParameterNode()
+
+    def exit(self):
+        """Called each time the user opens a different module; a job goes on."""
+        self.setParameterNode(None)
+
+    def onSceneStartClose(self, caller, event):
+        """Called just before the scene is closed."""
+        self._cancel()
+        self.setParameterNode(None)
+
+    def onSceneEndClose(self, caller, event):
+        """Called just after the scene is closed."""
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def initializeParameterNode(self):
+        """Ensure parameter node exists and observed; select the first nodes there are, to save a few clicks."""
+        self.setParameterNode(self.logic.getParameterNode())
+        if not self._parameterNode.inputVolume:
+            self._parameterNode.inputVolume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+        if not self._parameterNode.segmentation:
+            self._parameterNode.segmentation = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+
+    def setParameterNode(self, inputParameterNode):
+        """Set and observe parameter node, so that a change of it is seen in the panel at once."""
+        if self._parameterNode:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._checkCanApply)
+        self._parameterNode = inputParameterNode
+        if self._parameterNode:
+            self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
+            self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._checkCanApply)
+            self._checkCanApply()
+
+    def onApplyButton(self):
+        """Run the job in the background, or cancel the one that runs."""
+        if self._job.running:
+            self._cancel()
+            return
+        parameters = self._parameterNode
+        with slicer.util.tryWithErrorDisplay(_("The segments could not be propagated."), waitCursor=True):
+            if not installPyTorchIfMissing():
+                return
+            self._collected = self.logic.collect(
+                parameters.inputVolume,
+                parameters.segmentation,
+                scene.visible_segments(parameters.segmentation) if parameters.segments == "visible" else None,
+                parameters.axis,
+                parameters.missing,
+            )
+            settings = Settings(
+                registration=parameters.registration,
+                fusion=parameters.fusion,
+                preset=parameters.preset,
+                device=parameters.device,
+                extrapolate=parameters.extrapolate,
+                uncertainty=parameters.uncertaintyVolume is not None,
+            )
+            self._uncertaintyVolume = parameters.uncertaintyVolume
+            self._job.submit(self._collected.annotation, settings)
+            self._showRunning(self._job.running)
+
+    def _cancel(self):
+        if self._job.running:
+            self._job.cancel()
+            self._showRunning(False)
+            self.ui.resultText.plainText = _("Cancelled. The segments are as they were.")
+
+    def _onProgress(self, fraction, stage, secondsLeft):
+        self.ui.progressBar.value = int(round(100 * fraction))
+        self.ui.stageLabel.text = stage if secondsLeft is None else f"{stage} ({formatSeconds(secondsLeft)})"
+
+    def _onDone(self, propagation):
+        self._showRunning(False)
+        with slicer.util.tryWithErrorDisplay(_("The result could not be written."), waitCursor=True):
+            report = self.logic.write(self._collected, propagation, self._uncertaintyVolume)
+            self.ui.resultText.plainText = formatReport(report)
+
+    def _onFailed(self, kind, text):
+        self._showRunning(False)
+        self.ui.resultText.plainText = text
+        slicer.util.errorDisplay(text)
+
+    def _showRunning(self, running):
+        self.ui.progressBar.visible = running
+        self.ui.stageLabel.visible = running
+        self.ui.progressBar.value = 0
+        self.ui.stageLabel.text = _("Starting")
+        self.ui.applyButton.text = _("Cancel") if running else _("Apply")
+        self._checkCanApply()
+
+    def _checkCanApply(self, caller=None, event=None):
+        parameters = self._parameterNode
+        if self._job.running:
+            self.ui.applyButton.toolTip = _("Stop; the segments stay as they are")
+            self.ui.applyButton.enabled = True
+        elif parameters and parameters.inputVolume and parameters.segmentation:
+            self.ui.applyButton.toolTip = _("Carry the segments through the volume")
+            self.ui.applyButton.enabled = True
+        else:
+            self.ui.applyButton.toolTip = _("Select a volume and a segmentation that is drawn on some of its slices")
+            self.ui.applyButton.enabled = False
+
+
+def formatSeconds(seconds):
+    """How long it will take still, for the user."""
+    if seconds < 60:
+        return _("{seconds} s left").format(seconds=round(seconds))
+    return _("{minutes} min left").format(minutes=round(seconds / 60))
+
+
+def formatReport(report):
+    """What is worth reading of the report, for the user."""
+    lines = list(report["messages"])
+    lines += [f"{stage}: {seconds:.1f} s" for stage, seconds in report["seconds"].items()]
+    return "\n".join(lines)
+
+
+def installPyTorchIfMissing():
+    """Whether PyTorch is there, if need be because the user agreed to install it. Raises RuntimeError."""
+    if importlib.util.find_spec("torch") is not None:
+        return True
+    try:
+        import PyTorchUtils
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            _("LabelProp needs the PyTorch extension: install it in the Extensions Manager, and restart Slicer.")
+        ) from error
+    logic = PyTorchUtils.PyTorchUtilsLogic()
+    return logic.installTorch(askConfirmation=True, torchVersionRequirement=">=2.1") is not None
+
+
+#
+# LabelPropLogic
+#
+
+
+class LabelPropLogic(ScriptedLoadableModuleLogic):
+    """Propagation of segments, without any window: for the panel, the effect, the console, and the command line."""
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+
+    def getParameterNode(self):
+        return LabelPropParameterNode(super().getParameterNode())
+
+    def propagate(
+        self,
+        volumeNode,
+        segmentationNode,
+        segmentIds=None,
+        axis="auto",
+        missing="auto",
+        scribbles=None,
+        registration="auto",
+        fusion="auto",
+        preset="balanced",
+        device="auto",
+        seed=0,
+        extrapolate=False,
+        directions=False,
+        uncertaintyVolumeNode=None,
+        progress=None,
+        isCancelled=None,
+    ):
+        """
+        Carry the segments drawn on some slices through the volume, in this process; returns when it is done.
+
+        :param volumeNode: the scan.
+        :param segmentationNode: the segmentation; the result is written into its segments.
+        :param segmentIds: the segments to propagate, None for all.
+        :param axis: "i", "j" or "k" of the segmentation's grid, or "auto": across which the drawn slices lie.
+        :param missing: how a segment that is missing on a drawn slice is read: "absent", "unknown" or "auto".
+        :param scribbles: a segmentation node of strokes, its segments named as those of `segmentationNode`.
+        :param registration, fusion, preset, device, seed, extrapolate: see `LabelPropLib.settings.Settings`.
+        :param directions: also add two segmentation nodes, of what was carried upwards and downwards alone.
+        :param uncertaintyVolumeNode: a scalar volume node that takes the map of uncertainty, 0 sure to 1 a toss-up.
+        :param progress: called as progress(fraction, message).
+        :param isCancelled: called now and then; the work stops when it returns True.
+        :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
+        :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
+        :raises Cancelled: `isCancelled` said so. Nothing was written.
+        """
+        settings = Settings(
+            registration=registration,
+            fusion=fusion,
+            preset=preset,
+            device=device,
+            seed=seed,
+            extrapolate=extrapolate,
+            directions=directions,
+            uncertainty=uncertaintyVolumeNode is not None,
+        )
+        collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles)
+        propagation = self.compute(collected, settings, progress, isCancelled)
+        self.addDirections(collected, propagation)
+        return self.write(collected, propagation, uncertaintyVolumeNode)
+
+    def collect(self, volumeNode, segmentationNode, segmentIds=None, axis="auto", missing="auto", scribbles=None):
+        """
+        Read the annotation that the segments hold of the volume; the parameters are those of `propagate`.
+
+        :return: LabelPropLib.scene.SceneAnnotation
+        :raises InputError: as `propagate` does.
+        """
+        return scene.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles)
+
+    def compute(self, collected, settings, progress=None, isCancelled=None):
+        """
+        Propagate what was collected, in this process. Nothing in the scene changes.
+
+        :return: LabelPropLib.pipeline.Propagation
+        :raises InputError, Cancelled: as `propagate` does.
+        :raises ImportError: PyTorch cannot be loaded; the text says what to do.
+        """
+        try:
+            import torch  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                _(
+                    "LabelProp needs PyTorch, which cannot be loaded ({reason}): install it, in Slicer with the PyTorch"
+                    " extension."
+                ).format(reason=error)
+            ) from error
+        from LabelPropLib.pipeline import propagate
+
+        return propagate(collected.annotation, settings, progress, isCancelled)
+
+    def write(self, collected, propagation, uncertaintyVolumeNode=None):
+        """
+        Write the result into the scene: into the segments it was read from or, if they have been changed since, into a
+        new segmentation.
+
+        :return: the report, see `propagate`.
+        """
+        node = collected.segmentation_node
+        report = propagation.report
+        if collected.unchanged:
+            scene.write_segments(collected, propagation.label_maps)
+        else:
+            added = scene.add_segmentation(collected, propagation.label_maps, f"{node.GetName()} (propagated)")
+            report["messages"].append(
+                _("The segments were changed meanwhile: the result is in the new segmentation '{name}'.").format(
+                    name=added.GetName()
+                )
+            )
+        if uncertaintyVolumeNode is not None:
+            scene.write_volume(collected, propagation.uncertainty, uncertaintyVolumeNode)
+        segmentation = node.GetSegmentation()
+        report["segments"] = {
+            str(label): segmentation.GetSegment(collected.segment_ids[label]).GetName()
+            for label in collected.annotation.labels
+        }
+        return report
+
+    def addDirections(self, collected, propagation):
+        """
+        Add a segmentation node for each of the directions that were asked for.
+
+        :return: dict "up", "down" -> node
+        """
+        name = collected.segmentation_node.GetName()
+        return {
+            direction: scene.add_segmentation(collected, labelMaps, f"{name} ({direction})")
+            for direction, labelMaps in propagation.directions.items()
+        }
+
+
+#
+# LabelPropTest
+#
+
+
+class LabelPropTest(ScriptedLoadableModuleTest):
+    """The logic on a small synthetic volume; runs in the Slicer application and in plain Python."""
+
+    def setUp(self):
+        if importlib.util.find_spec("torch") is None:
+            self.skipTest("PyTorch is not installed")
+        slicer.mrmlScene.Clear()
+        self.volumeNode, self.segmentationNode, self.truth = addTaperedTube()
+        self.segment = self.segmentationNode.GetSegmentation().GetSegment("tube")
+
+    def voxels(self):
+        return slicer.util.arrayFromSegmentBinaryLabelmap(self.segmentationNode, "tube", self.volumeNode) > 0
+
+    def test_DrawnSlicesAreKeptAndTheOthersFound(self):
+        report = LabelPropLogic().propagate(self.volumeNode, self.segmentationNode, preset="fast", device="cpu")
+        found = self.voxels()
+        for k in (0, 6, 12):
+            np.testing.assert_array_equal(found[k], self.truth[k])
+        self.assertTrue(found.any(axis=(1, 2)).all())
+        overlap = 2 * (found & self.truth).sum() / (found.sum() + self.truth.sum())
+        self.assertGreater(overlap, 0.85)
+        self.assertEqual(report["segments"], {"1": "tube"})
+        self.assertEqual(
+            slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentStatus(self.segment),
+            slicer.vtkSlicerSegmentationsModuleLogic.InProgress,
+        )
+
+    def test_CancelledRunChangesNothing(self):
+        before = self.voxels()
+        with self.assertRaises(Cancelled):
+            LabelPropLogic().propagate(self.volumeNode, self.segmentationNode, isCancelled=lambda: True)
+        np.testing.assert_array_equal(self.voxels(), before)
+
+    def test_BadInputIsExplained(self):
+        self.segmentationNode.GetSegmentation().ClearSegment("tube")
+        with self.assertRaisesRegex(InputError, "No annotated slice"):
+            LabelPropLogic().propagate(self.volumeNode, self.segmentationNode)
+
+
+def addTaperedTube():
+    """A volume of a bright tube that gets thinner and moves, drawn on three slices; both nodes and the true mask."""
+    k, j, i = np.indices((13, 40, 48))
+    truth = (j - 20) ** 2 + (i - 18 - k) ** 2 < (11 - 0.4 * k) ** 2
+    image = np.where(truth, 200, 60) + np.random.default_rng(0).integers(0, 30, truth.shape)
+    volumeNode = slicer.util.addVolumeFromArray(image.astype(np.int16), np.diag([1.0, 1.0, 4.0, 1.0]), "Tube")
+    drawn = np.zeros(truth.shape, np.uint8)
+    drawn[[0, 6, 12]] = truth[[0, 6, 12]]
+    segmentationNode = scene.add_segmentation_of_labels(drawn, volumeNode, "Tube drawn", {1: "tube"})
+    return volumeNode, segmentationNode, truth

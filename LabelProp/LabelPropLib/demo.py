@@ -1,0 +1,129 @@
+"""`labelprop demo`: the main job on a thigh that is made on the spot, beside what Slicer offers without LabelProp.
+
+Needs no input and no network. Goes the way of every propagation, through the scene and `LabelPropLogic`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import slicer
+
+from LabelProp import LabelPropLogic
+
+from . import files, scene
+from .baselines import copy_nearest, fill_between_slices
+from .errors import InputError
+from .evaluation import Score, score_labels
+from .phantom import Phantom, make_phantom
+
+DRAWN_SLICES = 3
+STACK_AXIS = 0
+
+
+def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None] | None = None):
+    """Make the phantom, propagate three of its slices, print how that compares, write everything to `output_folder`.
+
+    Writes image.nii.gz, truth.nii.gz, annotations.nii.gz (the drawn slices), labelprop.nii.gz (the result), the same as
+    labelprop.seg.nrrd, and, where matplotlib is installed, demo.png. `progress` is told of the propagation.
+    Raises InputError if the folder cannot be made or written to.
+    """
+    folder = writable_folder(output_folder)
+    phantom = make_phantom()
+    drawn = np.linspace(0, len(phantom.labels) - 1, DRAWN_SLICES).round().astype(int).tolist()
+    annotations = np.zeros_like(phantom.labels)
+    annotations[drawn] = phantom.labels[drawn]
+    print(
+        f"A thigh of {len(phantom.names)} muscles, {' x '.join(map(str, phantom.image.shape[::-1]))} voxels, drawn on"
+        f" {len(drawn)} of its {len(phantom.labels)} slices."
+    )
+
+    volume_node, segmentation_node = add_to_scene(phantom, annotations)
+    try:
+        report = LabelPropLogic().propagate(volume_node, segmentation_node, progress=progress)
+        found = scene.labels_on_volume(segmentation_node, phantom.names, volume_node, phantom.labels.dtype)
+        scene.save_segmentation(segmentation_node, folder / "labelprop.seg.nrrd")
+    finally:
+        slicer.mrmlScene.RemoveNode(segmentation_node)
+        slicer.mrmlScene.RemoveNode(volume_node)
+
+    results = {
+        "copy the nearest slice": copy_nearest(annotations, STACK_AXIS),
+        "Fill between slices": fill_between_slices(annotations),
+        "LabelProp": found,
+    }
+    scores = {
+        method: score_labels(labels, phantom.labels, phantom.spacing, STACK_AXIS, drawn)
+        for method, labels in results.items()
+    }
+    print()
+    print(format_comparison(scores, phantom.names))
+    print()
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
+    print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({stages}).")
+
+    volumes = {"image": phantom.image, "annotations": annotations, "labelprop": found, "truth": phantom.labels}
+    for name, array in volumes.items():
+        files.write_volume(array, ijk_to_ras(phantom), folder / f"{name}.nii.gz")
+    picture = write_picture(folder / "demo.png", phantom, found, drawn)
+    written = ", ".join(f"{name}.nii.gz" for name in volumes)
+    print(f"Written to {folder}: {written}, labelprop.seg.nrrd{picture}.")
+
+
+def writable_folder(path: str | os.PathLike) -> Path:
+    """The folder, made if need be. Raises InputError."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made ({error.strerror}): choose another one.") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"The folder {folder} is read-only: choose another one.")
+    return folder
+
+
+def add_to_scene(phantom: Phantom, annotations: np.ndarray):
+    """A volume node, and a segmentation node of the drawn slices; both have to be removed by the caller."""
+    volume_node = slicer.util.addVolumeFromArray(phantom.image, ijk_to_ras(phantom), "Thigh")
+    segmentation_node = scene.add_segmentation_of_labels(annotations, volume_node, "Thigh muscles", phantom.names)
+    return volume_node, segmentation_node
+
+
+def ijk_to_ras(phantom: Phantom) -> np.ndarray:
+    """(4, 4): i runs to the left, j to the back and k to the head of the patient."""
+    k, j, i = phantom.spacing
+    return np.diag([-i, -j, k, 1.0])
+
+
+def format_comparison(scores: dict[str, dict[int, Score]], names: dict[int, str]) -> str:
+    """A table with a line for each method."""
+    lines = [f"{'on the slices not drawn':24s} {'Dice':>6s} {'HD95 mm':>8s}   worst muscle"]
+    for method, of_labels in scores.items():
+        mean_dice = np.mean([score.dice for score in of_labels.values()])
+        mean_hd95 = np.mean([score.hd95 for score in of_labels.values()])
+        worst = min(of_labels, key=lambda label: of_labels[label].dice)
+        lines.append(f"{method:24s} {mean_dice:6.3f} {mean_hd95:8.2f}   {of_labels[worst].dice:.3f} {names[worst]}")
+    return "\n".join(lines)
+
+
+def write_picture(path: Path, phantom: Phantom, found: np.ndarray, drawn: list[int]) -> str:
+    """Draw the result; returns the end of the sentence that lists the files."""
+    try:
+        from .picture import save_picture
+    except ModuleNotFoundError:
+        return " (and no picture: matplotlib is not installed)"
+    save_picture(
+        path,
+        phantom.image,
+        found,
+        phantom.spacing,
+        STACK_AXIS,
+        drawn,
+        truth=phantom.labels,
+        names=phantom.names,
+        title=f"LabelProp: {len(drawn)} slices drawn, {len(found) - len(drawn)} found",
+    )
+    return f", {path.name}"

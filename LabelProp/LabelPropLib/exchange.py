@@ -1,0 +1,76 @@
+"""A SparseAnnotation or a Propagation as files of a folder: how the background process is given its input and gives back
+its output. Plain `.npy`/`.npz` without pickles, so that reading a folder runs nothing that lies in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .annotation import SparseAnnotation
+from .propagation import Propagation
+
+
+def write_annotation(folder: str | os.PathLike, annotation: SparseAnnotation):
+    """Write `annotation` into the existing `folder`."""
+    folder = Path(folder)
+    np.save(folder / "image.npy", annotation.image)
+    arrays = {"spacing": annotation.spacing, "axis": annotation.axis, "missing": annotation.missing}
+    for label, planes in annotation.complete.items():
+        if planes:
+            arrays[f"planes {label}"] = sorted(planes)
+            arrays[f"masks {label}"] = np.stack([planes[plane] for plane in sorted(planes)])
+    for label, planes in annotation.absent.items():
+        arrays[f"absent {label}"] = np.array(sorted(planes), int)
+    for label, voxels in annotation.scribbles.items():
+        arrays[f"scribbles {label}"] = voxels
+    np.savez(folder / "annotation.npz", **arrays)
+
+
+def read_annotation(folder: str | os.PathLike) -> SparseAnnotation:
+    """The annotation that `write_annotation` left in `folder`. Raises InputError where SparseAnnotation does."""
+    folder = Path(folder)
+    with np.load(folder / "annotation.npz", allow_pickle=False) as arrays:
+        planes, masks, absent, scribbles = (
+            {int(name.split()[1]): arrays[name] for name in arrays.files if name.startswith(kind)}
+            for kind in ("planes ", "masks ", "absent ", "scribbles ")
+        )
+        return SparseAnnotation(
+            image=np.load(folder / "image.npy", allow_pickle=False),
+            spacing=tuple(arrays["spacing"].tolist()),
+            axis=int(arrays["axis"]),
+            complete={label: dict(zip(planes[label].tolist(), masks[label], strict=True)) for label in planes},
+            absent={label: frozenset(indices.tolist()) for label, indices in absent.items()},
+            scribbles=scribbles,
+            missing=str(arrays["missing"]),
+        )
+
+
+def write_propagation(folder: str | os.PathLike, propagation: Propagation):
+    """Write `propagation` into the existing `folder`."""
+    folder = Path(folder)
+    np.save(folder / "label_maps.npy", np.stack(propagation.label_maps))
+    for name, label_maps in propagation.directions.items():
+        np.save(folder / f"direction {name}.npy", np.stack(label_maps))
+    if propagation.uncertainty is not None:
+        np.save(folder / "uncertainty.npy", propagation.uncertainty)
+    (folder / "report.json").write_text(json.dumps(propagation.report), encoding="utf-8")
+
+
+def read_propagation(folder: str | os.PathLike) -> Propagation:
+    """The propagation that `write_propagation` left in `folder`."""
+    folder = Path(folder)
+
+    def load(path: Path) -> np.ndarray:
+        return np.load(path, allow_pickle=False)
+
+    uncertainty = folder / "uncertainty.npy"
+    return Propagation(
+        label_maps=list(load(folder / "label_maps.npy")),
+        directions={path.stem.split()[1]: list(load(path)) for path in sorted(folder.glob("direction *.npy"))},
+        uncertainty=load(uncertainty) if uncertainty.exists() else None,
+        report=json.loads((folder / "report.json").read_text(encoding="utf-8")),
+    )

@@ -1,0 +1,194 @@
+"""Volumes in files: read with a check of what would make them unusable, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from .errors import InputError
+
+SEGMENTATION_SUFFIX = ".seg.nrrd"
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file each, that keep the place in space and any label
+LARGEST_LABEL = 2**31 - 1  # of a segment in Slicer
+GRID_TOLERANCE = 0.1  # voxels by which two volumes on one grid may lie apart: headers are rounded
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def is_segmentation(path: Path) -> bool:
+    """Whether the name is that of a segmentation of Slicer's, which keeps names, colours and overlaps."""
+    return path.name.lower().endswith(SEGMENTATION_SUFFIX)
+
+
+def read_volume(path: Path) -> sitk.Image:
+    """The 3D scalar volume in a file. Raises InputError."""
+    check_readable(path)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: the file is damaged: copy or export it again.") from error
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3:
+        raise InputError(f"{path}: {image.GetDimension()} dimensions: give a 3D volume, of one time point.")
+    components = image.GetNumberOfComponentsPerPixel()
+    if components != 1:
+        raise InputError(f"{path}: {components} components a voxel (colour or vectors): give a scalar volume.")
+    return image
+
+
+def read_labels(path: Path) -> sitk.Image:
+    """The 3D label volume in a file, of an integer type. Raises InputError."""
+    image = read_volume(path)
+    labels = sitk.GetArrayViewFromImage(image)
+    lowest, highest = labels.min(), labels.max()
+    if not (lowest >= 0 and highest <= LARGEST_LABEL and (labels % 1 == 0).all()):
+        raise InputError(
+            f"{path}: values from {lowest:g} to {highest:g} that are no labels: give a volume of whole numbers from 0"
+            f" (not annotated) to {LARGEST_LABEL}."
+        )
+    if labels.dtype.kind in "iu":
+        return image
+    integers = sitk.GetImageFromArray(labels.astype(np.min_scalar_type(int(highest))))
+    integers.CopyInformation(image)
+    return integers
+
+
+def check_readable(path: Path):
+    """Raise InputError unless the file is there, is an image, and is whole as far as can be told without its voxels."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give a file.")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: check the path.")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with path.open("rb"):
+            reader.ReadImageInformation()
+        if reader.HasMetaDataKey("vox_offset"):
+            check_nifti_is_whole(path, reader)
+    except PermissionError as error:
+        raise InputError(f"{path}: you may not read this file: change its permissions.") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}: the file is damaged or cut off: copy or export it again.") from error
+    except RuntimeError as error:
+        raise InputError(f"{path}: not an image that ITK can read: give {', '.join(VOLUME_SUFFIXES)}.") from error
+
+
+def check_nifti_is_whole(path: Path, header: sitk.ImageFileReader):
+    """Raise EOFError, BadGzipFile or zlib.error if the end is missing, which ITK would fill up with zeros, silently."""
+    count = math.prod(int(header.GetMetaData(f"dim[{n}]")) for n in range(1, 1 + int(header.GetMetaData("dim[0]"))))
+    missing = float(header.GetMetaData("vox_offset")) + count * int(header.GetMetaData("bitpix")) // 8
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+        while block := stream.read(2**20):
+            missing -= len(block)
+    if missing > 0:
+        raise EOFError
+
+
+def check_same_grid(image: sitk.Image, path: Path, reference: sitk.Image, reference_path: Path):
+    """Raise InputError unless both images have the same size and place in space."""
+    if image.GetSize() != reference.GetSize():
+        raise InputError(
+            f"{path} has {size_text(image)} voxels, {reference_path} {size_text(reference)}:"
+            " resample one to the other's grid."
+        )
+    tolerance = GRID_TOLERANCE * min(reference.GetSpacing())
+    last = [size - 1 for size in reference.GetSize()]
+    for corner in ((0, 0, 0), (last[0], 0, 0), (0, last[1], 0), (0, 0, last[2])):
+        here, there = (np.array(grid.TransformIndexToPhysicalPoint(corner)) for grid in (image, reference))
+        if np.abs(here - there).max() > tolerance:
+            raise InputError(
+                f"Voxel {corner} of {path} lies at {place_text(here)} mm, of {reference_path} at {place_text(there)} mm"
+                " (spacing, origin or direction differ): resample one to the other's grid."
+            )
+
+
+def voxels(image: sitk.Image) -> np.ndarray:
+    """The (K, J, I) array of an image, a copy."""
+    return sitk.GetArrayFromImage(image)
+
+
+def size_text(image: sitk.Image) -> str:
+    """The size of an image for the user."""
+    return " x ".join(map(str, image.GetSize()))
+
+
+def place_text(point: Iterable[float]) -> str:
+    """A point in mm for the user."""
+    return f"({', '.join(f'{coordinate:.2f}' for coordinate in point)})"
+
+
+def ijk_to_ras(image: sitk.Image) -> np.ndarray:
+    """(4, 4) matrix from voxel indices to mm, as Slicer has it: right, anterior and superior are positive."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    matrix[:3, 3] = image.GetOrigin()
+    return LPS_TO_RAS @ matrix
+
+
+def write_volume(array: np.ndarray, ijk_to_ras: np.ndarray, path: Path):
+    """Write a (K, J, I) array, compressed where the format can."""
+    matrix = LPS_TO_RAS @ ijk_to_ras
+    spacing = np.linalg.norm(matrix[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(matrix[:3, 3].tolist())
+    image.SetDirection((matrix[:3, :3] / spacing).ravel().tolist())
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]):
+    """Raise InputError unless all `outputs` can be written, and none takes the place of another file of the job."""
+    taken = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in taken:
+            raise InputError(f"{path} is in use as another file of this job: give it another name.")
+        taken.add(path.resolve())
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the name of a file.")
+        if not path.parent.is_dir():
+            raise InputError(f"{path.parent}: no such folder: create it first.")
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise InputError(
+                f"{path.parent}: cannot be written to ({error.strerror}): choose another folder."
+            ) from error
+
+
+def check_suffix(path: Path, suffixes: Iterable[str]):
+    """Raise InputError unless the name ends in one of the suffixes."""
+    if not path.name.lower().endswith(tuple(suffixes)):
+        raise InputError(f"{path}: cannot write this kind of file: choose one of {', '.join(suffixes)}.")
+
+
+def with_ending(path: Path, ending: str) -> Path:
+    """The path with `ending` added to the name, before its suffix: out.nii.gz -> out_up.nii.gz."""
+    for suffix in (SEGMENTATION_SUFFIX, *VOLUME_SUFFIXES):
+        if path.name.lower().endswith(suffix):
+            stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
+            return path.with_name(stem + ending + suffix)
+    raise ValueError(path)
+
+
+@contextlib.contextmanager
+def replacing(paths: Iterable[Path]):
+    """Path -> temporary file to write in its stead; at the end all take their places, or on an error all vanish."""
+    with contextlib.ExitStack() as cleanup:
+        staged = {}
+        for path in paths:
+            folder = tempfile.TemporaryDirectory(prefix=".labelprop-", dir=path.resolve().parent)
+            staged[path] = Path(cleanup.enter_context(folder), path.name)
+        yield staged
+        for path, temporary in staged.items():
+            os.replace(temporary, path.resolve())

@@ -1,0 +1,226 @@
+"""A picture of a propagation: the stack seen from the side, before and after, and some of its slices with outlines.
+
+Needs matplotlib, which Slicer does not bundle: nothing that has to run inside Slicer may need this.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from scipy import ndimage
+
+from .annotation import AXIS_NAMES
+from .evaluation import dice
+
+PAPER, INK, QUIET = "#0e1116", "#f2f4f8", "#9aa4b2"
+DRAWN, FOUND, TRUTH = "#ffd166", "#4cc9f0", "#ffffff"
+ROWS, COLUMNS = 2, 4  # of slices
+SIDE = 1.2  # width of the view from the side, in columns
+MARGIN = 12  # mm around the labels
+GOLDEN = 0.618034  # of a turn from hue to hue: any number of colours, all apart
+
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What all panels share: image (K, J, I), spacing (mm), array axis of the stack, grey window, colour per label."""
+
+    image: np.ndarray
+    spacing: tuple[float, float, float]
+    axis: int
+    window: tuple[float, float]
+    colours: Mapping[int, Colour]
+
+
+def save_picture(
+    path: str | os.PathLike,
+    image: np.ndarray,
+    found: np.ndarray,
+    spacing: tuple[float, float, float],
+    axis: int,
+    drawn: Sequence[int],
+    truth: np.ndarray | None = None,
+    names: Mapping[int, str] | None = None,
+    title: str = "",
+):
+    """Write a picture of the label volume `found` on `image`, both (K, J, I), to `path` (.png, .svg, .pdf).
+
+    spacing: mm along (K, J, I); axis: array axis of the stack; drawn: its slices that were given, shown among up to
+    8 slices. truth: label volume to compare with; its outlines and the mean Dice of the slices are shown.
+    names: label -> name, for the legend.
+    """
+    labels = np.unique(found) if truth is None else np.union1d(found, truth)
+    colours = {int(label): colour(n) for n, label in enumerate(labels[labels > 0])}
+    low, high = np.percentile(image, (1, 99.5))
+    stack = Stack(image, spacing, axis, (float(low), float(high)), colours)
+
+    figure = Figure(figsize=(3.2 * (COLUMNS + SIDE), 3.2 * ROWS + 1.55), facecolor=PAPER, dpi=110)
+    inch = 1 / figure.get_figheight()
+    sides = figure.add_gridspec(
+        2, 1, left=0.012, right=SIDE / (COLUMNS + SIDE), bottom=0.7 * inch, top=1 - 0.85 * inch, hspace=0.14
+    )
+    slices = figure.add_gridspec(
+        ROWS,
+        COLUMNS,
+        left=SIDE / (COLUMNS + SIDE) + 0.012,
+        right=0.988,
+        bottom=0.7 * inch,
+        top=1 - 0.85 * inch,
+        wspace=0.03,
+        hspace=0.04,
+    )
+    before, after = (figure.add_subplot(cell) for cell in sides)
+    draw_side(before, stack, only_planes(found, axis, drawn), found)
+    before.set_title(f"{len(drawn)} of {found.shape[axis]} slices drawn", color=DRAWN, fontsize=12)
+    draw_side(after, stack, found, found)
+    after.set_title("the volume found", color=INK, fontsize=12)
+    box = box_in_plane(found, spacing, axis)
+    for cell, index in zip(slices, choose_slices(found, axis, drawn, ROWS * COLUMNS)):
+        panel = figure.add_subplot(cell)
+        compared = None if index in drawn else truth
+        draw_slice(panel, stack, index, box, found, compared)
+        annotate_slice(panel, f"{AXIS_NAMES[axis]} = {index}", index in drawn, slice_dice(found, compared, axis, index))
+    figure.text(0.014, 1 - 0.32 * inch, title, color=INK, fontsize=16, weight="bold", va="center")
+    draw_legends(figure, colours, names or {}, truth is not None)
+    figure.savefig(path, facecolor=PAPER)
+
+
+def colour(n: int) -> Colour:
+    """RGB of the n-th label."""
+    return colorsys.hls_to_rgb((0.02 + GOLDEN * n) % 1, 0.62, 0.9)
+
+
+def only_planes(labels: np.ndarray, axis: int, planes: Sequence[int]) -> np.ndarray:
+    """A copy of the label volume with these planes alone."""
+    kept = np.zeros_like(labels)
+    np.moveaxis(kept, axis, 0)[planes] = np.moveaxis(labels, axis, 0)[planes]
+    return kept
+
+
+def choose_slices(found: np.ndarray, axis: int, drawn: Sequence[int], wanted: int) -> list[int]:
+    """Up to `wanted` slices, ascending: the outermost that bear a label, the drawn ones, and then the middle of the
+    widest gap between the chosen, again and again."""
+    borne = np.flatnonzero(np.moveaxis(found, axis, 0).any(axis=(1, 2)))
+    chosen = sorted({int(borne[0]), int(borne[-1]), *drawn})
+    if len(chosen) > wanted:
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, wanted).round().astype(int)]
+    while len(chosen) < wanted and max(np.diff(chosen), default=0) > 1:
+        gap = int(np.argmax(np.diff(chosen)))
+        chosen.insert(gap + 1, (chosen[gap] + chosen[gap + 1]) // 2)
+    return chosen
+
+
+def box_in_plane(found: np.ndarray, spacing: tuple[float, float, float], axis: int) -> tuple[slice, ...]:
+    """The part of the planes that bears labels, with a margin, and square as far as there is image."""
+    (tight,) = ndimage.find_objects(found.any(axis=axis).astype(np.uint8))
+    plane_spacing = np.delete(spacing, axis)
+    reach = max((extent.stop - extent.start) * mm for extent, mm in zip(tight, plane_spacing)) / 2 + MARGIN
+    centres = [(extent.start + extent.stop) / 2 for extent in tight]
+    return tuple(
+        slice(max(0, round(centre - reach / mm)), round(centre + reach / mm))
+        for centre, mm in zip(centres, plane_spacing)
+    )
+
+
+def draw_side(panel: Axes, stack: Stack, labels: np.ndarray, found: np.ndarray):
+    """The stack from the side with `labels` filled in, where `found` bears most."""
+    across = 1 if stack.axis == 0 else 0
+    others = tuple(other for other in range(3) if other != across)
+    index = int((found != 0).sum(axis=others).argmax())
+    background = show_plane(panel, stack, np.take(stack.image, index, across), across)
+    plane = np.take(labels, index, across)
+    overlay = np.zeros((*plane.shape, 4))
+    for label, rgb in stack.colours.items():
+        overlay[plane == label] = (*rgb, 0.7)
+    panel.imshow(overlay, extent=background.get_extent(), origin=background.origin, interpolation="nearest")
+
+
+def draw_slice(
+    panel: Axes, stack: Stack, index: int, box: tuple[slice, ...], found: np.ndarray, truth: np.ndarray | None
+):
+    """A slice with the outlines of its labels, and those of the truth beneath them, seen where the two differ."""
+    show_plane(panel, stack, np.take(stack.image, index, stack.axis)[box], stack.axis)
+    plane_spacing = np.delete(stack.spacing, stack.axis)
+    if truth is not None:
+        plane = np.take(truth, index, stack.axis)[box]
+        for label in stack.colours:
+            draw_outline(panel, plane == label, plane_spacing, TRUTH, 1.1)
+    plane = np.take(found, index, stack.axis)[box]
+    for label, rgb in stack.colours.items():
+        draw_outline(panel, plane == label, plane_spacing, rgb, 1.8)
+
+
+def show_plane(panel: Axes, stack: Stack, plane: np.ndarray, across: int):
+    """A grey plane across an array axis, in mm; in an unrotated scan superior is up, on axial planes anterior."""
+    height, width = plane.shape * np.delete(stack.spacing, across)
+    panel.set_axis_off()
+    low, high = stack.window
+    upwards = across != 0
+    return panel.imshow(
+        plane,
+        cmap="gray",
+        vmin=low,
+        vmax=high,
+        extent=(0, width, 0, height) if upwards else (0, width, height, 0),
+        origin="lower" if upwards else "upper",
+        interpolation="bicubic",
+    )
+
+
+def draw_outline(panel: Axes, mask: np.ndarray, plane_spacing: Sequence[float], line: str | Colour, width: float):
+    """The outline of an (H, W) mask, its pixel stairs smoothed by less than a pixel."""
+    if not mask.any():
+        return
+    smooth = ndimage.gaussian_filter(np.pad(mask, 1).astype(np.float32), 0.6)
+    y, x = ((np.arange(-1, count + 1) + 0.5) * mm for count, mm in zip(mask.shape, plane_spacing))
+    panel.contour(x, y, smooth, levels=[0.5], colors=[line], linewidths=width)
+
+
+def annotate_slice(panel: Axes, name: str, is_drawn: bool, score: float | None):
+    """The name of a slice, and whether it was drawn or how well it was found."""
+    shade = withStroke(linewidth=2.5, foreground=PAPER)
+    style = {"transform": panel.transAxes, "fontsize": 10.5, "va": "top", "path_effects": [shade]}
+    panel.text(0.03, 0.97, name, color=QUIET, **style)
+    if is_drawn:
+        panel.text(0.97, 0.97, "drawn", color=DRAWN, weight="bold", ha="right", **style)
+        panel.add_patch(Rectangle((0, 0), 1, 1, transform=panel.transAxes, fill=False, edgecolor=DRAWN, linewidth=3.5))
+    elif score is not None:
+        panel.text(0.97, 0.97, f"Dice {score:.3f}", color=INK, weight="bold", ha="right", **style)
+
+
+def slice_dice(found: np.ndarray, truth: np.ndarray | None, axis: int, index: int) -> float | None:
+    """Mean Dice over the labels that the slice bears in either volume; None without truth, or without labels."""
+    if truth is None:
+        return None
+    found, truth = np.take(found, index, axis), np.take(truth, index, axis)
+    labels = [label for label in np.union1d(found, truth) if label]
+    return float(np.mean([dice(found == label, truth == label) for label in labels])) if labels else None
+
+
+def draw_legends(figure: Figure, colours: Mapping[int, Colour], names: Mapping[int, str], with_truth: bool):
+    """Above, what the lines mean; below, which colour is which label, where names are known."""
+    style = {"frameon": False, "labelcolor": INK, "handlelength": 1.4, "columnspacing": 1.8, "borderpad": 0}
+    lines = [
+        Line2D([], [], color=DRAWN, linewidth=3, label="drawn"),
+        Line2D([], [], color=FOUND, linewidth=2, label="found"),
+    ]
+    if with_truth:
+        lines.append(Line2D([], [], color=TRUTH, linewidth=1.1, label="truth, where it differs"))
+    top = 1 - 0.2 / figure.get_figheight()
+    figure.legend(handles=lines, loc="upper right", bbox_to_anchor=(0.988, top), ncols=3, fontsize=11, **style)
+    patches = [Patch(color=colours[label], label=name) for label, name in names.items() if label in colours]
+    if patches:
+        columns = min(len(patches), 6)
+        by_column = [patch for column in range(columns) for patch in patches[column::columns]]
+        bottom = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.015), "ncols": columns, "fontsize": 10}
+        figure.legend(handles=by_column, **bottom, **style)

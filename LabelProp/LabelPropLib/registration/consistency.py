@@ -1,0 +1,63 @@
+"""Consistency across gaps: what is carried from one annotated plane to the next is compared with what is there.
+
+The idea of LabelProp (Decaux et al., Pattern Recognition 2023): between two annotated planes the true displacement is
+seen twice, by the labels and by the images at its far end, so drift that no neighbouring pair shows can be corrected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .fields import compose, identity, integrate, resize, sample
+from .similarity import robust_difference, soft_dice_loss
+
+
+@dataclass(frozen=True)
+class FarEnds:
+    """The two annotated planes of every gap, both ways: what is carried (moving) and what is there (fixed).
+
+    moving, fixed: (G,) plane indices, each gap twice, once in each direction. labels_moving, labels_fixed:
+    (G, L, h, w) soft masks of the labels on those planes, all zero for a label that is not on both.
+    """
+
+    moving: tuple[int, ...]
+    fixed: tuple[int, ...]
+    labels_moving: torch.Tensor
+    labels_fixed: torch.Tensor
+
+
+def far_displacements(velocity: torch.Tensor, ends: FarEnds, squarings: int) -> torch.Tensor:
+    """Composed displacements (G, 2, h, w) from the points of every fixed plane to its moving plane, by all in between.
+
+    velocity: (Z - 1, 2, h, w), see `registration`. Shorter gaps wait, unmoved, for the longest.
+    """
+    to_lower, to_upper = integrate(velocity, squarings), integrate(-velocity, squarings)
+    still = torch.zeros_like(to_lower[0])
+    paths = [
+        [to_lower[k] for k in range(fixed - 1, moving - 1, -1)] if moving < fixed else [to_upper[k] for k in range(fixed, moving)]
+        for moving, fixed in zip(ends.moving, ends.fixed, strict=True)
+    ]
+    displacement = torch.zeros_like(torch.stack([still] * len(paths)))
+    for hop in range(max(map(len, paths))):
+        following = torch.stack([path[hop] if hop < len(path) else still for path in paths])
+        displacement = compose(displacement, following)
+    return displacement
+
+
+def label_consistency(displacement: torch.Tensor, ends: FarEnds) -> torch.Tensor:
+    """Soft Dice loss (G,) between the labels carried across each gap and those drawn at its far end."""
+    points = identity(*ends.labels_moving.shape[-2:], device=displacement.device)
+    displacement = resize(displacement, ends.labels_moving.shape[-2:])
+    return soft_dice_loss(sample(ends.labels_moving, points + displacement), ends.labels_fixed)
+
+
+def image_consistency(displacement: torch.Tensor, ends: FarEnds, planes: torch.Tensor) -> torch.Tensor:
+    """Robust difference (G,) between the image carried across each gap and the image at its far end.
+
+    planes: (Z, C, H, W).
+    """
+    size = planes.shape[-2:]
+    carried = sample(planes[list(ends.moving)], identity(*size, device=planes.device) + resize(displacement, size))
+    return robust_difference(carried, planes[list(ends.fixed)])

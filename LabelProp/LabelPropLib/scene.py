@@ -1,0 +1,488 @@
+"""MRML <-> arrays: segments become a SparseAnnotation, what was propagated becomes segments again.
+
+The work grid is the segmentation's own: the lattice of its reference geometry, grown to hold all of its segments. The
+scan is resampled into it where it differs, segments are read into it whatever layers, extents and lattices they are
+kept in, and results are written in it. Coordinates are those of the segmentation node, below its parent transform.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import slicer
+import slicer.util
+import vtk
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from .annotation import (
+    AXIS_NAMES,
+    BACKGROUND,
+    SCRIBBLE_FILE_BACKGROUND,
+    SparseAnnotation,
+    annotate_from_masks,
+    find_axis,
+)
+from .errors import InputError
+from .roles import ROLES_TAG, Roles
+
+# Only Slicer's core is there when the module is loaded: what its other modules bring is asked for when it is needed.
+Resample = slicer.vtkOrientedImageDataResample
+Converter = slicer.vtkSegmentationConverter
+BINARY_LABELMAP = Converter.GetSegmentationBinaryLabelmapRepresentationName()
+REFERENCE_GEOMETRY = Converter.GetReferenceImageGeometryParameterName()
+
+
+def read_roles(segment: slicer.vtkSegment) -> Roles:
+    """The roles in a segment's tag. Raises InputError when it is malformed."""
+    text = vtk.reference("")
+    return Roles.parse(text.get()) if segment.GetTag(ROLES_TAG, text) else Roles()
+
+
+def write_roles(segment: slicer.vtkSegment, roles: Roles):
+    """Keep the roles in the segment's tag, which survives `.seg.nrrd` and `.mrb`."""
+    if str(roles):
+        segment.SetTag(ROLES_TAG, str(roles))
+    else:
+        segment.RemoveTag(ROLES_TAG)
+
+
+def work_grid(volume_node, segmentation_node) -> slicer.vtkOrientedImageData:
+    """The grid to work in, an image without voxels.
+
+    As in the Segment Editor: the segmentation's reference geometry (the volume's, if it has none), grown along its
+    lattice to hold all segments. Its extent then need not start at 0.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    geometry = segmentation.GetConversionParameter(REFERENCE_GEOMETRY)
+    grid = slicer.vtkOrientedImageData()
+    if geometry:
+        Converter.DeserializeImageGeometry(geometry, grid, False)
+    else:
+        image, _ = volume_image(volume_node, segmentation_node)
+        grid.SetExtent(image.GetExtent())
+        _copy_lattice(image, grid)
+    content = [0, -1, 0, -1, 0, -1]
+    segmentation.DetermineCommonLabelmapExtent(content, grid, None, True)
+    if content[0] <= content[1]:
+        extent = grid.GetExtent()
+        grid.SetExtent([(min, max)[n % 2](extent[n], content[n]) for n in range(6)])
+    return grid
+
+
+def volume_image(volume_node, segmentation_node):
+    """The volume as an image in the segmentation node's coordinates, and the warp that is left to apply, or None.
+
+    A linear transform between the two nodes goes into the image's geometry, without resampling.
+    """
+    image = slicer.vtkOrientedImageData()
+    image.ShallowCopy(volume_node.GetImageData())
+    matrix = vtk.vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    image.SetGeometryFromImageToWorldMatrix(matrix)
+    transform = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
+        volume_node.GetParentTransformNode(), segmentation_node.GetParentTransformNode(), transform
+    )
+    if not Resample.IsTransformLinear(transform, vtk.vtkTransform()):
+        return image, transform
+    Resample.TransformOrientedImage(image, transform)
+    return image, None
+
+
+def voxels(image) -> np.ndarray:
+    """The (K, J, I) array of an image's scalars, not copied."""
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1])
+
+
+def image_from_array(array: np.ndarray, grid, first=(0, 0, 0)) -> slicer.vtkOrientedImageData:
+    """The (K, J, I) array as an image on the lattice of `grid`, beginning `first` voxels (k, j, i) into its extent."""
+    start = np.add(grid.GetExtent()[::2], first[::-1])
+    stop = start + array.shape[::-1] - 1
+    image = slicer.vtkOrientedImageData()
+    image.SetExtent([int(index) for pair in zip(start, stop) for index in pair])
+    scalars = numpy_to_vtk(array.ravel(), deep=True)
+    scalars.SetName("ImageScalars")
+    image.GetPointData().SetScalars(scalars)
+    _copy_lattice(grid, image)
+    return image
+
+
+def _copy_lattice(source, target):
+    """Give an image the origin, spacing and directions of another one; `CopyStructure` leaves out the directions."""
+    image_to_world = vtk.vtkMatrix4x4()
+    source.GetImageToWorldMatrix(image_to_world)
+    target.SetGeometryFromImageToWorldMatrix(image_to_world)
+
+
+def grid_shape(grid) -> tuple[int, int, int]:
+    """(K, J, I) of an image without voxels."""
+    return grid.GetDimensions()[::-1]
+
+
+@dataclass(frozen=True)
+class SceneAnnotation:
+    """What was read from the scene, and where its results belong.
+
+    segment_ids: label of the annotation -> ID of the segment it was read from.
+    grid: the work grid, an image without voxels; voxel (0, 0, 0) of the annotation lies at the start of its extent.
+    state: of the segmentation when it was read, see `segmentation_state`.
+    """
+
+    annotation: SparseAnnotation
+    volume_node: slicer.vtkMRMLScalarVolumeNode
+    segmentation_node: slicer.vtkMRMLSegmentationNode
+    segment_ids: Mapping[int, str]
+    grid: slicer.vtkOrientedImageData
+    state: tuple
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the segmentation is in the scene still, and as it was when it was read."""
+        node = self.segmentation_node
+        return bool(slicer.mrmlScene.IsNodePresent(node)) and segmentation_state(node) == self.state
+
+
+def segmentation_state(segmentation_node) -> tuple:
+    """Differs when voxels of a segment, the segments, or the geometry of the segmentation have been changed."""
+    segmentation = segmentation_node.GetSegmentation()
+    return (
+        segmentation.GetConversionParameter(REFERENCE_GEOMETRY),
+        segmentation_node.GetTransformNodeID(),
+        *((name, _labelmap(segmentation, name).GetMTime()) for name in segmentation.GetSegmentIDs()),
+    )
+
+
+def collect(
+    volume_node,
+    segmentation_node,
+    segment_ids: Iterable[str] | None = None,
+    axis: str = "auto",
+    missing: str = "auto",
+    scribbles_node=None,
+) -> SceneAnnotation:
+    """Read the annotation that the segments hold of the volume.
+
+    segment_ids: the segments to read, None for all. Segments with the role 'background' are read as such in any case.
+    axis: 'k', 'j' or 'i' of the segmentation's reference geometry, or 'auto': the axis that the roles of the segments
+        speak of, else the one whose planes bear the annotations.
+    missing: how a label missing on an annotated slice is read, see `annotate_from_masks`.
+    scribbles_node: a segmentation of strokes, its segments named (ID or name) as those of `segmentation_node`, or with
+        the role 'background'.
+
+    Raises InputError.
+    """
+    _check_nodes(volume_node, segmentation_node)
+    labels, background_ids = choose_segments(segmentation_node, segment_ids)
+    grid = work_grid(volume_node, segmentation_node)
+    if min(grid_shape(grid)) < 2:
+        raise InputError(
+            f"The scan has a single slice ({' x '.join(map(str, grid.GetDimensions()))} voxels), so there is nothing to"
+            " carry labels through: give a volume of several slices."
+        )
+    image = image_on_grid(volume_node, segmentation_node, grid)
+    segmentation = segmentation_node.GetSegmentation()
+    masks = {label: segment_on_grid(segmentation_node, name, grid) for label, name in labels.items()}
+    roles = {label: read_roles(segmentation.GetSegment(name)) for label, name in labels.items()}
+
+    array_axis = _choose_axis(axis, roles.values(), masks)
+    first = grid.GetExtent()[::2][::-1][array_axis]
+
+    def planes(role: str) -> dict[int, set[int]]:
+        return {label: {index - first for index in roles[label].of(array_axis, role)} for label in labels}
+
+    scribbled = planes("scribble")
+    strokes = {label: [_take_planes(masks[label], array_axis, scribbled[label])] for label in labels}
+    strokes[BACKGROUND] = [np.argwhere(segment_on_grid(segmentation_node, name, grid)) for name in background_ids]
+    if scribbles_node is not None:
+        for label, name in _match_scribbles(scribbles_node, segmentation, labels).items():
+            strokes[label].append(np.argwhere(segment_on_grid(scribbles_node, name, grid)))
+    scribbles = {label: np.concatenate(parts) for label, parts in strokes.items() if sum(map(len, parts))}
+
+    annotation = annotate_from_masks(
+        image,
+        masks,
+        spacing=grid.GetSpacing()[::-1],
+        axis=array_axis,
+        missing=missing,
+        absent=planes("absent"),
+        ignored={label: scribbled[label] | ignored for label, ignored in planes("ignored").items()},
+        scribbles=scribbles,
+    )
+    state = segmentation_state(segmentation_node)
+    return SceneAnnotation(annotation, volume_node, segmentation_node, labels, grid, state)
+
+
+def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
+    """(K, J, I) of the volume's intensities, as they are if it lies on the grid, else interpolated linearly."""
+    image, warp = volume_image(volume_node, segmentation_node)
+    resampled = slicer.vtkOrientedImageData()
+    outside = volume_node.GetImageBackgroundScalarComponentAsDouble(0)
+    Resample.ResampleOrientedImageToReferenceOrientedImage(image, grid, resampled, True, False, warp, outside)
+    array = voxels(resampled)
+    if array.min() == array.max() == outside and len(set(volume_node.GetImageData().GetScalarRange())) > 1:
+        raise InputError(
+            f"The volume '{volume_node.GetName()}' and the segmentation '{segmentation_node.GetName()}' lie apart in"
+            " space: choose the volume that was segmented, or put both under the same transform."
+        )
+    return array
+
+
+def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
+    """(K, J, I) bool of one segment, whatever layer, extent and lattice it is kept in."""
+    labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+    if not segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap) or labelmap.IsEmpty():
+        return np.zeros(grid_shape(grid), bool)
+    Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
+    return voxels(resampled) > 0
+
+
+def _check_nodes(volume_node, segmentation_node):
+    if volume_node is None or volume_node.GetImageData() is None:
+        raise InputError("There is no scan: choose a volume that has voxels.")
+    components = volume_node.GetImageData().GetNumberOfScalarComponents()
+    if components != 1:
+        raise InputError(
+            f"The volume '{volume_node.GetName()}' has {components} components a voxel (colour or vectors):"
+            " choose a scalar volume, or convert it to one."
+        )
+    if segmentation_node is None:
+        raise InputError("There is no segmentation: choose the one that was drawn on some slices.")
+    if segmentation_node.GetSegmentation().GetSourceRepresentationName() != BINARY_LABELMAP:
+        raise InputError(
+            f"The segmentation '{segmentation_node.GetName()}' is made of surfaces:"
+            " make the binary labelmap its source representation (Segmentations module, Representations)."
+        )
+
+
+def choose_segments(segmentation_node, segment_ids: Iterable[str] | None = None) -> tuple[dict[int, str], list[str]]:
+    """Label -> ID of the segments to propagate, and the IDs of the background scribbles. Raises InputError.
+
+    A segment's label is its label value, where these tell the segments apart, else 1, 2, ... in their order.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    unknown = set(segment_ids or ()) - set(segmentation.GetSegmentIDs())
+    if unknown:
+        raise InputError(
+            f"No segment {', '.join(sorted(unknown))} in the segmentation '{segmentation_node.GetName()}':"
+            f" it has {', '.join(segmentation.GetSegmentIDs()) or 'none'}."
+        )
+    background = [name for name in segmentation.GetSegmentIDs() if read_roles(segmentation.GetSegment(name)).background]
+    chosen = [
+        name
+        for name in segmentation.GetSegmentIDs()
+        if name not in background and (segment_ids is None or name in segment_ids)
+    ]
+    values = [segmentation.GetSegment(name).GetLabelValue() for name in chosen]
+    if len(set(values)) < len(values) or min(values, default=1) < 1:  # they tell apart the segments of one layer only
+        values = range(1, len(chosen) + 1)
+    return dict(zip(values, chosen)), background
+
+
+def _choose_axis(axis: str, roles: Iterable[Roles], masks: Mapping[int, np.ndarray]) -> int:
+    if axis != "auto":
+        if axis not in AXIS_NAMES:
+            raise InputError(f"Unknown axis '{axis}': choose one of auto, i, j, k.")
+        return AXIS_NAMES.index(axis)
+    named = set().union(*(segment_roles.axes for segment_roles in roles))
+    return AXIS_NAMES.index(named.pop()) if len(named) == 1 else find_axis(masks)
+
+
+def _take_planes(mask: np.ndarray, axis: int, planes: Iterable[int]) -> np.ndarray:
+    """(N, 3) indices of the mask's voxels on the planes, which are cleared of it."""
+    taken = np.zeros_like(mask)
+    for plane in planes:
+        if 0 <= plane < mask.shape[axis]:
+            selection = tuple(plane if a == axis else slice(None) for a in range(3))
+            taken[selection] = mask[selection]
+            mask[selection] = False
+    return np.argwhere(taken)
+
+
+def _match_scribbles(scribbles_node, segmentation, labels: Mapping[int, str]) -> dict[int, str]:
+    """Label or BACKGROUND -> ID of the segment of strokes."""
+    label_of = {segmentation.GetSegment(name).GetName(): label for label, name in labels.items()}
+    label_of |= {name: label for label, name in labels.items()}
+    matched = {}
+    strokes = scribbles_node.GetSegmentation()
+    for segment_id in strokes.GetSegmentIDs():
+        segment = strokes.GetSegment(segment_id)
+        label = label_of.get(segment_id, label_of.get(segment.GetName()))
+        if read_roles(segment).background:
+            label = BACKGROUND
+        if label is None:
+            raise InputError(
+                f"Scribbles of '{segment.GetName()}', which no slice bears: draw it on at least one slice, or remove"
+                " its scribbles."
+            )
+        matched[label] = segment_id
+    return matched
+
+
+def write_segments(collected: SceneAnnotation, label_maps: Iterable[np.ndarray]):
+    """Make the propagated labels the content of the segments they were read from.
+
+    label_maps: (K, J, I) label values on the annotation's grid; each becomes one layer of the segmentation. Names,
+    colours, terminology and tags are kept, a segment 'not started' is 'in progress' now, other segments are not
+    touched, and closed surfaces are made anew where there were some.
+    """
+    node = collected.segmentation_node
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    with rendering_paused(), slicer.util.NodeModify(node):
+        if not node.GetSegmentation().GetConversionParameter(REFERENCE_GEOMETRY):
+            node.SetReferenceImageGeometryParameterFromVolumeNode(collected.volume_node)
+        _set_labelmaps(node, label_maps, collected)
+        for label in collected.annotation.labels:
+            segment = node.GetSegmentation().GetSegment(collected.segment_ids[label])
+            if logic.GetSegmentStatus(segment) == logic.NotStarted:
+                logic.SetSegmentStatus(segment, logic.InProgress)
+
+
+def add_segmentation(collected: SceneAnnotation, label_maps: Iterable[np.ndarray], name: str):
+    """A new segmentation node of the propagated labels, its segments named and coloured as those they came from."""
+    source = collected.segmentation_node
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    with rendering_paused(), slicer.util.NodeModify(node):
+        node.GetSegmentation().CopyConversionParameters(source.GetSegmentation())
+        node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+        for label in collected.annotation.labels:
+            segment_id = node.GetSegmentation().AddEmptySegment(collected.segment_ids[label])
+            segment = node.GetSegmentation().GetSegment(segment_id)
+            segment.DeepCopyMetadata(source.GetSegmentation().GetSegment(segment_id))
+        _set_labelmaps(node, label_maps, collected)
+        node.CreateDefaultDisplayNodes()
+    return node
+
+
+def write_volume(collected: SceneAnnotation, array: np.ndarray, volume_node):
+    """Make the (K, J, I) array on the annotation's grid the content of a volume node."""
+    image = image_from_array(array, collected.grid)
+    with rendering_paused(), slicer.util.NodeModify(volume_node):
+        slicer.vtkSlicerSegmentationsModuleLogic.CopyOrientedImageDataToVolumeNode(image, volume_node)
+        volume_node.SetAndObserveTransformNodeID(collected.segmentation_node.GetTransformNodeID())
+        if volume_node.GetDisplayNode() is None:
+            volume_node.CreateDefaultDisplayNodes()
+
+
+def _set_labelmaps(node, label_maps: Iterable[np.ndarray], collected: SceneAnnotation):
+    """Replace the segments' labelmaps, all labels of a map sharing one layer."""
+    segmentation = node.GetSegmentation()
+    written = [collected.segment_ids[label] for label in collected.annotation.labels]
+    kept = {_labelmap(segmentation, name) for name in segmentation.GetSegmentIDs() if name not in written}
+    for label_map in label_maps:
+        labels = [int(label) for label in np.unique(label_map) if label]
+        if not labels:
+            continue
+        box, first = _crop(label_map)
+        layer = image_from_array(box.astype(np.min_scalar_type(max(labels))), collected.grid, first)
+        for label in labels:
+            segment_id = collected.segment_ids[label]
+            if _labelmap(segmentation, segment_id) in kept:
+                segmentation.SeparateSegmentLabelmap(segment_id)  # leaves nothing of it in the others' layer
+            segment = segmentation.GetSegment(segment_id)
+            segment.SetLabelValue(label)
+            segment.AddRepresentation(BINARY_LABELMAP, layer)
+    slicer.vtkSlicerSegmentationsModuleLogic.ReconvertAllRepresentations(node, written)
+    for segment_id in written:
+        segmentation.InvokeEvent(slicer.vtkSegmentation.SourceRepresentationModified, segment_id)
+        segmentation.InvokeEvent(slicer.vtkSegmentation.RepresentationModified, segment_id)
+
+
+def _labelmap(segmentation, segment_id: str):
+    """The layer that the segment is kept in, maybe with others."""
+    return segmentation.GetSegment(segment_id).GetRepresentation(BINARY_LABELMAP)
+
+
+def _crop(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The box of the array that is not zero, and the index of its first voxel."""
+    used = [np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    box = array[tuple(slice(indices[0], indices[-1] + 1) for indices in used)]
+    return box, tuple(int(indices[0]) for indices in used)
+
+
+def visible_segments(segmentation_node) -> list[str]:
+    """IDs of the segments that are shown; all, where the node has no say in it."""
+    display_node = segmentation_node.GetDisplayNode()
+    if display_node is None:
+        return list(segmentation_node.GetSegmentation().GetSegmentIDs())
+    shown = vtk.vtkStringArray()
+    display_node.GetVisibleSegmentIDs(shown)
+    return [shown.GetValue(index) for index in range(shown.GetNumberOfValues())]
+
+
+def rendering_paused():
+    """Context in which the application does not draw; there is nothing to pause outside it."""
+    return slicer.util.RenderBlocker() if hasattr(slicer, "app") else contextlib.nullcontext()
+
+
+def add_segmentation_of_labels(labels: np.ndarray, volume_node, name: str, ids: Mapping[int, str] | None = None):
+    """A segmentation node of a label volume on the volume's grid: for each value but 0 a segment of that label value.
+
+    labels: (K, J, I) non-negative integers; ids: label value -> segment ID, 'Label_<value>' where not given.
+    """
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+    values = [int(value) for value in np.unique(labels) if value]
+    grid, _ = volume_image(volume_node, node)
+    layer = image_from_array(labels.astype(np.min_scalar_type(max(values, default=0))), grid)
+    for value in values:
+        segment = slicer.vtkSegment()
+        segment_id = (ids or {}).get(value, f"Label_{value}")
+        segment.SetName(segment_id)
+        segment.SetLabelValue(value)
+        segment.AddRepresentation(BINARY_LABELMAP, layer)
+        node.GetSegmentation().AddSegment(segment, segment_id)
+    return node
+
+
+def add_segmentation_of_scribbles(strokes: np.ndarray, volume_node, name: str, segment_ids: Mapping[int, str]):
+    """A segmentation node of a volume of strokes, in which 255 is background.
+
+    strokes: (K, J, I) non-negative integers; segment_ids: label value -> ID of the segment that the strokes are of.
+    """
+    background = "Background"
+    ids = {**segment_ids, SCRIBBLE_FILE_BACKGROUND: background}
+    node = add_segmentation_of_labels(strokes, volume_node, name, ids)
+    segment = node.GetSegmentation().GetSegment(background)
+    if segment is not None:
+        write_roles(segment, Roles(background=True))
+    return node
+
+
+def labels_on_volume(segmentation_node, segment_ids: Mapping[int, str], volume_node, dtype) -> np.ndarray:
+    """(K, J, I) label values on the volume's grid, 0 elsewhere; segment_ids: label value -> segment ID."""
+    grid, _ = volume_image(volume_node, segmentation_node)
+    array = np.zeros(grid_shape(grid), dtype)
+    for value, segment_id in segment_ids.items():
+        array[segment_on_grid(segmentation_node, segment_id, grid)] = value
+    return array
+
+
+def ijk_to_ras(volume_node) -> np.ndarray:
+    """(4, 4) matrix from the voxel indices of a volume to mm."""
+    matrix = vtk.vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def load_segmentation(path: Path):
+    """The segmentation node of a `.seg.nrrd` file. Raises InputError when Slicer cannot read it."""
+    node = slicer.modules.segmentations.logic().LoadSegmentationFromFile(str(path), False)
+    if node is None:
+        raise InputError(f"Cannot read {path}: not a segmentation that Slicer wrote, or a damaged file.")
+    return node
+
+
+def save_segmentation(segmentation_node, path: Path):
+    """Write the segmentation as `.seg.nrrd`. Raises OSError."""
+    storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+    try:
+        storage.SetFileName(str(path))
+        if not storage.WriteData(segmentation_node):
+            raise OSError(f"Cannot write {path}.")
+    finally:
+        slicer.mrmlScene.RemoveNode(storage)

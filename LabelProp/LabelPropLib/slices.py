@@ -1,0 +1,132 @@
+"""Which slices of the segments are annotated, and how: for showing it, and for keeping it true while the user edits.
+
+Slices are numbered along the axes of the segmentation's reference geometry. Only the voxels of a segment's own, cropped
+labelmap are looked at, so that this can be asked for after every brush stroke.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import slicer
+import vtk
+
+from .annotation import AXIS_NAMES
+from .roles import SLICE_ROLES, Roles
+from .scene import BINARY_LABELMAP, Resample, grid_shape, read_roles, segment_on_grid, voxels, work_grid, write_roles
+
+COMPLETE = "complete"
+ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S directions
+
+
+@dataclass(frozen=True)
+class SliceOverview:
+    """axis: the array axis across which the annotated slices lie; slices: the indices that there are along it;
+    roles: segment ID -> slice -> 'complete', 'scribble', 'absent' or 'ignored'; slices not named are unknown.
+    """
+
+    grid: slicer.vtkOrientedImageData
+    axis: int
+    slices: range
+    roles: Mapping[str, Mapping[int, str]]
+
+
+def survey(volume_node, segmentation_node, segment_ids: Iterable[str], axis: str = "auto") -> SliceOverview:
+    """How the slices of the segments are annotated; `axis` is 'k', 'j', 'i' or 'auto', as in `scene.collect`."""
+    grid = work_grid(volume_node, segmentation_node)
+    segmentation = segmentation_node.GetSegmentation()
+    boxes = {name: segment_box(segmentation_node, name, grid) for name in segment_ids}
+    roles = {name: read_roles(segmentation.GetSegment(name)) for name in boxes}
+    array_axis = AXIS_NAMES.index(axis) if axis in AXIS_NAMES else _find_axis(boxes.values(), roles.values(), grid)
+    first = grid.GetExtent()[::2][::-1][array_axis]
+    return SliceOverview(
+        grid=grid,
+        axis=array_axis,
+        slices=range(first, first + grid_shape(grid)[array_axis]),
+        roles={name: slice_roles(boxes[name].planes(array_axis), roles[name], array_axis) for name in boxes},
+    )
+
+
+def slice_roles(borne: Iterable[int], roles: Roles, axis: int) -> dict[int, str]:
+    """Slice -> role, from the slices that bear the segment's voxels and the roles that the user gave."""
+    found = dict.fromkeys(borne, "scribble" if roles.background else COMPLETE)
+    for role in SLICE_ROLES:
+        for index in roles.of(axis, role):
+            if role == "ignored" or (index in found) == (role == "scribble"):
+                found[index] = role
+    return found
+
+
+def with_role(roles: Roles, axis: int, role: str, slices: Iterable[int]) -> Roles:
+    """`roles` with the slices given `role`; 'complete' is what a slice that bears voxels is without any."""
+    slices = frozenset(slices)
+    given = {name: roles.of(axis, name) - slices for name in SLICE_ROLES}
+    if role != COMPLETE:
+        given[role] |= slices
+    return replace(roles, slices={**roles.slices, AXIS_NAMES[axis]: given})
+
+
+def set_role(segmentation_node, segment_id: str, axis: int, role: str, slices: Iterable[int]):
+    """Give slices of a segment a role, in the segment's tag."""
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    write_roles(segment, with_role(read_roles(segment), axis, role, slices))
+
+
+@dataclass(frozen=True)
+class SegmentBox:
+    """The voxels of one segment: mask (K, J, I) bool, and the (k, j, i) of its first voxel in the reference geometry."""
+
+    mask: np.ndarray
+    first: tuple[int, int, int]
+
+    def planes(self, axis: int) -> list[int]:
+        """Slices across the axis that bear voxels, ascending."""
+        mask = self.mask if axis == 0 else self.mask[self.mask.any(axis=(1, 2))]  # most of it is empty as a rule
+        others = tuple(a for a in range(3) if a != axis)
+        return [int(index) + self.first[axis] for index in np.flatnonzero(mask.any(axis=others))]
+
+    def fingerprints(self, axis: int) -> dict[int, int]:
+        """Slice -> a number that changes when the voxels on the slice do."""
+        planes = np.moveaxis(self.mask, axis, 0)
+        found = {}
+        for index in self.planes(axis):
+            pixels = np.argwhere(planes[index - self.first[axis]])
+            others = [first for a, first in enumerate(self.first) if a != axis]
+            found[index] = zlib.crc32((pixels + others).astype(np.int32).tobytes())
+        return found
+
+
+def segment_box(segmentation_node, segment_id: str, grid) -> SegmentBox:
+    """The voxels of a segment, as far as its labelmap reaches; read into the grid where it lies on another lattice."""
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    labelmap = segment.GetRepresentation(BINARY_LABELMAP)
+    if labelmap is None or labelmap.IsEmpty():
+        return SegmentBox(np.zeros((0, 0, 0), bool), (0, 0, 0))
+    if Resample.DoGeometriesMatch(labelmap, grid):
+        return SegmentBox(voxels(labelmap) == segment.GetLabelValue(), labelmap.GetExtent()[::2][::-1])
+    return SegmentBox(segment_on_grid(segmentation_node, segment_id, grid), grid.GetExtent()[::2][::-1])
+
+
+def _find_axis(boxes: Iterable[SegmentBox], roles: Iterable[Roles], grid) -> int:
+    """As `scene.collect` chooses: the one axis that roles were given along, else that with the largest gaps."""
+    named = {name for role in roles for name, given in role.slices.items() if any(given.values())}
+    if len(named) == 1:
+        return AXIS_NAMES.index(named.pop())
+
+    def coverage(axis: int) -> tuple[float, int]:
+        used = sorted(set().union(*(box.planes(axis) for box in boxes)))
+        return (len(used) / (used[-1] - used[0] + 1), len(used)) if used else (0, grid_shape(grid)[axis])
+
+    boxes = list(boxes)
+    return min(range(3), key=coverage)
+
+
+def anatomical_plane(grid, axis: int) -> str:
+    """'axial', 'coronal' or 'sagittal': the orientation nearest to that of the slices across an array axis."""
+    image_to_world = vtk.vtkMatrix4x4()
+    grid.GetImageToWorldMatrix(image_to_world)
+    direction = [abs(image_to_world.GetElement(row, 2 - axis)) for row in range(3)]
+    return ANATOMICAL_PLANES[direction.index(max(direction))]

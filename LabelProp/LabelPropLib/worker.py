@@ -1,0 +1,145 @@
+"""The pipeline in a process of its own, kept warm between jobs: `python -u worker.py FOLDER`.
+
+One JSON object a line. On stdin:
+
+    {"propagate": "job-1", "settings": {...}}      a folder in FOLDER that holds an annotation, see exchange.py
+    {"cancel": "job-1"}
+
+On stdout:
+
+    {"ready": {"cpu": "CPU, 8 threads"}}            PyTorch is loaded; what it can compute on, the fastest first
+    {"job": "job-1", "progress": 0.25, "stage": "Registering slices"}
+    {"job": "job-1", "done": {...}}                the result lies in the job's folder; its report
+    {"job": "job-1", "error": {"kind": "input", "text": "..."}}      kind: input, cancelled, memory or failed
+
+The process ends when stdin closes, whatever it is doing, and removes FOLDER: nothing is left behind when the application
+that started it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a file: make the package that the file lies in importable
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from LabelPropLib.errors import Cancelled, InputError
+from LabelPropLib.exchange import read_annotation, write_propagation
+from LabelPropLib.settings import Settings
+
+PROGRESS_INTERVAL_S = 0.1
+NICENESS = 5  # the application that waits for the result must stay responsive
+
+
+class Worker:
+    """Reads jobs from one stream, writes what becomes of them to another, one at a time."""
+
+    def __init__(self, folder: Path, requests, replies):
+        self._folder = folder
+        self._requests = requests
+        self._replies = replies
+        self._jobs = queue.SimpleQueue()
+        self._cancelled = set()
+
+    def run(self):
+        """Serve until the requests end, which ends the process."""
+        threading.Thread(target=self._listen, daemon=True).start()
+        # Loading PyTorch takes seconds, in which the end of the requests must not go unnoticed.
+        from LabelPropLib.pipeline import propagate
+
+        self._reply(ready=devices())
+        while True:
+            request = self._jobs.get()
+            self._work(propagate, request["propagate"], request["settings"])
+
+    def _listen(self):
+        for line in self._requests:
+            request = json.loads(line)
+            if "cancel" in request:
+                self._cancelled.add(request["cancel"])
+            else:
+                self._jobs.put(request)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(0)  # the main thread may be deep in a computation that nobody waits for any more
+
+    def _work(self, propagate, job: str, settings: dict):
+        folder = self._folder / job
+        try:
+            result = propagate(
+                read_annotation(folder), Settings(**settings), self._progress(job), lambda: job in self._cancelled
+            )
+            write_propagation(folder, result)
+        except Cancelled:
+            self._fail(job, "cancelled", "")
+        except InputError as error:
+            self._fail(job, "input", str(error))
+        except Exception as error:
+            traceback.print_exc()
+            kind = "memory" if is_out_of_memory(error) else "failed"
+            self._fail(job, kind, f"{type(error).__name__}: {error}".partition("\n")[0])
+        else:
+            self._reply(job=job, done=result.report)
+
+    def _progress(self, job: str):
+        """A progress callback that speaks up at each new stage, and otherwise a few times a second."""
+        last_stage, last_time = None, 0.0
+
+        def progress(fraction: float, stage: str):
+            nonlocal last_stage, last_time
+            if stage != last_stage or time.monotonic() - last_time > PROGRESS_INTERVAL_S:
+                last_stage, last_time = stage, time.monotonic()
+                self._reply(job=job, progress=float(fraction), stage=stage)
+
+        return progress
+
+    def _fail(self, job: str, kind: str, text: str):
+        self._reply(job=job, error={"kind": kind, "text": text})
+
+    def _reply(self, **message):
+        self._replies.write(json.dumps(message) + "\n")
+        self._replies.flush()
+
+
+def devices() -> dict[str, str]:
+    """What can be computed on, the fastest first: name in `Settings.device` -> for the user."""
+    import torch
+    from LabelPropLib.planner import thread_count
+
+    found = {}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    found["cpu"] = f"CPU, {thread_count()} threads"
+    return found
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine or the GPU ran out of memory; on the CPU PyTorch says so in the text alone."""
+    import torch
+
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
+
+
+def main():
+    """Serve the process that started this one through the standard streams."""
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not mix with the messages
+    requests = os.fdopen(sys.stdin.fileno(), "r", encoding="utf-8", closefd=False)
+    Worker(Path(sys.argv[1]), requests, replies).run()
+
+
+if __name__ == "__main__":
+    main()

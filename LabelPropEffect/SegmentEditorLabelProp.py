@@ -1,0 +1,386 @@
+"""Registers the Segment Editor effect LabelProp; its self test drives the effect through the Segment Editor widget."""
+
+import contextlib
+import importlib.util
+import os
+import time
+
+import numpy as np
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleTest
+
+
+class SegmentEditorLabelProp(ScriptedLoadableModule):
+    """Uses ScriptedLoadableModule base class, available at:
+    https://github.com/Slicer/Slicer/blob/main/Base/Python/slicer/ScriptedLoadableModule.py
+    """
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = "SegmentEditorLabelProp"
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        self.parent.dependencies = ["Segmentations", "LabelProp"]
+        self.parent.contributors = ["SlicerLabelProp maintainers"]
+        self.parent.hidden = True
+        self.parent.helpText = _("This hidden module registers the segment editor effect")
+        slicer.app.connect("startupCompleted()", self.registerEditorEffect)
+
+    def registerEditorEffect(self):
+        import qSlicerSegmentationsEditorEffectsPythonQt as qSlicerSegmentationsEditorEffects
+        import SegmentEditorLabelPropLib  # so that the effect's file is part of a package, and finds the others
+
+        instance = qSlicerSegmentationsEditorEffects.qSlicerSegmentEditorScriptedEffect(None)
+        effectFilename = os.path.join(os.path.dirname(SegmentEditorLabelPropLib.__file__), "SegmentEditorEffect.py")
+        instance.setPythonSource(effectFilename.replace("\\", "/"))
+        instance.self().register()
+
+
+class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
+    """
+    From Initialize to Undo through the Segment Editor widget, on a small tube that is drawn on slices 0, 6 and 12.
+    What may not be changed is compared voxel by voxel.
+    """
+
+    PATIENCE_S = 300
+
+    def setUp(self):
+        if importlib.util.find_spec("torch") is None:
+            self.skipTest("PyTorch is not installed")
+        from LabelProp import addTaperedTube
+
+        slicer.mrmlScene.Clear()
+        self.volumeNode, self.segmentationNode, self.truth = addTaperedTube()
+        self.segmentation = self.segmentationNode.GetSegmentation()
+        self.drawn = self.voxels("tube")
+        self.editor = slicer.qMRMLSegmentEditorWidget()
+        self.editor.setMRMLScene(slicer.mrmlScene)
+        self.editorNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+        self.editor.setMRMLSegmentEditorNode(self.editorNode)
+        self.editor.setSegmentationNode(self.segmentationNode)
+        self.editor.setSourceVolumeNode(self.volumeNode)
+        self.editor.setCurrentSegmentID("tube")
+        self.editor.setActiveEffectByName("LabelProp")
+        self.scriptedEffect = self.editor.activeEffect()
+        self.scriptedEffect.setParameter("Preset", "fast")
+        self.scriptedEffect.setParameter("Device", "cpu")
+        self.effect = self.scriptedEffect.self()
+        # A widget that still has an active effect and a scene crashes the application at exit.
+        self.addCleanup(self.editor.deleteLater)
+        self.addCleanup(self.editor.setMRMLScene, None)
+        self.addCleanup(self.editor.setActiveEffect, None)
+
+    #
+    # Aids
+    #
+
+    def voxels(self, segmentId, node=None):
+        """(K, J, I) bool of a segment on the volume's grid."""
+        node = node or self.segmentationNode
+        return slicer.util.arrayFromSegmentBinaryLabelmap(node, segmentId, self.volumeNode) > 0
+
+    def setVoxels(self, segmentId, mask):
+        slicer.util.updateSegmentBinaryLabelmapFromArray(
+            mask.astype(np.uint8), self.segmentationNode, segmentId, self.volumeNode
+        )
+
+    def addSegment(self, name, mask, visible=True):
+        self.segmentation.AddEmptySegment(name, name)
+        self.setVoxels(name, mask)
+        self.segmentationNode.GetDisplayNode().SetSegmentVisibility(name, visible)
+        return mask
+
+    def neighbour(self):
+        """A mask across the tube, between the slices it is drawn on."""
+        mask = np.zeros(self.drawn.shape, bool)
+        mask[2:5, 15:32, 14:26] = True
+        return mask
+
+    def processEvents(self, while_):
+        """Run the event loop while a condition holds; returns the longest time it was blocked, in seconds."""
+        start = last = time.monotonic()
+        longest = 0
+        while while_():
+            self.assertLess(time.monotonic() - start, self.PATIENCE_S)
+            slicer.app.processEvents()
+            longest = max(longest, time.monotonic() - last)
+            last = time.monotonic()
+        return longest
+
+    def preview(self):
+        """Initialize, or update, and wait; returns the previewed tube."""
+        self.effect.onPreview()
+        self.processEvents(lambda: self.effect.running)
+        self.assertIsNotNone(self.effect.getPreviewNode(), self.effect.messageLabel.text)
+        return self.voxels("tube", self.effect.getPreviewNode())
+
+    def assertSame(self, found, expected):
+        np.testing.assert_array_equal(found, expected)
+
+    def assertSceneAsItWas(self):
+        self.assertIsNone(self.effect.getPreviewNode())
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"), 1)
+        self.assertSame(self.voxels("tube"), self.drawn)
+        self.assertEqual(self.segmentationNode.GetDisplayNode().GetOpacity(), 1.0)
+
+    #
+    # From Initialize to Undo
+    #
+
+    def test_PreviewApplyUndo(self):
+        from LabelProp import LabelPropLogic
+
+        self.segmentationNode.GetDisplayNode().SetOpacity(0.4)
+        segment = self.segmentation.GetSegment("tube")
+        segment.SetName("My tube")
+        segment.SetColor(0.1, 0.2, 0.3)
+        self.effect.onPreview()
+        self.assertIsNone(self.effect.getPreviewNode())  # it does not wait
+        longest = self.processEvents(lambda: self.effect.running)
+        print(f"The event loop was blocked for {1000 * longest:.0f} ms at most")
+        preview = self.voxels("tube", self.effect.getPreviewNode())
+        self.assertSame(self.voxels("tube"), self.drawn)
+        self.assertSame(preview[[0, 6, 12]], self.drawn[[0, 6, 12]])
+        self.assertTrue(preview.any(axis=(1, 2)).all())
+
+        self.effect.onApply()
+        self.assertSame(self.voxels("tube"), preview)
+        self.assertIsNone(self.effect.getPreviewNode())
+        self.assertEqual(self.segmentationNode.GetDisplayNode().GetOpacity(), 0.4)
+        self.assertEqual((segment.GetName(), segment.GetColor()), ("My tube", (0.1, 0.2, 0.3)))
+        self.editor.undo()
+        self.assertSame(self.voxels("tube"), self.drawn)
+
+        LabelPropLogic().propagate(self.volumeNode, self.segmentationNode, preset="fast", device="cpu")
+        self.assertSame(self.voxels("tube"), preview)
+
+    def test_ApplyWaitsForScripts(self):
+        self.effect.onPreview()
+        self.effect.onApply()
+        self.assertTrue(self.voxels("tube").any(axis=(1, 2)).all())
+
+    def test_CancelPreview(self):
+        self.segmentationNode.GetDisplayNode().SetOpacity(1.0)
+        self.preview()
+        self.assertLess(self.segmentationNode.GetDisplayNode().GetOpacity(), 1.0)
+        self.effect.onCancel()
+        self.assertSceneAsItWas()
+
+    def test_UpdateAfterApplyReadsTheDrawnSlicesOnly(self):
+        first = self.preview()
+        self.effect.onApply()
+        self.assertSame(self.preview(), first)
+
+    def test_CorrectedSliceBecomesDrawn(self):
+        self.preview()
+        self.effect.onApply()
+        corrected = self.voxels("tube")
+        corrected[3] = np.roll(self.drawn[0], 4, axis=1)
+        self.setVoxels("tube", corrected)
+        self.effect.slicesPanel.refresh()
+        self.assertEqual(self.effect.slicesPanel.overview.roles["tube"][3], "complete")
+        self.assertSame(self.preview()[3], corrected[3])
+
+    def test_AutoUpdate(self):
+        self.preview()
+        self.effect.autoUpdateCheckBox.checked = True
+        edited = self.drawn.copy()
+        edited[3] = np.roll(self.drawn[0], 4, axis=1)
+        self.setVoxels("tube", edited)
+        self.processEvents(lambda: not self.effect.running)
+        self.processEvents(lambda: self.effect.running)
+        self.assertSame(self.voxels("tube", self.effect.getPreviewNode())[3], edited[3])
+
+    def test_TransformedAndOversampled(self):
+        matrix = np.array([[0.8, -0.6, 0, 10], [0.6, 0.8, 0, -20], [0, 0, 1, 5], [0, 0, 0, 1]])
+        transformNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+        slicer.util.updateTransformMatrixFromArray(transformNode, matrix)
+        for node in (self.volumeNode, self.segmentationNode):
+            node.SetAndObserveTransformNodeID(transformNode.GetID())
+        self.segmentation.SetConversionParameter(
+            slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName(),
+            "0.5;0;0;-0.25;0;0.5;0;-0.25;0;0;4;0;0;0;0;1;0;95;0;79;0;12;",
+        )  # twice as fine as the volume, in the plane
+        preview = self.preview()
+        self.effect.onApply()
+        self.assertSame(self.voxels("tube"), preview)
+        self.assertSame(self.voxels("tube")[[0, 6, 12]], self.drawn[[0, 6, 12]])
+
+    #
+    # What may not be changed
+    #
+
+    def test_HiddenSegmentIsKept(self):
+        finished = self.addSegment("finished", self.neighbour(), visible=False)
+        preview = self.preview()
+        self.assertTrue((preview & finished).any())
+        self.effect.onApply()
+        self.assertSame(self.voxels("finished"), finished)
+        self.assertSame(self.voxels("tube"), preview & ~finished)
+
+    def test_OverwriteModes(self):
+        hidden = self.addSegment("hidden", self.neighbour(), visible=False)
+        other = self.addSegment("other", np.roll(self.neighbour(), 5, axis=0))
+        self.effect.selectedSegmentIds = vtkStringArray(["tube"])
+        preview = self.preview()
+        self.assertTrue((preview & hidden).any() and (preview & other).any())
+        for mode, expected in (
+            (slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments, preview & ~hidden & ~other),
+            (slicer.vtkMRMLSegmentEditorNode.OverwriteVisibleSegments, preview & ~other),
+            (slicer.vtkMRMLSegmentEditorNode.OverwriteNone, preview),
+        ):
+            with self.subTest(mode=mode):
+                self.editorNode.SetOverwriteMode(mode)
+                self.effect.selectedSegmentIds = vtkStringArray(["tube"])
+                self.preview()
+                self.effect.onApply()
+                self.assertSame(self.voxels("tube"), expected)
+                self.assertSame(self.voxels("hidden"), hidden)
+                self.assertSame(self.voxels("other"), other)
+                self.editor.undo()
+
+    def test_EditableAreaInsideASegment(self):
+        area = self.addSegment("area", self.neighbour(), visible=False)
+        self.editorNode.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
+        self.editorNode.SetMaskSegmentID("area")
+        self.editorNode.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
+        preview = self.preview()
+        self.effect.onApply()
+        self.assertSame(self.voxels("tube"), np.where(area, preview, self.drawn))
+        self.assertSame(self.voxels("area"), area)
+
+    def test_EditableAreaOutsideTheOtherSegments(self):
+        other = self.addSegment("other", self.neighbour(), visible=False)
+        self.editorNode.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments)
+        self.editorNode.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
+        preview = self.preview()
+        self.effect.onApply()
+        self.assertSame(self.voxels("tube"), np.where(other, self.drawn, preview))
+
+    def test_EditableIntensityRange(self):
+        intensities = slicer.util.arrayFromVolume(self.volumeNode)
+        self.editorNode.SetSourceVolumeIntensityMask(True)
+        self.editorNode.SetSourceVolumeIntensityMaskRange(205, 220)
+        preview = self.preview()
+        self.effect.onApply()
+        editable = (intensities >= 205) & (intensities <= 220)
+        self.assertSame(self.voxels("tube"), np.where(editable, preview, self.drawn))
+
+    #
+    # While it runs
+    #
+
+    def test_CancelWhileItRuns(self):
+        self.effect.onPreview()
+        self.assertTrue(self.effect.running)
+        self.effect.onPreviewButton()
+        self.assertFalse(self.effect.running)
+        self.assertSceneAsItWas()
+        self.assertTrue(self.preview().any(axis=(1, 2)).all())
+
+    def test_ProcessKilledFromOutside(self):
+        self.preview()
+        self.effect.onCancel()
+        self.effect.onPreview()
+        os.kill(self.effect.processId, 9)
+        self.processEvents(lambda: self.effect.running)
+        self.assertIn("ended unexpectedly", self.effect.messageLabel.text)
+        self.assertSceneAsItWas()
+        self.assertTrue(self.preview().any(axis=(1, 2)).all())
+
+    def test_EditingWhileItRuns(self):
+        self.effect.onPreview()
+        edited = self.drawn.copy()
+        edited[3] = np.roll(self.drawn[0], 4, axis=1)
+        self.setVoxels("tube", edited)
+        self.processEvents(lambda: self.effect.running)
+        self.assertTrue(self.effect.previewOutOfDate)
+        self.assertIn("Out of date", self.effect.messageLabel.text)
+        self.effect.onApply()
+        self.assertSame(self.voxels("tube")[[0, 3, 6, 12]], edited[[0, 3, 6, 12]])
+
+    def test_ChangedGeometryIsNotWrittenTo(self):
+        from LabelPropLib.errors import InputError
+
+        self.preview()
+        coarse = slicer.util.addVolumeFromArray(np.zeros((4, 5, 6)), np.diag([8.0, 8.0, 8.0, 1.0]), "Coarse")
+        self.segmentationNode.SetReferenceImageGeometryParameterFromVolumeNode(coarse)
+        with self.assertRaisesRegex(InputError, "geometry"):
+            self.effect.onApply()
+        self.assertSame(self.voxels("tube"), self.drawn)
+
+    def test_SegmentRemovedWhileItRuns(self):
+        self.effect.onPreview()
+        self.segmentation.RemoveSegment("tube")
+        self.processEvents(lambda: self.effect.running)
+        self.assertIsNone(self.effect.getPreviewNode())
+        self.assertIn("removed", self.effect.messageLabel.text)
+
+    def test_SegmentationRemovedWhileItRuns(self):
+        self.effect.onPreview()
+        slicer.mrmlScene.RemoveNode(self.segmentationNode)
+        self.processEvents(lambda: self.effect.running)
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"), 0)
+
+    def test_SegmentationRemovedWhilePreviewed(self):
+        self.preview()
+        slicer.mrmlScene.RemoveNode(self.segmentationNode)
+        slicer.app.processEvents()
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"), 0)
+
+    def test_SceneClosedWhilePreviewed(self):
+        self.preview()
+        slicer.mrmlScene.Clear()
+        slicer.app.processEvents()
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"), 0)
+
+    def test_SceneClosedWhileItRuns(self):
+        self.effect.onPreview()
+        slicer.mrmlScene.Clear()
+        self.processEvents(lambda: self.effect.running)
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode"), 0)
+
+    #
+    # Roles of slices
+    #
+
+    def test_AbsentSliceStaysEmpty(self):
+        self.effect.slicesPanel.showSlice(9)
+        self.effect.slicesPanel.setRole("absent")
+        preview = self.preview()
+        self.assertFalse(preview[9].any())
+        self.effect.onApply()
+        self.assertFalse(self.voxels("tube")[9].any())
+
+    def test_RoleButtons(self):
+        panel = self.effect.slicesPanel
+        panel.showSlice(6)
+        self.assertTrue(panel.roleButtons["complete"].checked)
+        panel.roleButtons["scribble"].click()
+        self.assertEqual(panel.overview.roles["tube"], {0: "complete", 6: "scribble", 12: "complete"})
+        panel.roleButtons["scribble"].click()
+        self.assertEqual(panel.overview.roles["tube"], {0: "complete", 6: "complete", 12: "complete"})
+        self.assertFalse(panel.roleButtons["absent"].enabled)
+
+    def test_BadInputIsShown(self):
+        from LabelPropLib.errors import InputError
+
+        self.setVoxels("tube", np.zeros_like(self.drawn))
+        with self.assertRaisesRegex(InputError, "No annotated slice"):
+            self.effect.onPreview()
+        self.assertFalse(self.effect.running)
+        self.assertIn("No annotated slice", self.effect.messageLabel.text)
+        with contextlib.suppress(InputError):
+            self.effect.onPreviewButton()
+        self.assertFalse(self.effect.running)
+
+
+def vtkStringArray(texts):
+    """A vtkStringArray, as the effect takes the IDs of segments that a script has chosen."""
+    import vtk
+
+    array = vtk.vtkStringArray()
+    for text in texts:
+        array.InsertNextValue(text)
+    return array

@@ -1,0 +1,622 @@
+"""The effect: segments drawn on a few slices are carried through the volume in the background, previewed, and applied."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import logging
+import os
+
+import numpy as np
+import qt
+import slicer
+import vtk
+from LabelProp import LabelPropLogic, installPyTorchIfMissing
+from LabelPropLib import scene
+from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
+from LabelPropLib.errors import InputError
+from LabelPropLib.process import BackgroundPropagation
+from LabelPropLib.protection import protect
+from LabelPropLib.slices import segment_box, set_role, survey
+from SegmentEditorEffects.AbstractScriptedSegmentEditorAutoCompleteEffect import (
+    AbstractScriptedSegmentEditorAutoCompleteEffect,
+    ResultPreviewNodeReferenceRole,
+)
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from .SettingsPanel import SettingsPanel
+from .SlicesPanel import SlicesPanel
+from .SliceStrip import ABSENT, COMPLETE, IGNORED, SCRIBBLE
+
+PREVIEW_INPUT = "LabelProp.Input"  # reference from the preview to the segmentation that it was made of
+INPUT_OPACITY = "LabelProp.InputOpacity"  # attribute of the preview: what the user had set for the segmentation
+DEFAULT_PREVIEW_OPACITY = 0.6
+IDLE_MINUTES = 10  # after which the background process is given up, and its memory with it
+LARGEST_CORRECTION = 0.25  # share of the propagated slices; what changes more was not one slice after the other
+
+
+class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKObservationMixin):
+    """
+    Follows the preview workflow of its base class (Initialize, Update, Cancel, Apply; onPreview, onCancel, onApply for
+    scripts), but computes in a process of its own: onPreview() returns at once, the preview appears when it is ready, and
+    onApply() waits for it.
+    """
+
+    def __init__(self, scriptedEffect):
+        AbstractScriptedSegmentEditorAutoCompleteEffect.__init__(self, scriptedEffect)
+        VTKObservationMixin.__init__(self)
+        scriptedEffect.name = "LabelProp"  # no tr (don't translate it because modules find effects by name)
+        scriptedEffect.title = _("LabelProp")
+        scriptedEffect.showEffectCursorInSliceView = False
+        self.settingsPanel = SettingsPanel(scriptedEffect)
+        self.slicesPanel = SlicesPanel(scriptedEffect, self.inputSegmentIds, self._onSurveyed)
+        self._background = None
+        self._running = None  # what was collected for the job that is under way
+        self._previewed = None  # what was collected for the preview
+        self._failure = None  # why there is no preview, or none of the last input
+        self._message = None
+        self._propagated = {}  # segment ID -> slice -> fingerprint, of what was applied
+        self._idleTimer = qt.QTimer()
+        self._idleTimer.setSingleShot(True)
+        self._idleTimer.setInterval(IDLE_MINUTES * 60 * 1000)
+        self._idleTimer.connect("timeout()", self._stopIdleProcess)
+        slicer.app.connect("aboutToQuit()", self._onAboutToQuit)
+
+    def clone(self):
+        # It should not be necessary to modify this method
+        import qSlicerSegmentationsEditorEffectsPythonQt as effects
+
+        clonedEffect = effects.qSlicerSegmentEditorScriptedEffect(None)
+        clonedEffect.setPythonSource(__file__.replace("\\", "/"))
+        return clonedEffect
+
+    def icon(self):
+        # It should not be necessary to modify this method
+        iconPath = os.path.join(os.path.dirname(__file__), "SegmentEditorEffect.png")
+        if os.path.exists(iconPath):
+            return qt.QIcon(iconPath)
+        return qt.QIcon()
+
+    def helpText(self):
+        return "<html>" + _("""Carry segments drawn on a few slices through the volume<br>. Instructions:
+<p><ul style="margin: 0">
+<li>Draw all visible segments completely on a few slices of one direction, using any editor effect.
+About every tenth slice is a good start; also draw the first and the last slice of each segment.
+<li>Click <dfn>Initialize</dfn>. Slices are registered to each other in the background; you can go on editing.
+<li>Browse through the slices. Where the preview is wrong, draw the slice and click <dfn>Update</dfn>.
+<li>Click <dfn>Apply</dfn>. What you drew stays as it is, voxel for voxel, and so do hidden segments.
+</ul><p>
+The strip shows the drawn slices; click on it to go to a slice. The buttons below it tell what the selected segment
+on the current slice is: drawn completely, a scribble (a hint only), absent from the slice, or to be ignored.
+Editable area, editable intensity range, and the segments that may be overwritten are respected on Apply.
+<p>""")
+
+    def createCursor(self, widget):
+        # The cursor of the views is left as it is; there need not be a main window to take it from.
+        return qt.QCursor()
+
+    def setMRMLDefaults(self):
+        self.scriptedEffect.setParameterDefault("AutoUpdate", 0)  # computing takes more than a moment
+        self.settingsPanel.setMRMLDefaults()
+
+    #
+    # Options frame
+    #
+
+    def setupOptionsFrame(self):
+        self.slicesPanel.addRows()
+        self.settingsPanel.addBasicRows()
+        AbstractScriptedSegmentEditorAutoCompleteEffect.setupOptionsFrame(self)
+        self.previewButton.disconnect("clicked()", self.onPreview)
+        self.previewButton.connect("clicked()", self.onPreviewButton)
+
+        self.progressBar = qt.QProgressBar()
+        self.progressBar.objectName = self.__class__.__name__ + "Progress"
+        self.progressBar.setRange(0, 100)
+        self.messageLabel = qt.QLabel()
+        self.messageLabel.objectName = self.__class__.__name__ + "Message"
+        self.messageLabel.setWordWrap(True)
+        belowPreviewButton = self.scriptedEffect.optionsLayout().rowCount() - 2
+        self.scriptedEffect.optionsLayout().insertRow(belowPreviewButton, self.progressBar)
+        self.scriptedEffect.optionsLayout().insertRow(belowPreviewButton + 1, self.messageLabel)
+        self.progressBar.setVisible(False)
+        self.messageLabel.setVisible(False)
+
+        self.settingsPanel.addAdvancedGroup()
+
+    def updateGUIFromMRML(self):
+        AbstractScriptedSegmentEditorAutoCompleteEffect.updateGUIFromMRML(self)
+        self.settingsPanel.updateGUIFromMRML()
+        self.progressBar.setVisible(self.running)
+        if self.running:
+            self.previewButton.text = _("Cancel")
+            self.previewButton.setToolTip(_("Stop computing; segments and preview stay as they are"))
+            self.applyButton.setEnabled(False)
+        else:
+            self.previewButton.setToolTip(_("Compute a preview of the segments on all slices"))
+        self._showMessage()
+
+    def _showMessage(self):
+        text = self._failure or self._message
+        if not self._failure and self.previewOutOfDate:
+            text = _("Out of date: segments were edited since this preview was started. Update includes the changes.")
+        self.messageLabel.text = text or ""
+        self.messageLabel.setVisible(bool(text))
+
+    #
+    # Being used, or not
+    #
+
+    def activate(self):
+        self._idleTimer.stop()
+        self._observeInputs()
+        self.slicesPanel.observe()
+        if importlib.util.find_spec("torch") is not None:
+            self._process().start()
+
+    def deactivate(self):
+        self.slicesPanel.stopObserving()
+        self._idleTimer.start()
+
+    def sourceVolumeNodeChanged(self):
+        self._refreshIfActive()
+
+    def referenceGeometryChanged(self):
+        self._refreshIfActive()
+
+    def layoutChanged(self):
+        if self.scriptedEffect.active():
+            self.slicesPanel.stopObserving()
+            self.slicesPanel.observe()
+
+    def cleanup(self):
+        AbstractScriptedSegmentEditorAutoCompleteEffect.cleanup(self)
+        self.removeObservers()
+        self.slicesPanel.cleanup()
+        self._idleTimer.stop()
+        self._idleTimer.disconnect("timeout()", self._stopIdleProcess)
+        slicer.app.disconnect("aboutToQuit()", self._onAboutToQuit)
+        self._endProcess()
+
+    def _refreshIfActive(self):
+        if self.scriptedEffect.active():
+            self.slicesPanel.refresh()
+
+    def _observeInputs(self):
+        """Know when what the job works on, or the preview belongs to, is gone; also while another effect is active."""
+        self.removeObservers()
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
+        self.addObserver(self.scriptedEffect.parameterSetNode(), vtk.vtkCommand.ModifiedEvent, self._onEditorModified)
+
+    def _onSceneStartClose(self, _caller, _event):
+        self._cancelJob()
+        self.reset()
+        self._propagated = {}
+
+    def _onEditorModified(self, _caller, _event):
+        """The segmentation or the volume was exchanged or removed: the job and the preview were for the other one."""
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        nodes = (parameterSetNode.GetSourceVolumeNode(), parameterSetNode.GetSegmentationNode())
+        if self._running is not None and nodes != (self._running.volume_node, self._running.segmentation_node):
+            self._cancelJob()
+            self._fail(_("Cancelled: the segmentation or the source volume was changed or removed."))
+        previewNode = self.getPreviewNode()
+        if previewNode is not None and (nodes[1] is None or previewNode.GetNodeReference(PREVIEW_INPUT) != nodes[1]):
+            self.reset()
+
+    def _onAboutToQuit(self):
+        """Nothing that refers to this effect may be left in the scene when the application takes itself apart."""
+        if self.scriptedEffect.parameterSetNode() is not None and self.getPreviewNode() is not None:
+            self.reset()
+        self._endProcess()
+
+    def _stopIdleProcess(self):
+        if not self.running:
+            self._endProcess()
+
+    def _endProcess(self):
+        self._running = None
+        if self._background is not None:
+            self._background.close()
+            self._background = None
+
+    def _process(self):
+        if self._background is None:
+            self._background = BackgroundPropagation(qt.QProcess(), qt.QTimer.singleShot)
+            self._background.on_ready = self._onReady
+            self._background.on_progress = self._onProgress
+            self._background.on_done = self._onDone
+            self._background.on_failed = self._onFailed
+        return self._background
+
+    #
+    # Preview
+    #
+
+    @property
+    def running(self):
+        """Whether a preview is being computed."""
+        return self._running is not None
+
+    @property
+    def processId(self):
+        """Of the background process, 0 when there is none."""
+        return self._background.process_id if self._background else 0
+
+    @property
+    def previewOutOfDate(self):
+        """Whether the segments were edited since what the preview shows was read."""
+        return self.getPreviewNode() is not None and self._previewed is not None and not self._previewed.unchanged
+
+    def inputSegmentIds(self):
+        """The segments to propagate: those a script has chosen as `selectedSegmentIds`, else the visible ones."""
+        if self.selectedSegmentIds is not None:
+            return [self.selectedSegmentIds.GetValue(n) for n in range(self.selectedSegmentIds.GetNumberOfValues())]
+        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        return scene.visible_segments(segmentationNode) if segmentationNode else []
+
+    def onPreviewButton(self):
+        """The button starts, and while it runs stops."""
+        if self.running:
+            self._cancelJob()
+            self.updateGUIFromMRML()
+            return
+        with contextlib.suppress(InputError, RuntimeError):  # the panel shows it
+            self.onPreview()
+
+    def onPreview(self):
+        """
+        Start computing a preview from the segments as they are now, anew if one is being computed.
+
+        :raises InputError: they cannot be used; the text says why and how to mend it.
+        :raises RuntimeError: PyTorch is missing; the text says how to get it.
+        """
+        self.delayedAutoUpdateTimer.stop()
+        self._failure = self._message = None
+        try:
+            self.preview()
+        except (InputError, RuntimeError) as error:
+            self._fail(str(error))
+            raise
+
+    def preview(self):
+        if not installPyTorchIfMissing():
+            return
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        collected = LabelPropLogic().collect(
+            parameterSetNode.GetSourceVolumeNode(),
+            parameterSetNode.GetSegmentationNode(),
+            self.inputSegmentIds(),
+            self.scriptedEffect.parameter("Direction"),
+            self.scriptedEffect.parameter("Missing"),
+        )
+        settings = self.settingsPanel.settings()
+        self._observeInputs()
+        self._running = collected
+        self._onProgress(0, _("Starting"), None)
+        self._process().submit(collected.annotation, settings)
+        self.updateGUIFromMRML()
+
+    def waitForPreview(self):
+        """
+        Block until the preview that is being computed is there.
+
+        :raises RuntimeError: it failed; the text says why.
+        """
+        if self.running:
+            self._process().wait()
+        if self._failure is not None:
+            raise RuntimeError(self._failure)
+
+    def _cancelJob(self):
+        if self.running:
+            self._running = None
+            self._process().cancel()
+
+    def _onReady(self, devices):
+        self.settingsPanel.setDevices(devices)
+        chosen = self.scriptedEffect.parameter("Device")
+        name = chosen if chosen in devices else next(iter(devices))
+        self.slicesPanel.deviceText = devices[name]
+        if self.scriptedEffect.active():
+            self.slicesPanel.refresh()
+
+    def _onProgress(self, fraction, stage, secondsLeft):
+        self.progressBar.value = int(100 * fraction)
+        self.progressBar.setFormat(stage if secondsLeft is None else f"{stage} · {formatSeconds(secondsLeft)}")
+
+    def _onDone(self, propagation):
+        collected, self._running = self._running, None
+        segmentation = collected.segmentation_node.GetSegmentation()
+        if not all(segmentation.GetSegment(collected.segment_ids[label]) for label in collected.annotation.labels):
+            self._fail(_("Cancelled: a segment was removed."))
+            return
+        try:
+            self._showPreview(collected, propagation)
+            self._previewed = collected
+            self._message = "\n".join(propagation.report["messages"])
+        finally:
+            self.updateGUIFromMRML()
+
+    def _onFailed(self, _kind, text):
+        self._running = None
+        logging.error(f"LabelProp: {text}")
+        self._fail(text)
+
+    def _fail(self, text):
+        self._failure = text
+        slicer.util.showStatusMessage(text, 5000)
+        self.updateGUIFromMRML()
+
+    def _showPreview(self, collected, propagation):
+        """Put the result into the preview node, made anew unless there is one of the same segments."""
+        segmentIds = [collected.segment_ids[label] for label in collected.annotation.labels]
+        previewNode = self.getPreviewNode()
+        if previewNode is not None and list(previewNode.GetSegmentation().GetSegmentIDs()) == segmentIds:
+            target = dataclasses.replace(collected, segmentation_node=previewNode)
+            scene.write_segments(target, propagation.label_maps)
+        else:
+            opacity = self.getPreviewOpacity()
+            show3D = self._shownIn3D(previewNode or collected.segmentation_node)
+            self._removePreviewNode()
+            self._addPreviewNode(collected, propagation, opacity, show3D)
+        self.selectedSegmentIds = vtk.vtkStringArray()
+        for segmentId in segmentIds:
+            self.selectedSegmentIds.InsertNextValue(segmentId)
+
+    def _addPreviewNode(self, collected, propagation, opacity, show3D):
+        segmentationNode = collected.segmentation_node
+        name = _("{name} preview").format(name=segmentationNode.GetName())
+        previewNode = scene.add_segmentation(collected, propagation.label_maps, name)
+        previewNode.GetDisplayNode().SetVisibility2DOutline(False)
+        previewNode.GetSegmentation().SetConversionParameter(
+            slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule.GetSmoothingFactorParameterName(), "-0.5"
+        )  # without smoothing, to make it fast
+        previewNode.SetNodeReferenceID(PREVIEW_INPUT, segmentationNode.GetID())
+        previewNode.SetAttribute(INPUT_OPACITY, str(segmentationNode.GetDisplayNode().GetOpacity()))
+        self.scriptedEffect.setCommonNodeReference(ResultPreviewNodeReferenceRole, previewNode)
+        self.scriptedEffect.setCommonParameter("SegmentationResultPreviewOwnerEffect", self.scriptedEffect.name)
+        self.setPreviewOpacity(opacity)
+        self.setPreviewShow3D(show3D)
+
+    def _shownIn3D(self, segmentationNode):
+        return segmentationNode.GetSegmentation().ContainsRepresentation(
+            slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+        )
+
+    def getPreviewOpacity(self):
+        return super().getPreviewOpacity() if self.getPreviewNode() is not None else DEFAULT_PREVIEW_OPACITY
+
+    def setPreviewOpacity(self, opacity):
+        super().setPreviewOpacity(opacity)
+        previewNode = self.getPreviewNode()
+        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        if previewNode is not None and previewNode.GetAttribute(INPUT_OPACITY) is not None:
+            usual = float(previewNode.GetAttribute(INPUT_OPACITY))
+            segmentationNode.GetDisplayNode().SetOpacity(usual * (1.0 - opacity))
+
+    #
+    # Cancel and Apply
+    #
+
+    def onCancel(self):
+        self._cancelJob()
+        self._failure = self._message = None
+        self.reset()
+
+    def reset(self):
+        """Remove the preview, and show the segments as they were shown before."""
+        self.delayedAutoUpdateTimer.stop()
+        self.observeSegmentation(False)
+        self._removePreviewNode()
+        self.selectedSegmentIds = None
+        self.selectedSegmentModifiedTimes = {}
+        self.updateGUIFromMRML()
+
+    def _removePreviewNode(self):
+        """Whichever effect it belongs to: the editor has one preview at a time."""
+        previewNode = self.scriptedEffect.nodeReference(ResultPreviewNodeReferenceRole)
+        self._previewed = None
+        if previewNode is None:
+            return
+        inputNode = previewNode.GetNodeReference(PREVIEW_INPUT)
+        if inputNode is None:
+            inputNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        if inputNode is not None and inputNode.GetDisplayNode() is not None:
+            inputNode.GetDisplayNode().SetOpacity(float(previewNode.GetAttribute(INPUT_OPACITY) or 1.0))
+        self.scriptedEffect.setCommonNodeReference(ResultPreviewNodeReferenceRole, None)
+        self.scriptedEffect.setCommonParameter("SegmentationResultPreviewOwnerEffect", "")
+        slicer.mrmlScene.RemoveNode(previewNode)
+
+    def onApply(self):
+        """
+        Write the preview into the segments, as one step for Undo; waits for it if it is being computed.
+
+        :raises RuntimeError: there is no preview.
+        :raises InputError: the preview does not fit the segmentation any more.
+        """
+        self.waitForPreview()
+        previewNode = self.getPreviewNode()
+        if previewNode is None:
+            raise RuntimeError(_("There is no preview to apply: initialize one first."))
+        self.delayedAutoUpdateTimer.stop()
+        self.observeSegmentation(False)
+        with slicer.util.tryWithErrorDisplay(_("The preview could not be applied."), waitCursor=True):
+            message = self._apply(previewNode)
+        self.reset()
+        self._message = message
+        self._showMessage()
+
+    def _apply(self, previewNode):
+        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        segmentation = segmentationNode.GetSegmentation()
+        segmentIds = [name for name in previewNode.GetSegmentation().GetSegmentIDs() if segmentation.GetSegment(name)]
+        overview = self._surveyForApply(segmentIds)
+        self._checkGeometry(previewNode, overview.grid)
+        masks = {name: scene.segment_on_grid(previewNode, name, overview.grid) for name in segmentIds}
+        current = {name: scene.segment_on_grid(segmentationNode, name, overview.grid) for name in segmentIds}
+        occupied = self._occupiedVoxels(segmentIds, overview.grid)
+        written = protect(
+            masks,
+            current,
+            overview.axis,
+            known=self._planes(overview, COMPLETE, ABSENT),
+            scribbled=self._planes(overview, SCRIBBLE),
+            occupied=occupied,
+            locked=self._lockedVoxels(segmentIds, overview.grid),
+        )
+        self.scriptedEffect.saveStateForUndo()
+        showIn3D = self.getPreviewShow3D() or self._shownIn3D(segmentationNode)
+        with slicer.util.RenderBlocker():
+            segmentationNode.RemoveClosedSurfaceRepresentation()  # else made anew at each of the writes
+            for name, mask in written.items():
+                if (mask != current[name]).any():
+                    self._write(name, mask, mask | current[name], overview.grid)
+            self._rememberPropagated(segmentIds, overview)
+            if showIn3D:
+                segmentationNode.CreateClosedSurfaceRepresentation()
+        left = 0 if occupied is None else sum(int((mask & occupied).sum()) for mask in masks.values())
+        if left:
+            return _("Applied. {count} voxels were left to segments that are not in the preview.").format(count=left)
+        return None
+
+    def _surveyForApply(self, segmentIds):
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        axis = self.scriptedEffect.parameter("Direction")
+        if self._previewed is not None:
+            axis = AXIS_NAMES[self._previewed.annotation.axis]
+        return survey(parameterSetNode.GetSourceVolumeNode(), parameterSetNode.GetSegmentationNode(), segmentIds, axis)
+
+    def _checkGeometry(self, previewNode, grid):
+        segmentation = previewNode.GetSegmentation()
+        for segmentId in segmentation.GetSegmentIDs():
+            labelmap = segmentation.GetSegment(segmentId).GetRepresentation(scene.BINARY_LABELMAP)
+            if not labelmap.IsEmpty() and not scene.Resample.DoGeometriesMatch(labelmap, grid):
+                raise InputError(
+                    _("The geometry of the segmentation was changed since the preview was made: update the preview.")
+                )
+
+    def _planes(self, overview, *roles):
+        """Segment -> indices on the grid of the planes that have one of the roles."""
+        return {
+            name: [index - overview.slices.start for index, role in given.items() if role in roles]
+            for name, given in overview.roles.items()
+        }
+
+    def _occupiedVoxels(self, segmentIds, grid):
+        """Voxels of segments outside the preview: they are never taken; None where segments may overlap them."""
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        segmentationNode = parameterSetNode.GetSegmentationNode()
+        mode = parameterSetNode.GetOverwriteMode()
+        if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteNone:
+            return None
+        others = set(segmentationNode.GetSegmentation().GetSegmentIDs()) - set(segmentIds)
+        if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteVisibleSegments:
+            others &= set(scene.visible_segments(segmentationNode))
+        occupied = np.zeros(scene.grid_shape(grid), bool)
+        for name in others:
+            occupied |= scene.segment_on_grid(segmentationNode, name, grid)
+        return occupied
+
+    def _lockedVoxels(self, segmentIds, grid):
+        """Segment -> voxels outside its editable area, before any segment is changed; None if all may be edited."""
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        if parameterSetNode.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere:
+            return None
+        locked = {}
+        for name in segmentIds:
+            mask = slicer.vtkOrientedImageData()
+            parameterSetNode.GetSegmentationNode().GenerateEditMask(
+                mask, parameterSetNode.GetMaskMode(), grid, name, parameterSetNode.GetMaskSegmentID() or ""
+            )
+            locked[name] = scene.voxels(mask) > 0
+        return locked
+
+    def _write(self, segmentId, mask, extent, grid):
+        """Set a segment to a mask, given the voxels that are to be written or erased."""
+        used = [np.flatnonzero(extent.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+        box = mask[tuple(slice(indices[0], indices[-1] + 1) for indices in used)]
+        labelmap = scene.image_from_array(box.astype(np.uint8), grid, [indices[0] for indices in used])
+        # Editable area and other segments are in the mask already, from before the first segment was written; the
+        # editable intensity range is not bypassed.
+        bypassMasking = True
+        self.scriptedEffect.modifySegmentByLabelmap(
+            self.scriptedEffect.parameterSetNode().GetSegmentationNode(),
+            segmentId,
+            labelmap,
+            slicer.qSlicerSegmentEditorAbstractEffect.ModificationModeSet,
+            bypassMasking,
+        )
+
+    #
+    # After Apply
+    #
+
+    def _rememberPropagated(self, segmentIds, overview):
+        """Slices that the user did not draw are no input of the next run."""
+        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        for name in segmentIds:
+            found = segment_box(segmentationNode, name, overview.grid).fingerprints(overview.axis)
+            drawn = {index for index, role in overview.roles[name].items() if role != IGNORED}
+            self._propagated[name] = {index: found[index] for index in found if index not in drawn}
+            set_role(segmentationNode, name, overview.axis, IGNORED, self._propagated[name])
+
+    def _onSurveyed(self):
+        if self.slicesPanel.overview is not None:
+            self.settingsPanel.setDirections(self.slicesPanel.planes())
+            self._noticeCorrections()
+        self._showMessage()
+
+    def _noticeCorrections(self):
+        """A propagated slice of the selected segment that was edited since is the user's own from then on."""
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        overview = self.slicesPanel.overview
+        name = parameterSetNode.GetSelectedSegmentID()
+        propagated = self._propagated.get(name)
+        if not propagated or name not in overview.roles:
+            return
+        segmentationNode = parameterSetNode.GetSegmentationNode()
+        found = segment_box(segmentationNode, name, overview.grid).fingerprints(overview.axis)
+        changed = [index for index, fingerprint in propagated.items() if index in found and found[index] != fingerprint]
+        for index in changed:
+            propagated[index] = found[index]
+        if changed and len(changed) <= max(1, LARGEST_CORRECTION * len(propagated)):
+            set_role(segmentationNode, name, overview.axis, COMPLETE, changed)
+            self.slicesPanel.refresh()
+
+    #
+    # For scripts that call it as they would of Fill between slices
+    #
+
+    def computePreviewLabelmap(self, mergedImage, outputLabelmap):
+        """
+        Propagate a labelmap in this process; returns when it is done.
+
+        :param mergedImage: oriented image of label values, 0 where nothing is drawn.
+        :param outputLabelmap: oriented image that takes the result.
+        :raises InputError: it cannot be propagated.
+        """
+        from LabelPropLib.pipeline import propagate
+
+        image = slicer.vtkOrientedImageData()
+        scene.Resample.ResampleOrientedImageToReferenceOrientedImage(
+            self.scriptedEffect.sourceVolumeImageData(), mergedImage, image, True, False
+        )
+        direction = self.scriptedEffect.parameter("Direction")
+        annotation = annotate_from_label_volume(
+            scene.voxels(image),
+            scene.voxels(mergedImage),
+            mergedImage.GetSpacing()[::-1],
+            AXIS_NAMES.index(direction) if direction in AXIS_NAMES else None,
+            self.scriptedEffect.parameter("Missing"),
+        )
+        propagation = propagate(annotation, self.settingsPanel.settings())
+        labelMap = propagation.label_maps[0].astype(np.int16)
+        outputLabelmap.DeepCopy(scene.image_from_array(labelMap, mergedImage))
+
+
+def formatSeconds(seconds):
+    """How long it will take still, for the user."""
+    if seconds < 90:
+        return _("{seconds} s left").format(seconds=round(seconds))
+    return _("{minutes} min left").format(minutes=round(seconds / 60))

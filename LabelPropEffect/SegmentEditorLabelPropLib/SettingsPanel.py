@@ -1,0 +1,178 @@
+"""How to propagate: the controls of the effect, and the effect's parameters that they show."""
+
+import ctk
+import qt
+from LabelPropLib.settings import Settings
+from slicer.i18n import tr as _
+
+
+def choices():
+    """Parameter -> its values and what they are called."""
+    return {
+        "Direction": {"auto": _("Automatic"), "k": _("Axis k"), "j": _("Axis j"), "i": _("Axis i")},
+        "Preset": {"fast": _("Fast"), "balanced": _("Balanced"), "best": _("Best")},
+        "Device": {"auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("GPU (CUDA)"), "mps": _("GPU (Apple)")},
+        "Registration": {
+            "auto": _("Automatic"),
+            "instance": _("Optimised for this scan"),
+            "network": _("Network trained on this scan"),
+        },
+        "Fusion": {
+            "auto": _("Automatic"),
+            "distance": _("By distance"),
+            "similarity": _("By similarity of the slices"),
+        },
+        "Missing": {
+            "auto": _("Automatic"),
+            "absent": _("Segment ends there"),
+            "unknown": _("Not drawn there"),
+        },
+    }
+
+
+LARGEST_SEED = 9999
+
+
+class SettingsPanel:
+    """
+    The rows Direction/Preset and Device/Extrapolate, and the folded group Advanced.
+
+    The effect's parameters are those of `choices()`, Extrapolate (0 or 1) and Seed.
+    """
+
+    def __init__(self, scriptedEffect):
+        self.scriptedEffect = scriptedEffect
+        self.boxes = {}
+
+    def addBasicRows(self):
+        """What everybody needs."""
+        direction = self._addComboBox(
+            "Direction",
+            _("The axis of the segmentation across which the drawn slices lie. Automatic: found from what is drawn."),
+        )
+        preset = self._addComboBox("Preset", _("How much time to spend on a better result."))
+        device = self._addComboBox(
+            "Device", _("What to compute on. Automatic: a GPU if there is one that can be used.")
+        )
+        self.extrapolateCheckBox = qt.QCheckBox(_("Extrapolate"))
+        self.extrapolateCheckBox.objectName = "SegmentEditorLabelPropExtrapolate"
+        self.extrapolateCheckBox.setToolTip(_("Carry segments beyond the outermost drawn slices, too."))
+        self.extrapolateCheckBox.connect("toggled(bool)", self.updateMRMLFromGUI)
+        self.scriptedEffect.addLabeledOptionsWidget(_("Direction:"), row(direction, qt.QLabel(_("Preset:")), preset))
+        self.scriptedEffect.addLabeledOptionsWidget(_("Device:"), row(device, self.extrapolateCheckBox))
+
+    def addAdvancedGroup(self):
+        """The rest, folded."""
+        registration = self._addComboBox("Registration", _("How neighbouring slices are registered to each other."))
+        fusion = self._addComboBox("Fusion", _("How what arrives at a slice from the drawn ones is combined."))
+        missing = self._addComboBox(
+            "Missing",
+            _(
+                "What it means that a segment is missing on a slice where others are drawn. Automatic: found from all slices."
+            ),
+        )
+        self.seedSpinBox = qt.QSpinBox()
+        self.seedSpinBox.objectName = "SegmentEditorLabelPropSeed"
+        self.seedSpinBox.setRange(0, LARGEST_SEED)
+        self.seedSpinBox.setToolTip(_("The same input and seed give the same voxels."))
+        self.seedSpinBox.connect("valueChanged(int)", self.updateMRMLFromGUI)
+        group = ctk.ctkCollapsibleGroupBox()
+        group.objectName = "SegmentEditorLabelPropAdvanced"
+        group.title = _("Advanced")
+        layout = qt.QFormLayout(group)
+        layout.addRow(_("Registration:"), registration)
+        layout.addRow(_("Fusion:"), fusion)
+        layout.addRow(_("Missing segments:"), missing)
+        layout.addRow(_("Seed:"), self.seedSpinBox)
+        group.collapsed = True
+        self.scriptedEffect.addOptionsWidget(group)
+
+    def setMRMLDefaults(self):
+        """Set the parameters that are not set."""
+        for name in ("Direction", "Device", "Registration", "Fusion", "Missing"):
+            self.scriptedEffect.setParameterDefault(name, "auto")
+        self.scriptedEffect.setParameterDefault("Preset", "balanced")
+        self.scriptedEffect.setParameterDefault("Extrapolate", 0)
+        self.scriptedEffect.setParameterDefault("Seed", 0)
+
+    def settings(self):
+        """
+        The parameters as the pipeline takes them.
+
+        :raises InputError: one of them has a value that there is not.
+        """
+        parameter = self.scriptedEffect.parameter
+        return Settings(
+            registration=parameter("Registration"),
+            fusion=parameter("Fusion"),
+            preset=parameter("Preset"),
+            device=parameter("Device"),
+            seed=self.scriptedEffect.integerParameter("Seed"),
+            extrapolate=self.scriptedEffect.integerParameter("Extrapolate") != 0,
+        )
+
+    def setDevices(self, devices):
+        """
+        Offer only what can be computed on.
+
+        :param devices: name of the device -> what it is, the fastest first.
+        """
+        box = self.boxes["Device"]
+        for value in ("cuda", "mps"):
+            index = box.findData(value)
+            if value not in devices and index >= 0 and self.scriptedEffect.parameter("Device") != value:
+                box.removeItem(index)
+
+    def setDirections(self, planes):
+        """
+        Call the directions what they are in this segmentation.
+
+        :param planes: axis -> 'axial', 'coronal' or 'sagittal'.
+        """
+        box = self.boxes["Direction"]
+        for axis, plane in planes.items():
+            box.setItemText(box.findData(axis), f"{plane.capitalize()} ({axis})")
+
+    def updateGUIFromMRML(self):
+        """Show the parameters."""
+        for name, box in self.boxes.items():
+            wasBlocked = box.blockSignals(True)
+            box.setCurrentIndex(box.findData(self.scriptedEffect.parameter(name)))
+            box.blockSignals(wasBlocked)
+        wasBlocked = self.extrapolateCheckBox.blockSignals(True)
+        self.extrapolateCheckBox.checked = self.scriptedEffect.integerParameter("Extrapolate") != 0
+        self.extrapolateCheckBox.blockSignals(wasBlocked)
+        wasBlocked = self.seedSpinBox.blockSignals(True)
+        self.seedSpinBox.value = self.scriptedEffect.integerParameter("Seed")
+        self.seedSpinBox.blockSignals(wasBlocked)
+
+    def updateMRMLFromGUI(self, *_value):
+        """Keep what the controls show as parameters."""
+        for name, box in self.boxes.items():
+            self.scriptedEffect.setParameter(name, box.currentData)
+        self.scriptedEffect.setParameter("Extrapolate", 1 if self.extrapolateCheckBox.checked else 0)
+        self.scriptedEffect.setParameter("Seed", self.seedSpinBox.value)
+
+    def _addComboBox(self, name, toolTip):
+        box = qt.QComboBox()
+        box.objectName = f"SegmentEditorLabelProp{name}"
+        box.setToolTip(toolTip)
+        for value, title in choices()[name].items():
+            box.addItem(title, value)
+        # A long entry must not make the panel wider.
+        box.setSizeAdjustPolicy(qt.QComboBox.AdjustToMinimumContentsLengthWithIcon)
+        box.setMinimumContentsLength(8)
+        policy = qt.QSizePolicy()
+        policy.setHorizontalPolicy(qt.QSizePolicy.Expanding)
+        box.setSizePolicy(policy)
+        box.connect("currentIndexChanged(int)", self.updateMRMLFromGUI)
+        self.boxes[name] = box
+        return box
+
+
+def row(*widgets):
+    """The widgets side by side."""
+    layout = qt.QHBoxLayout()
+    for widget in widgets:
+        layout.addWidget(widget)
+    return layout

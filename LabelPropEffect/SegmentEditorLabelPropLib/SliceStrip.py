@@ -1,0 +1,257 @@
+"""A strip that shows on which slices the segments are annotated, and how; a click or drag on it chooses a slice."""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import qt
+
+COMPLETE, SCRIBBLE, ABSENT, IGNORED = "complete", "scribble", "absent", "ignored"
+ROLES = (COMPLETE, SCRIBBLE, ABSENT, IGNORED)
+
+MARGIN = 8  # pixels left and right of the slices
+HEADER = 7  # above the lanes, for the handle of the current slice
+FOOTER = 16  # below them, for the slice numbers
+LANE_GAP = 2
+LANES_HEIGHT = 84  # what all lanes may take; the more there are, the lower they get
+HIGHEST_LANE, LOWEST_LANE = 14, 4
+NARROWEST_MARK = 3
+SNAP = 5  # a click this near to a mark means its slice
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One segment's row: its name, colour (0..1 each), and slice -> role. `selected` is the one being edited."""
+
+    name: str
+    color: tuple[float, float, float]
+    roles: Mapping[int, str]
+    selected: bool = False
+
+
+class SliceStrip:
+    """Paints into a label's pixmap: PythonQt widgets that are subclassed to be painted are fragile.
+
+    `onSlice(index)` is called when the user chooses a slice. Slices are numbered as in the segmentation's geometry.
+    """
+
+    def __init__(self, onSlice):
+        self.widget = qt.QLabel()
+        self.widget.objectName = "SegmentEditorLabelPropSliceStrip"
+        policy = qt.QSizePolicy()
+        policy.setHorizontalPolicy(qt.QSizePolicy.Ignored)  # the pixmap must not hold the panel at its own width
+        policy.setVerticalPolicy(qt.QSizePolicy.Fixed)
+        self.widget.setSizePolicy(policy)
+        self.widget.setMouseTracking(True)
+        self.onSlice = onSlice
+        self.slices = range(0)
+        self.lanes = []
+        self.current = None
+        self.suggested = None
+        self._eventFilter = StripEventFilter()
+        self._eventFilter.strip = weakref.ref(self)
+        self.widget.installEventFilter(self._eventFilter)
+
+    def cleanup(self):
+        """Let go of the widget."""
+        self.widget.removeEventFilter(self._eventFilter)
+
+    def show(self, slices: range, lanes: list[Lane], current: int | None, suggested: int | None = None):
+        """Show `lanes` over `slices`, the slice that the views show, and the one that had best be annotated next."""
+        self.slices, self.lanes, self.current, self.suggested = slices, lanes, current, suggested
+        self.widget.setFixedHeight(HEADER + self._lanesHeight() + FOOTER)
+        self.paint()
+
+    def marks(self) -> list[int]:
+        """The slices that bear a mark other than 'ignored' for any segment, ascending."""
+        return sorted({index for lane in self.lanes for index, role in lane.roles.items() if role != IGNORED})
+
+    def sliceAt(self, x: int) -> int | None:
+        """The slice at a horizontal position; that of a mark, if one is near."""
+        if not self.slices:
+            return None
+        near = [index for index in self.marks() if abs(self._x(index) - x) <= SNAP]
+        if near:
+            return min(near, key=lambda index: abs(self._x(index) - x))
+        position = (x - MARGIN) / self._pitch() - 0.5
+        return self.slices[min(max(round(position), 0), len(self.slices) - 1)]
+
+    def describe(self, index: int) -> str:
+        """What is known of a slice, as text."""
+        known = [f"{lane.name}: {lane.roles[index]}" for lane in self.lanes if index in lane.roles]
+        return "\n".join([f"Slice {index}", *known])
+
+    def paint(self):
+        """Draw anew."""
+        width, height = self.widget.width, self.widget.height
+        if width < 4 * MARGIN or height <= 0:
+            return
+        ratio = self.widget.devicePixelRatioF()
+        pixmap = qt.QPixmap(int(width * ratio), int(height * ratio))
+        pixmap.setDevicePixelRatio(ratio)
+        pixmap.fill(transparent())
+        painter = qt.QPainter()
+        painter.begin(pixmap)
+        try:
+            painter.setRenderHint(qt.QPainter.Antialiasing)
+            self._paintGround(painter, width)
+            self._paintLanes(painter, width)
+            self._paintNumbers(painter, width)
+            self._paintCurrent(painter)
+        finally:
+            painter.end()
+        self.widget.setPixmap(pixmap)
+
+    def _paintGround(self, painter, width: int):
+        painter.setPen(qt.QPen(self._color("Mid")))
+        painter.setBrush(qt.QBrush(self._color("Base")))
+        painter.drawRoundedRect(0, HEADER - 3, width - 1, self._lanesHeight() + 5, 3.0, 3.0)
+
+    def _paintLanes(self, painter, width: int):
+        top = HEADER
+        for lane in self._rows():
+            height = self._laneHeight()
+            if lane.selected:
+                painter.setPen(qt.QPen(transparent()))
+                painter.setBrush(qt.QBrush(self._color("Highlight", 50)))
+                painter.drawRect(1, top - 1, width - 3, height + 2)
+            painter.setPen(qt.QPen(self._color("Midlight")))
+            painter.drawLine(MARGIN, top + height // 2, width - MARGIN, top + height // 2)
+            for index, role in sorted(lane.roles.items()):
+                if index in self.slices:
+                    self._paintMark(painter, role, self._x(index), top, height, lane.color)
+            top += height + LANE_GAP
+
+    def _paintMark(self, painter, role: str, x: int, top: int, height: int, color):
+        width = max(NARROWEST_MARK, int(0.8 * self._pitch()))
+        paintRole(painter, role, x - width // 2, top, width, height, qt.QColor.fromRgbF(*color), self._color("Text"))
+
+    def _paintNumbers(self, painter, width: int):
+        if not self.slices:
+            return
+        metrics = painter.fontMetrics()
+        baseline = HEADER + self._lanesHeight() + metrics.ascent() + 2
+        occupied = []
+        wanted = [self.current, self.slices[0], self.slices[-1], *self.marks()]
+        for index in (index for index in wanted if index is not None and index in self.slices):
+            text = str(index)
+            textWidth = metrics.horizontalAdvance(text)
+            left = min(max(self._x(index) - textWidth // 2, 0), width - textWidth)
+            if all(left > right + 3 or left + textWidth < other - 3 for other, right in occupied):
+                occupied.append((left, left + textWidth))
+                painter.setPen(qt.QPen(self._color("Highlight" if index == self.current else "Text")))
+                painter.drawText(left, baseline, text)
+
+    def _paintCurrent(self, painter):
+        if self.suggested is not None and self.suggested in self.slices:
+            painter.setPen(qt.QPen(transparent()))
+            painter.setBrush(qt.QBrush(qt.QColor(240, 150, 20)))
+            painter.drawEllipse(self._x(self.suggested) - 4, 0, 8, 8)
+        if self.current is not None and self.current in self.slices:
+            x = self._x(self.current)
+            pen = qt.QPen(self._color("Highlight"))
+            pen.setWidth(2)
+            painter.setPen(pen)
+            painter.drawLine(x, 2, x, HEADER + self._lanesHeight() + 1)
+            painter.setBrush(qt.QBrush(self._color("Highlight")))
+            painter.drawEllipse(x - 2, 1, 4, 4)
+
+    def _rows(self) -> list[Lane]:
+        """One lane for each segment, below one for all of them where there are several."""
+        return self.lanes if len(self.lanes) == 1 else [self._summary(), *self.lanes]
+
+    def _summary(self) -> Lane:
+        """What all segments have in common: complete where every one is known, a scribble where only some are."""
+        color = self._color("Dark")
+        roles = {}
+        for index in self.marks():
+            known = [lane.roles.get(index) for lane in self.lanes]
+            roles[index] = COMPLETE if all(role in (COMPLETE, ABSENT) for role in known) else SCRIBBLE
+        return Lane("", (color.redF(), color.greenF(), color.blueF()), roles)
+
+    def _laneHeight(self) -> int:
+        lanes = max(len(self._rows()), 1)
+        return min(max(LANES_HEIGHT // lanes - LANE_GAP, LOWEST_LANE), HIGHEST_LANE)
+
+    def _lanesHeight(self) -> int:
+        return max(len(self._rows()), 1) * (self._laneHeight() + LANE_GAP)
+
+    def _pitch(self) -> float:
+        """Pixels from slice to slice."""
+        return (self.widget.width - 2 * MARGIN) / max(len(self.slices), 1)
+
+    def _x(self, index: int) -> int:
+        return int(MARGIN + (index - self.slices.start + 0.5) * self._pitch())
+
+    def _color(self, role: str, alpha: int = 255):
+        color = qt.QColor(self.widget.palette.color(getattr(qt.QPalette, role)))
+        color.setAlpha(alpha)
+        return color
+
+
+class StripEventFilter(qt.QObject):
+    """Hands the label's mouse and resize events to the strip."""
+
+    strip = None
+
+    def eventFilter(self, watched, event):
+        strip = self.strip() if self.strip else None
+        if strip is None:
+            return False
+        kind = event.type()
+        if kind in (qt.QEvent.Resize, qt.QEvent.PaletteChange):
+            strip.paint()
+        elif kind in (qt.QEvent.MouseMove, qt.QEvent.MouseButtonPress):
+            index = strip.sliceAt(event.pos().x())
+            if index is None:
+                return False
+            strip.widget.setToolTip(strip.describe(index))
+            pressed = event.buttons() & qt.Qt.LeftButton
+            if pressed and index != strip.current:
+                strip.onSlice(index)
+        return False
+
+
+def transparent():
+    """Neither outline nor filling."""
+    return qt.QColor(0, 0, 0, 0)
+
+
+def paintRole(painter, role: str, x: int, y: int, width: int, height: int, color, ink):
+    """One mark: complete filled, scribble a ring, absent a cross in `ink`, ignored pale."""
+    painter.setPen(qt.QPen(transparent()))
+    painter.setBrush(qt.QBrush(transparent()))
+    middle = x + width // 2
+    if role == COMPLETE:
+        painter.setBrush(qt.QBrush(color))
+        painter.drawRect(x, y, width, height)
+    elif role == IGNORED:
+        pale = qt.QColor(color)
+        pale.setAlpha(70)
+        painter.setBrush(qt.QBrush(pale))
+        painter.drawRect(x, y + height // 4, width, height - 2 * (height // 4))
+    else:
+        pen = qt.QPen(color if role == SCRIBBLE else ink)
+        pen.setWidth(2 if height >= 8 else 1)
+        painter.setPen(pen)
+        size = min(height - 2, 8)
+        top = y + (height - size) // 2
+        if role == SCRIBBLE:
+            painter.drawEllipse(middle - size // 2, top, size, size)
+        else:
+            painter.drawLine(middle - size // 2, top, middle + size // 2, top + size)
+            painter.drawLine(middle - size // 2, top + size, middle + size // 2, top)
+
+
+def roleIcon(role: str, color, ink):
+    """An icon of the mark that stands for a role on the strip."""
+    pixmap = qt.QPixmap(16, 16)
+    pixmap.fill(transparent())
+    painter = qt.QPainter()
+    painter.begin(pixmap)
+    try:
+        painter.setRenderHint(qt.QPainter.Antialiasing)
+        paintRole(painter, role, 4, 2, 8, 12, color, ink)
+    finally:
+        painter.end()
+    return qt.QIcon(pixmap)

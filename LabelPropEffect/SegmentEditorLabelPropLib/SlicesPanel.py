@@ -1,0 +1,262 @@
+"""What is annotated: a line that sums it up, the strip of slices, and buttons for the role of the slice being looked at."""
+
+import qt
+import slicer
+import vtk
+from LabelPropLib.annotation import AXIS_NAMES
+from LabelPropLib.errors import InputError
+from LabelPropLib.slices import anatomical_plane, set_role, survey
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
+from .SliceStrip import ABSENT, COMPLETE, IGNORED, ROLES, SCRIBBLE, Lane, SliceStrip, roleIcon
+from .SliceViews import SliceAxis, sliceNodes
+
+REFRESH_DELAY_MS = 50  # a brush stroke and a scroll come as many events
+
+
+class SlicesPanel(VTKObservationMixin):
+    """
+    :param scriptedEffect: the effect that the panel belongs to.
+    :param segmentIds: called for the IDs of the segments to show.
+    :param onSurveyed: called when the slices were looked through anew.
+    """
+
+    def __init__(self, scriptedEffect, segmentIds, onSurveyed):
+        VTKObservationMixin.__init__(self)
+        self.scriptedEffect = scriptedEffect
+        self.segmentIds = segmentIds
+        self.onSurveyed = onSurveyed
+        self.strip = None
+        self.overview = None
+        self.currentSlice = None
+        self.suggestedSlice = None
+        self.deviceText = ""
+        self._surveyNeeded = True
+        self._timer = qt.QTimer()
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(REFRESH_DELAY_MS)
+        self._timer.connect("timeout()", self._refreshWhatChanged)
+
+    def addRows(self):
+        """Make the widgets."""
+        self.statusLabel = qt.QLabel()
+        self.statusLabel.objectName = "SegmentEditorLabelPropStatus"
+        self.statusLabel.setWordWrap(True)
+        self.scriptedEffect.addOptionsWidget(self.statusLabel)
+
+        self.strip = SliceStrip(self.showSlice)
+        self.previousButton = self._stepButton(qt.Qt.LeftArrow, _("Previous annotated slice"), -1)
+        self.nextButton = self._stepButton(qt.Qt.RightArrow, _("Next annotated slice"), 1)
+        stripRow = qt.QHBoxLayout()
+        stripRow.setSpacing(2)
+        for widget in (self.previousButton, self.strip.widget, self.nextButton):
+            stripRow.addWidget(widget)
+        self.scriptedEffect.addOptionsWidget(stripRow)
+
+        self.roleLabel = qt.QLabel()
+        self.roleLabel.objectName = "SegmentEditorLabelPropRole"
+        policy = qt.QSizePolicy()
+        policy.setHorizontalPolicy(qt.QSizePolicy.Ignored)  # a long name must not make the panel wider
+        self.roleLabel.setSizePolicy(policy)
+        self.scriptedEffect.addOptionsWidget(self.roleLabel)
+        self.roleButtons = {role: self._roleButton(role) for role in ROLES}
+        roleRow = qt.QHBoxLayout()
+        roleRow.setSpacing(2)
+        for button in self.roleButtons.values():
+            roleRow.addWidget(button)
+        self.scriptedEffect.addOptionsWidget(roleRow)
+
+    def observe(self):
+        """Keep up with the segments, the selected one, and the slice views."""
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        segmentationNode = parameterSetNode.GetSegmentationNode()
+        self.addObserver(parameterSetNode, vtk.vtkCommand.ModifiedEvent, self._onSegmentsModified)
+        if segmentationNode is not None:
+            for event in (
+                slicer.vtkSegmentation.SegmentAdded,
+                slicer.vtkSegmentation.SegmentRemoved,
+                slicer.vtkSegmentation.SegmentModified,
+                slicer.vtkSegmentation.SourceRepresentationModified,
+            ):
+                self.addObserver(segmentationNode.GetSegmentation(), event, self._onSegmentsModified)
+            self.addObserver(
+                segmentationNode, slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent, self._onSegmentsModified
+            )
+        for sliceNode in sliceNodes():
+            self.addObserver(sliceNode, vtk.vtkCommand.ModifiedEvent, self._onViewModified)
+        self.refresh()
+
+    def stopObserving(self):
+        """The effect is not being used."""
+        self._timer.stop()
+        self.removeObservers()
+
+    def cleanup(self):
+        """Let go of everything."""
+        self.stopObserving()
+        self._timer.disconnect("timeout()", self._refreshWhatChanged)
+        if self.strip is not None:
+            self.strip.cleanup()
+
+    def refresh(self):
+        """Look through the slices of all segments anew, and show them."""
+        self._surveyNeeded = True
+        self._refreshWhatChanged()
+
+    def planes(self):
+        """Axis of the segmentation -> 'axial', 'coronal' or 'sagittal'."""
+        return {name: anatomical_plane(self.overview.grid, axis) for axis, name in enumerate(AXIS_NAMES)}
+
+    def showSlice(self, index):
+        """Jump to a slice in all views."""
+        self.currentSlice = index
+        self._axis().show(index)
+        self._show()
+
+    def setRole(self, role):
+        """Give the current slice a role for the selected segment; the role that it has already, to take it away."""
+        segmentId = self._selectedSegmentId()
+        if role == self.overview.roles[segmentId].get(self.currentSlice):
+            role = COMPLETE
+        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        set_role(segmentationNode, segmentId, self.overview.axis, role, [self.currentSlice])
+        self.refresh()
+
+    def _onSegmentsModified(self, _caller, _event):
+        self._surveyNeeded = True
+        self._timer.start()
+
+    def _onViewModified(self, _caller, _event):
+        self._timer.start()
+
+    def _refreshWhatChanged(self):
+        self._timer.stop()
+        surveyed = self._surveyNeeded
+        if surveyed:
+            self._surveyNeeded = False
+            self._survey()
+        if self.overview is not None:
+            shown = self._axis().current()
+            self.currentSlice = self.currentSlice if shown is None else shown
+        self._show()
+        if surveyed:
+            self.onSurveyed()
+
+    def _survey(self):
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        volumeNode = parameterSetNode.GetSourceVolumeNode()
+        segmentationNode = parameterSetNode.GetSegmentationNode()
+        self.overview = None
+        if volumeNode is None or volumeNode.GetImageData() is None or segmentationNode is None:
+            return
+        try:
+            self.overview = survey(
+                volumeNode, segmentationNode, self.segmentIds(), self.scriptedEffect.parameter("Direction")
+            )
+        except InputError as error:  # of a tag that was written by other means
+            self.statusLabel.text = str(error)
+
+    def _show(self):
+        segmentId = self._selectedSegmentId()
+        lanes = self._lanes(segmentId)
+        slices = self.overview.slices if self.overview else range(0)
+        self.strip.show(slices, lanes, self.currentSlice, self.suggestedSlice)
+        if self.overview is not None:
+            self.statusLabel.text = self._status()
+        marks = self.strip.marks()
+        current = slices.start if self.currentSlice is None else self.currentSlice
+        self.previousButton.setEnabled(any(mark < current for mark in marks))
+        self.nextButton.setEnabled(any(mark > current for mark in marks))
+        self._showRole(lanes)
+
+    def _showRole(self, lanes):
+        lane = next((lane for lane in lanes if lane.selected), None)
+        known = lane is not None and self.currentSlice in self.overview.slices
+        role = lane.roles.get(self.currentSlice) if known else None
+        if known:
+            self.roleLabel.text = _("{segment} on slice {index} is:").format(segment=lane.name, index=self.currentSlice)
+        else:
+            self.roleLabel.text = _("The selected segment on the current slice is:")
+        empty = role in (None, ABSENT)
+        possible = {COMPLETE: not empty, SCRIBBLE: not empty, ABSENT: empty, IGNORED: True}
+        color = qt.QColor.fromRgbF(*lane.color) if lane else qt.QColor(128, 128, 128)
+        for name, button in self.roleButtons.items():
+            button.setEnabled(known and possible[name])
+            button.setChecked(name == role)
+            button.setIcon(roleIcon(name, color, button.palette.color(qt.QPalette.ButtonText)))
+
+    def _lanes(self, selectedId):
+        if self.overview is None:
+            return []
+        segmentation = self.scriptedEffect.parameterSetNode().GetSegmentationNode().GetSegmentation()
+        segments = {segmentId: segmentation.GetSegment(segmentId) for segmentId in self.overview.roles}
+        return [
+            Lane(segment.GetName(), segment.GetColor(), self.overview.roles[segmentId], segmentId == selectedId)
+            for segmentId, segment in segments.items()
+            if segment is not None
+        ]
+
+    def _status(self):
+        roles = [role for slices in self.overview.roles.values() for role in slices.values()]
+        if COMPLETE not in roles:
+            return _("Draw the visible segments on a few slices, in one direction, then initialize.")
+        drawn = {index for slices in self.overview.roles.values() for index in slices if slices[index] == COMPLETE}
+        scribbled = {index for slices in self.overview.roles.values() for index in slices if slices[index] == SCRIBBLE}
+        parts = [
+            _("{plane} slices ({axis})").format(
+                plane=self.planes()[AXIS_NAMES[self.overview.axis]].capitalize(), axis=AXIS_NAMES[self.overview.axis]
+            ),
+            _("{count} complete").format(count=len(drawn)),
+        ]
+        if scribbled:
+            parts.append(_("{count} scribbled").format(count=len(scribbled)))
+        parts.append(
+            _("{count} segments").format(count=sum(COMPLETE in s.values() for s in self.overview.roles.values()))
+        )
+        if self.deviceText:
+            parts.append(self.deviceText)
+        return " · ".join(parts)
+
+    def _selectedSegmentId(self):
+        """The selected segment, None if it is not among those shown."""
+        selected = self.scriptedEffect.parameterSetNode().GetSelectedSegmentID()
+        return selected if self.overview is not None and selected in self.overview.roles else None
+
+    def _axis(self):
+        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        return SliceAxis(self.overview.grid, self.overview.axis, segmentationNode)
+
+    def _step(self, direction):
+        current = self.overview.slices.start if self.currentSlice is None else self.currentSlice
+        beyond = [mark for mark in self.strip.marks() if (mark - current) * direction > 0]
+        if beyond:
+            self.showSlice(min(beyond, key=lambda mark: abs(mark - current)))
+
+    def _stepButton(self, arrow, toolTip, direction):
+        button = qt.QToolButton()
+        button.setArrowType(arrow)
+        button.setAutoRaise(True)
+        button.setToolTip(toolTip)
+        button.connect("clicked()", lambda: self._step(direction))
+        return button
+
+    def _roleButton(self, role):
+        titles = {COMPLETE: _("Complete"), SCRIBBLE: _("Scribble"), ABSENT: _("Absent"), IGNORED: _("Ignore")}
+        toolTips = {
+            COMPLETE: _("The selected segment is drawn completely on this slice: these voxels and no others."),
+            SCRIBBLE: _("What is drawn of the selected segment on this slice is a hint only: there may be more of it."),
+            ABSENT: _("The selected segment is not on this slice."),
+            IGNORED: _("Do not read what the selected segment has on this slice."),
+        }
+        button = qt.QToolButton()
+        button.objectName = f"SegmentEditorLabelProp{role.capitalize()}"
+        button.text = titles[role]
+        button.setToolTip(toolTips[role])
+        button.setCheckable(True)
+        button.setToolButtonStyle(qt.Qt.ToolButtonTextBesideIcon)
+        policy = qt.QSizePolicy()
+        policy.setHorizontalPolicy(qt.QSizePolicy.Expanding)
+        button.setSizePolicy(policy)
+        button.connect("clicked()", lambda: self.setRole(role))
+        return button

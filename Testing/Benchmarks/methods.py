@@ -1,0 +1,127 @@
+"""How the benchmark runs a method on a case: in a process of its own, timed and weighed, or quickly in this one.
+
+Methods are named `nearest`, `fill` and `labelprop`, the last with choices of `labelprop propagate` after colons:
+`labelprop:fast`, `labelprop:best:instance:distance`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from bench import REPOSITORY, Case
+
+from LabelPropLib.annotation import annotate_from_label_volume
+from LabelPropLib.baselines import copy_nearest, fill_between_slices
+from LabelPropLib.pipeline import propagate
+from LabelPropLib.settings import FUSIONS, PRESETS, REGISTRATIONS, Settings
+
+BASELINES = {"nearest": "copy nearest", "fill": "Fill between slices"}
+COMMAND_LINE = REPOSITORY / "LabelProp" / "LabelPropLib" / "cli.py"
+BASELINE = Path(__file__).with_name("baseline.py").resolve()
+MAXRSS_PER_GB = 2**30 if sys.platform == "darwin" else 2**20  # of getrusage: bytes on macOS, else kilobytes
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its choices; text: as on the command line; title: for tables."""
+
+    text: str
+    choices: dict[str, str]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is what Slicer users have without LabelProp."""
+        return self.text in BASELINES
+
+    @property
+    def title(self) -> str:
+        """For the head of a table."""
+        return BASELINES.get(self.text, "LabelProp " + " ".join(self.choices.values())).strip()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds: of computing alone; process_seconds: from start to written file; peak_gb: memory. NaN: not measured."""
+
+    seconds: float
+    process_seconds: float = np.nan
+    peak_gb: float = np.nan
+
+
+def parse_method(text: str) -> Method:
+    """The method of that name. Raises argparse.ArgumentTypeError."""
+    name, *words = text.split(":")
+    if text in BASELINES:
+        return Method(text, {})
+    known = {"preset": PRESETS, "registration": REGISTRATIONS, "fusion": FUSIONS}
+    options = {word: option for option, choices in known.items() for word in choices if word != "auto"}
+    unknown = [word for word in words if word not in options]
+    if name != "labelprop" or unknown:
+        raise argparse.ArgumentTypeError(
+            f"unknown method '{text}': choose {', '.join(BASELINES)} or labelprop, after colons any of"
+            f" {', '.join(options)}"
+        )
+    return Method(text, {options[word]: word for word in words})
+
+
+def run_process(method: Method, case: Case, prediction: Path) -> Cost:
+    """Run the method on a case in a process of its own, which writes `prediction`; not on Windows, for want of `wait4`.
+
+    Raises RuntimeError if it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report, log = Path(folder, "report.json"), Path(folder, "log.txt")
+        if method.is_baseline:
+            command = [BASELINE, method.text, str(case.axis), case.annotations, prediction, report]
+        else:
+            options = [word for option, choice in method.choices.items() for word in (f"--{option}", choice)]
+            command = [
+                COMMAND_LINE,
+                "propagate",
+                case.image,
+                case.annotations,
+                "-o",
+                prediction,
+                "--report",
+                report,
+                *options,
+            ]
+        start = time.perf_counter()
+        with log.open("wb") as stream:
+            process = subprocess.Popen([sys.executable, *command], stdout=stream, stderr=stream)
+            _, status, usage = os.wait4(process.pid, 0)
+        process_seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{method.text} on {case.name} ended with {process.returncode}: {log.read_text()}")
+        stages = json.loads(report.read_text())["seconds"]
+    seconds = sum(seconds for stage, seconds in stages.items() if stage != "reading")
+    return Cost(seconds, process_seconds, usage.ru_maxrss / MAXRSS_PER_GB)
+
+
+def run_here(method: Method, case: Case, prediction: Path) -> Cost:
+    """Run the method on a case in this process, without the way through files and scene: quick, for development."""
+    image = sitk.ReadImage(str(case.image))
+    drawn_image = sitk.ReadImage(str(case.annotations))
+    drawn = sitk.GetArrayFromImage(drawn_image)
+    start = time.perf_counter()
+    if method.text == "nearest":
+        found = copy_nearest(drawn, case.axis)
+    elif method.text == "fill":
+        found = fill_between_slices(drawn)
+    else:
+        annotation = annotate_from_label_volume(sitk.GetArrayFromImage(image), drawn, image.GetSpacing()[::-1])
+        (found,) = propagate(annotation, Settings(**method.choices)).label_maps
+    cost = Cost(time.perf_counter() - start)
+    written = sitk.GetImageFromArray(found.astype(drawn.dtype))
+    written.CopyInformation(drawn_image)
+    sitk.WriteImage(written, str(prediction))
+    return cost

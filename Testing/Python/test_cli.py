@@ -1,0 +1,537 @@
+"""The command line: files in, files out, exit status, and one line about what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import slicer
+from samples import OBLIQUE, SHAPE, STRAIGHT, add_scan, add_segmentation, draw, drawn_masks, label_volume, noise, tag
+
+from LabelPropLib import cli, files, scene
+
+LABELS = (7, 300)
+SCRIPT = Path(cli.__file__)
+
+
+@pytest.fixture
+def case(tmp_path):
+    """A folder with an oblique scan and annotations of labels 7 and 300 on slices 2 and 9; returns the folder."""
+    write(tmp_path / "image.nii.gz", noise())
+    write(tmp_path / "annotations.nii.gz", label_volume(drawn_masks(), LABELS).astype(np.uint16))
+    return tmp_path
+
+
+def write(path, array, ijk_to_ras=OBLIQUE):
+    files.write_volume(array, ijk_to_ras, path)
+
+
+def read(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def propagate(folder, *options, image="image.nii.gz", annotations="annotations.nii.gz", output="out.nii.gz"):
+    """Exit status of `labelprop propagate` on files of the folder."""
+    return cli.main(
+        ["propagate", str(folder / image), str(folder / annotations), "-o", str(folder / output), *map(str, options)]
+    )
+
+
+def assert_refused(capsys, folder, message, *options, **names):
+    """It ends with status 2 and one line that holds the message, and the folder is as it was."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    capsys.readouterr()
+    assert propagate(folder, *options, **names) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("labelprop: ")
+    assert message in said.err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def run_script(*arguments, **options):
+    """The command in a process of its own, as a file, which is how Slicer runs it."""
+    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+# What comes out
+
+
+def test_output_has_the_scans_grid_and_the_annotations_labels(case, nearest_slice_engine):
+    assert propagate(case) == 0
+    image, output = (sitk.ReadImage(str(case / name)) for name in ("image.nii.gz", "out.nii.gz"))
+    np.testing.assert_allclose(output.GetOrigin(), image.GetOrigin(), atol=1e-5)
+    np.testing.assert_allclose(output.GetSpacing(), image.GetSpacing(), rtol=1e-6)
+    np.testing.assert_allclose(output.GetDirection(), image.GetDirection(), atol=1e-6)
+    annotations, result = read(case / "annotations.nii.gz"), read(case / "out.nii.gz")
+    assert result.dtype == np.uint16
+    assert set(np.unique(result)) == {0, *LABELS}
+    np.testing.assert_array_equal(result[[2, 9]], annotations[[2, 9]])
+    assert result[2:10].any(axis=(1, 2)).all()
+    assert sorted(path.name for path in case.iterdir()) == ["annotations.nii.gz", "image.nii.gz", "out.nii.gz"]
+
+
+@pytest.mark.parametrize("suffix", files.VOLUME_SUFFIXES)
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint32, np.int64, np.float64])
+def test_label_types_and_file_formats(tmp_path, nearest_slice_engine, suffix, kind):
+    labels = {np.uint8: (1, 255), np.int16: (3, 32000)}.get(kind, (5, 70000))
+    write(tmp_path / f"image{suffix}", noise())
+    write(tmp_path / f"annotations{suffix}", label_volume(drawn_masks(), labels).astype(kind))
+    names = {name: f"{name}{suffix}" for name in ("image", "annotations", "output")}
+    assert propagate(tmp_path, **names) == 0
+    result = read(tmp_path / f"output{suffix}")
+    assert result.dtype.kind in "iu"
+    assert set(np.unique(result)) == {0, *labels}
+    np.testing.assert_array_equal(result[[2, 9]], read(tmp_path / f"annotations{suffix}")[[2, 9]])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_axis_is_found_or_given(tmp_path, nearest_slice_engine, axis):
+    masks = drawn_masks(planes=(2, 9), axis=axis)
+    write(tmp_path / "image.nii.gz", noise())
+    write(tmp_path / "annotations.nii.gz", label_volume(masks, LABELS).astype(np.uint16))
+    report = tmp_path / "report.json"
+    for given in ("auto", "kji"[axis]):
+        assert propagate(tmp_path, "--axis", given, "--report", report) == 0
+        found = json.loads(report.read_text())
+        assert found["axis"] == "kji"[axis]
+        assert found["annotated_slices"] == [2, 9]
+
+
+def test_report(case, nearest_slice_engine):
+    assert propagate(case, "--report", case / "report.json") == 0
+    report = json.loads((case / "report.json").read_text())
+    assert report["labels"] == list(LABELS)
+    assert report["segments"] == {"7": "Label_7", "300": "Label_300"}
+    assert report["device"] == "cpu"
+    assert set(report["seconds"]) == {"reading", "copying"}
+
+
+def test_time_and_memory_are_told(case, nearest_slice_engine, capsys):
+    assert propagate(case) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Labels 7, 300: 12 slices across k, annotated on 2, 9." in said.err
+    assert "copying 0.0 s" in said.err
+    assert "Peak memory: 0.50 GB." in said.err
+
+
+def test_directions_and_uncertainty(case, nearest_slice_engine):
+    assert propagate(case, "--directions", "--uncertainty", case / "unsure.nrrd") == 0
+    for name in ("out_up.nii.gz", "out_down.nii.gz"):
+        np.testing.assert_array_equal(read(case / name), read(case / "out.nii.gz"))
+    uncertainty = sitk.ReadImage(str(case / "unsure.nrrd"))
+    assert uncertainty.GetPixelID() == sitk.sitkFloat32
+    np.testing.assert_allclose(
+        uncertainty.GetOrigin(), sitk.ReadImage(str(case / "image.nii.gz")).GetOrigin(), atol=1e-5
+    )
+    assert (sitk.GetArrayFromImage(uncertainty) == 0.25).all()
+
+
+def test_scribbles(case, monkeypatch, nearest_slice_engine):
+    from LabelPropLib import pipeline
+
+    seen = {}
+    engine = pipeline.propagate
+
+    def watched(annotation, *arguments):
+        seen.update(annotation.scribbles)
+        return engine(annotation, *arguments)
+
+    monkeypatch.setattr(pipeline, "propagate", watched)
+    strokes = np.zeros(SHAPE, np.uint16)
+    strokes[5, 3, 4:9], strokes[4:8, 6, 6], strokes[6, 15, 2:7] = 7, 300, 255
+    write(case / "scribbles.nii.gz", strokes)
+    assert propagate(case, "--scribbles", case / "scribbles.nii.gz") == 0
+    assert seen.keys() == {0, 7, 300}
+    for label, value in ((7, 7), (300, 300), (0, 255)):
+        np.testing.assert_array_equal(seen[label], np.argwhere(strokes == value))
+
+
+def test_volume_of_one_time_point(case, nearest_slice_engine):
+    image = sitk.ReadImage(str(case / "image.nii.gz"))
+    sitk.WriteImage(sitk.JoinSeries([image]), str(case / "series.nrrd"))
+    assert propagate(case, image="series.nrrd") == 0
+
+
+# Segmentations of Slicer's
+
+
+def save_segmentation(path, masks, cropped=False, ijk_to_ras=OBLIQUE):
+    """A `.seg.nrrd` of the masks, with all that a segment carries; returns the tag that was set."""
+    volume = add_scan(ijk_to_ras=ijk_to_ras)
+    node = add_segmentation(volume, masks)
+    segment = node.GetSegmentation().GetSegment("left")
+    segment.SetName("Left muscle")
+    segment.SetColor(0.25, 0.5, 0.75)
+    segment.SetTag("Mine", "kept")
+    if cropped:
+        storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
+        storage.SetCropToMinimumExtent(True)
+        storage.SetFileName(str(path))
+        assert storage.WriteData(node)
+    else:
+        scene.save_segmentation(node, path)
+
+
+@pytest.mark.parametrize("cropped", [False, True])
+def test_segmentation_in_and_out(case, nearest_slice_engine, cropped):
+    masks = drawn_masks()
+    save_segmentation(case / "drawn.seg.nrrd", masks, cropped)
+    assert propagate(case, annotations="drawn.seg.nrrd", output="out.seg.nrrd") == 0
+    node = scene.load_segmentation(case / "out.seg.nrrd")
+    segment = node.GetSegmentation().GetSegment("left")
+    assert segment.GetName() == "Left muscle"
+    np.testing.assert_allclose(segment.GetColor(), (0.25, 0.5, 0.75), atol=1e-6)
+    assert tag(segment, "Mine") == "kept"
+    assert tag(segment, "Segmentation.Status") == "inprogress"
+    volume = add_scan(ijk_to_ras=OBLIQUE)
+    for name, mask in masks.items():
+        result = scene.labels_on_volume(node, {1: name}, volume, np.uint8) > 0
+        np.testing.assert_array_equal(result[[2, 9]], mask[[2, 9]])
+        assert result[2:10].any(axis=(1, 2)).all()
+
+
+def test_segmentation_keeps_overlap(case, nearest_slice_engine):
+    masks = drawn_masks()
+    masks["both"] = masks["left"] | masks["right"]
+    save_segmentation(case / "drawn.seg.nrrd", masks)
+    assert propagate(case, annotations="drawn.seg.nrrd", output="out.seg.nrrd") == 0
+    node = scene.load_segmentation(case / "out.seg.nrrd")
+    volume = add_scan(ijk_to_ras=OBLIQUE)
+    left, right, both = (scene.labels_on_volume(node, {1: name}, volume, np.uint8) > 0 for name in masks)
+    assert left[5].any() and right[5].any()
+    np.testing.assert_array_equal(left | right, both)
+
+
+def test_overlap_needs_a_segmentation(case, capsys):
+    masks = drawn_masks()
+    masks["both"] = masks["left"] | masks["right"]
+    save_segmentation(case / "drawn.seg.nrrd", masks)
+    assert_refused(capsys, case, "left and both overlap", annotations="drawn.seg.nrrd")
+
+
+def test_label_volume_to_segmentation_and_back(case, nearest_slice_engine):
+    assert propagate(case) == 0
+    assert propagate(case, output="out.seg.nrrd") == 0
+    node = scene.load_segmentation(case / "out.seg.nrrd")
+    segmentation = node.GetSegmentation()
+    labels = {segmentation.GetSegment(name).GetLabelValue(): name for name in segmentation.GetSegmentIDs()}
+    assert labels == {7: "Label_7", 300: "Label_300"}
+    volume = add_scan(ijk_to_ras=OBLIQUE)
+    np.testing.assert_array_equal(scene.labels_on_volume(node, labels, volume, np.uint16), read(case / "out.nii.gz"))
+
+
+def test_segmentation_to_label_volume_on_another_grid(case, nearest_slice_engine):
+    coarse = OBLIQUE @ np.diag([2, 2, 1, 1.0])
+    volume = add_scan(noise((12, 10, 12)), coarse, "Coarse")
+    node = add_segmentation(volume, {})
+    node.GetSegmentation().AddEmptySegment("left", "left")
+    mask = np.zeros((12, 10, 12), bool)
+    mask[[2, 9], 3:6, 4:8] = True
+    draw(node, "left", mask, volume)
+    scene.save_segmentation(node, case / "coarse.seg.nrrd")
+    assert propagate(case, annotations="coarse.seg.nrrd") == 0
+    result = read(case / "out.nii.gz")
+    assert result.shape == SHAPE
+    assert 0.8 < result[5].sum() / (4 * mask[2].sum()) < 1.2
+
+
+# Bad input
+
+
+def test_missing_file(case, capsys):
+    assert_refused(capsys, case, "nowhere.nii.gz: no such file", image="nowhere.nii.gz")
+    assert_refused(capsys, case, "nowhere.seg.nrrd: no such file", annotations="nowhere.seg.nrrd")
+    assert_refused(capsys, case, "no such file", "--scribbles", case / "nowhere.nii.gz")
+
+
+def test_folder_for_a_file(case, capsys):
+    (case / "folder.nii.gz").mkdir()
+    assert_refused(capsys, case, "is a folder", image="folder.nii.gz")
+    assert_refused(capsys, case, "is a folder", output="folder.nii.gz")
+
+
+@pytest.mark.parametrize("name", ["text.nii.gz", "text.nrrd", "text.mha", "text.seg.nrrd"])
+def test_file_that_is_no_image(case, capsys, name):
+    (case / name).write_text("The patient lay still.")
+    which = "annotations" if name.endswith(".seg.nrrd") else "image"
+    assert_refused(capsys, case, name, **{which: name})
+
+
+@pytest.mark.parametrize("suffix", files.VOLUME_SUFFIXES)
+def test_file_that_is_cut_off(case, capfd, suffix):
+    write(case / f"cut{suffix}", noise())
+    content = (case / f"cut{suffix}").read_bytes()
+    (case / f"cut{suffix}").write_bytes(content[: len(content) // 2])
+    assert propagate(case, image=f"cut{suffix}") == 2
+    assert f"cut{suffix}: the file is damaged" in capfd.readouterr().err.splitlines()[-1]
+    assert not (case / "out.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    "shape, ijk_to_ras",
+    [
+        ((12, 20, 23), OBLIQUE),
+        (SHAPE, OBLIQUE @ np.diag([1.1, 1, 1, 1])),
+        (SHAPE, OBLIQUE @ np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1.0]])),
+        (SHAPE, OBLIQUE @ np.diag([1, -1, 1, 1])),
+        (SHAPE, STRAIGHT),
+    ],
+    ids=["size", "spacing", "origin", "flip", "direction"],
+)
+@pytest.mark.parametrize("which", ["annotations", "scribbles"])
+def test_other_grid(case, capsys, shape, ijk_to_ras, which):
+    write(case / "other.nii.gz", label_volume(drawn_masks(shape), LABELS).astype(np.uint16), ijk_to_ras)
+    if which == "annotations":
+        assert_refused(capsys, case, "resample one to the other's grid", annotations="other.nii.gz")
+    else:
+        assert_refused(capsys, case, "resample one to the other's grid", "--scribbles", case / "other.nii.gz")
+
+
+def test_rounded_headers_are_the_same_grid(case, nearest_slice_engine):
+    write(case / "rounded.nrrd", read(case / "annotations.nii.gz"), np.round(OBLIQUE, 4))
+    assert propagate(case, annotations="rounded.nrrd") == 0
+
+
+def test_no_annotated_slice(case, capsys):
+    write(case / "empty.nii.gz", np.zeros(SHAPE, np.uint8))
+    assert_refused(capsys, case, "No annotated slice", annotations="empty.nii.gz")
+
+
+def test_every_slice_annotated(case, capsys):
+    write(case / "full.nii.gz", np.ones(SHAPE, np.uint8))
+    assert_refused(capsys, case, "nothing to propagate", annotations="full.nii.gz")
+
+
+def test_several_time_points(case, capsys):
+    image = sitk.ReadImage(str(case / "image.nii.gz"))
+    sitk.WriteImage(sitk.JoinSeries([image, image]), str(case / "4d.nii.gz"))
+    assert_refused(capsys, case, "4 dimensions", image="4d.nii.gz")
+
+
+def test_colours(case, capsys):
+    image = sitk.Cast(sitk.ReadImage(str(case / "image.nii.gz")), sitk.sitkUInt8)
+    for name in ("rgb.nrrd", "rgb.nii.gz"):
+        sitk.WriteImage(sitk.Compose(image, image, image), str(case / name))
+        assert_refused(capsys, case, "3 components", image=name)
+        assert_refused(capsys, case, "3 components", annotations=name)
+
+
+def test_plane(case, capsys):
+    sitk.WriteImage(sitk.GetImageFromArray(noise()[0]), str(case / "2d.nrrd"))
+    assert_refused(capsys, case, "2 dimensions", image="2d.nrrd")
+
+
+def test_nan(case, capsys):
+    array = noise().astype(np.float32)
+    array[3, 4, 5] = np.nan
+    write(case / "nan.nrrd", array)  # in NIfTI ITK reads NaN as 0
+    assert_refused(capsys, case, "1 voxels that are NaN", image="nan.nrrd")
+
+
+def test_constant(case, capsys):
+    write(case / "constant.nii.gz", np.full(SHAPE, 5, np.int16))
+    assert_refused(capsys, case, "constant", image="constant.nii.gz")
+
+
+def test_single_slice(case, capsys):
+    write(case / "one.nii.gz", noise((1, 20, 24)))
+    write(case / "drawn.nii.gz", label_volume(drawn_masks((1, 20, 24), planes=(0,)), LABELS).astype(np.uint16))
+    assert_refused(capsys, case, "single slice", image="one.nii.gz", annotations="drawn.nii.gz")
+
+
+def test_scribbles_of_a_label_that_no_slice_bears(case, capsys):
+    strokes = np.zeros(SHAPE, np.uint8)
+    strokes[5, 3, 4:9] = 8
+    write(case / "scribbles.nii.gz", strokes)
+    assert_refused(capsys, case, "Label_8", "--scribbles", case / "scribbles.nii.gz")
+
+
+@pytest.mark.parametrize("value", [0.5, -1, np.nan, 2.0**31])
+def test_values_that_are_no_labels(case, capsys, value):
+    array = read(case / "annotations.nii.gz").astype(np.float64)
+    array[array == 7] = value
+    write(case / "odd.nrrd", array)
+    assert_refused(capsys, case, "that are no labels", annotations="odd.nrrd")
+
+
+def test_output_folder_missing(case, capsys):
+    assert_refused(capsys, case, "no such folder: create it first", output="results/out.nii.gz")
+    assert_refused(capsys, case, "no such folder", "--report", case / "results" / "report.json")
+
+
+def test_output_folder_read_only(case, capsys):
+    (case / "locked").mkdir()
+    (case / "locked").chmod(0o500)
+    try:
+        if os.access(case / "locked", os.W_OK):
+            pytest.skip("root may write anywhere")
+        assert_refused(capsys, case, "cannot be written to", output="locked/out.nii.gz")
+    finally:
+        (case / "locked").chmod(0o700)
+
+
+def test_output_folder_that_refuses_files(case, capsys, monkeypatch):
+    def refuse(**options):
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    assert_refused(capsys, case, "cannot be written to (Read-only file system): choose another folder")
+
+
+@pytest.mark.parametrize("name", ["out.png", "out", "out.seg.nhdr", "out.mhd"])
+def test_output_of_an_unwritable_kind(case, capsys, name):
+    assert_refused(capsys, case, "cannot write this kind of file: choose one of .seg.nrrd, .nii.gz", output=name)
+    if name != "out":
+        assert_refused(capsys, case, "choose one of .nii.gz", "--uncertainty", case / name)
+
+
+@pytest.mark.parametrize("name", ["image.nii.gz", "annotations.nii.gz"])
+def test_output_in_the_place_of_an_input(case, capsys, name):
+    assert_refused(capsys, case, "in use as another file", output=name)
+    assert_refused(capsys, case, "in use as another file", "--uncertainty", case / "out.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--axis", "z"], ["--missing", "no"], ["--fusion", "x"], ["--preset", "x"], ["--seed", "x"], ["--colour", "red"]],
+)
+def test_unknown_option_value(case, capsys, options):
+    assert_refused(capsys, case, options[1] if options[0] != "--colour" else "--colour", *options)
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["conquer"], [], ["propagate"], ["evaluate", "a.nii.gz"]])
+def test_unknown_or_incomplete_command(capsys, arguments):
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--help" in said
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["propagate", "--help"])
+    assert ended.value.code == 0
+    assert "--uncertainty" in capsys.readouterr().out
+
+
+# How it ends
+
+
+def test_failure_of_the_engine(case, capsys, monkeypatch):
+    from LabelPropLib import pipeline
+
+    def fail(*arguments):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(pipeline, "propagate", fail)
+    (case / "out.nii.gz").write_bytes(b"before")
+    assert propagate(case) == 1
+    assert "out of luck" in capsys.readouterr().err
+    assert (case / "out.nii.gz").read_bytes() == b"before"
+
+
+def test_failure_while_writing_leaves_all_outputs_as_they_were(case, capsys, monkeypatch, nearest_slice_engine):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli.json, "dumps", fail)
+    (case / "out.nii.gz").write_bytes(b"before")
+    assert propagate(case, "--report", case / "report.json") == 1
+    assert "No space left" in capsys.readouterr().err
+    assert (case / "out.nii.gz").read_bytes() == b"before"
+    assert sorted(path.name for path in case.iterdir()) == ["annotations.nii.gz", "image.nii.gz", "out.nii.gz"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run(case, capsys, monkeypatch, number):
+    from LabelPropLib import pipeline
+
+    monkeypatch.setattr(pipeline, "propagate", lambda *arguments: os.kill(os.getpid(), number) or time.sleep(10))
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    (case / "out.nii.gz").write_bytes(b"before")
+    assert propagate(case) == 130
+    assert capsys.readouterr().err == "labelprop: cancelled, nothing was written\n"
+    assert (case / "out.nii.gz").read_bytes() == b"before"
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+SLOW_ENGINE = """
+import sys, time
+from LabelPropLib import cli, pipeline
+
+def sleep(annotation, settings, progress, is_cancelled):
+    progress(0.1, "Sleeping")
+    time.sleep(60)
+
+pipeline.propagate = sleep
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_process_leaves_nothing(case, number):
+    names = {path.name for path in case.iterdir()}
+    command = [sys.executable, "-c", SLOW_ENGINE, "propagate", "image.nii.gz", "annotations.nii.gz", "-o", "out.nii.gz"]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    with subprocess.Popen(command, cwd=case, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline() == "Sleeping\n"
+        process.send_signal(number)
+        assert process.stderr.read() == "labelprop: cancelled, nothing was written\n"
+    assert process.returncode == 130
+    assert {path.name for path in case.iterdir()} == names
+
+
+def test_run_as_a_file(case):
+    arguments = ("image.nii.gz", "annotations.nii.gz", "-o", "out.nii.gz", "--preset", "fast", "--device", "cpu")
+    done = run_script("propagate", *arguments, cwd=case)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    annotations, result = read(case / "annotations.nii.gz"), read(case / "out.nii.gz")
+    np.testing.assert_array_equal(result[[2, 9]], annotations[[2, 9]])
+    assert set(np.unique(result)) == {0, *LABELS}
+
+
+def test_run_as_a_file_with_bad_input(case):
+    done = run_script("propagate", "image.nii.gz", "nowhere.nii.gz", "-o", "out.nii.gz", cwd=case)
+    assert done.returncode == 2
+    assert done.stderr == "labelprop: nowhere.nii.gz: no such file: check the path.\n"
+
+
+def test_help_needs_neither_slicer_nor_pytorch():
+    code = "import LabelPropLib.cli, sys; sys.exit(bool({'slicer', 'torch'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parents[1]).returncode == 0
+
+
+def test_evaluate(case, capsys):
+    assert cli.main(["evaluate", *[str(case / "annotations.nii.gz")] * 2]) == 0
+    assert "1.0000" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(case / "nowhere.nii.gz"), str(case / "annotations.nii.gz")]) == 2
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("out.nii.gz", "out_up.nii.gz"), ("a.b.seg.nrrd", "a.b_up.seg.nrrd"), ("out.nrrd", "out_up.nrrd")],
+)
+def test_ending(name, expected):
+    assert files.with_ending(Path("folder", name), "_up") == Path("folder", expected)
+
+
+def test_output_through_a_link(case, nearest_slice_engine):
+    (case / "results").mkdir()
+    (case / "results" / "true.nii.gz").write_bytes(b"")
+    (case / "out.nii.gz").symlink_to(case / "results" / "true.nii.gz")
+    assert propagate(case) == 0
+    assert (case / "out.nii.gz").is_symlink()
+    assert read(case / "results" / "true.nii.gz").any()

@@ -1,0 +1,123 @@
+"""The phantom, the demo on it, and its picture."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from LabelPropLib import cli, demo, scene
+from LabelPropLib.baselines import copy_nearest, fill_between_slices
+from LabelPropLib.errors import InputError
+from LabelPropLib.evaluation import score_labels
+from LabelPropLib.phantom import CROSS_SECTIONS, make_phantom
+from LabelPropLib.picture import choose_slices, save_picture
+
+DRAWN = [0, 24, 47]
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return make_phantom()
+
+
+def label_of(phantom, name: str) -> int:
+    (label,) = [label for label, muscle in phantom.names.items() if muscle == name]
+    return label
+
+
+def slices_of(phantom, name: str) -> list[int]:
+    return np.flatnonzero((phantom.labels == label_of(phantom, name)).any(axis=(1, 2))).tolist()
+
+
+def test_phantom_is_the_same_every_time(phantom):
+    again, other = make_phantom(), make_phantom(seed=1)
+    np.testing.assert_array_equal(again.image, phantom.image)
+    np.testing.assert_array_equal(again.labels, phantom.labels)
+    assert (other.labels != phantom.labels).mean() > 0.01
+
+
+def test_every_muscle_is_on_a_drawn_slice(phantom):
+    assert set(phantom.names) == set(np.unique(phantom.labels)) - {0}
+    assert set(phantom.names) == set(np.unique(phantom.labels[DRAWN])) - {0}
+    assert len(phantom.names) == len(CROSS_SECTIONS) - 1  # one is in two parts
+
+
+def test_muscles_end_start_and_split_inside(phantom):
+    assert 5 < slices_of(phantom, "adductor longus")[0] < 24
+    assert 24 < slices_of(phantom, "biceps femoris short head")[-1] < 42
+    magnus = phantom.labels == label_of(phantom, "adductor magnus")
+    large_parts = [
+        sum(np.bincount(ndimage.label(plane)[0].ravel())[1:] > 60)
+        for plane in magnus[slices_of(phantom, "adductor magnus")]
+    ]
+    assert large_parts[-1] == 1
+    assert 2 in large_parts
+
+
+def test_muscle_is_darker_than_the_fat_around_it(phantom):
+    muscle = phantom.image[phantom.labels > 0]
+    rim = ndimage.binary_dilation(phantom.labels > 0, np.ones((1, 5, 5))) & (phantom.labels == 0)
+    assert np.median(muscle) < 0.7 * np.median(phantom.image[rim])
+
+
+def test_outlines_alone_do_not_do(phantom):
+    """Otherwise a method that looks at the image could not show what that is worth."""
+    annotations = np.zeros_like(phantom.labels)
+    annotations[DRAWN] = phantom.labels[DRAWN]
+    for filled in (copy_nearest(annotations, 0), fill_between_slices(annotations)):
+        scores = score_labels(filled, phantom.labels, phantom.spacing, 0, DRAWN)
+        assert 0.6 < np.mean([score.dice for score in scores.values()]) < 0.85
+
+
+def test_demo(tmp_path, capsys, phantom):
+    assert cli.main(["demo", "-o", str(tmp_path / "new" / "folder")]) == 0
+    folder = tmp_path / "new" / "folder"
+    printed = capsys.readouterr().out
+    dice = {}
+    for method in ("copy the nearest slice", "Fill between slices", "LabelProp"):
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"{method} ") and " took " not in line]
+        dice[method] = float(line.removeprefix(method).split()[0])
+    assert dice["LabelProp"] > max(dice["copy the nearest slice"], dice["Fill between slices"]) + 0.05
+
+    volumes = {path.name: sitk.ReadImage(str(path)) for path in folder.glob("*.nii.gz")}
+    assert set(volumes) == {"image.nii.gz", "annotations.nii.gz", "labelprop.nii.gz", "truth.nii.gz"}
+    assert {image.GetSpacing() for image in volumes.values()} == {phantom.spacing[::-1]}
+    found = sitk.GetArrayFromImage(volumes["labelprop.nii.gz"])
+    np.testing.assert_array_equal(found[DRAWN], phantom.labels[DRAWN])
+    scores = score_labels(found, phantom.labels, phantom.spacing, 0, DRAWN)
+    assert np.mean([score.dice for score in scores.values()]) == pytest.approx(dice["LabelProp"], abs=6e-4)
+
+    segmentation = scene.load_segmentation(folder / "labelprop.seg.nrrd").GetSegmentation()
+    names = [segmentation.GetNthSegment(index).GetName() for index in range(segmentation.GetNumberOfSegments())]
+    assert names == list(phantom.names.values())
+    assert (matplotlib.image.imread(folder / "demo.png")[..., :3].std(axis=2) > 0.2).any()  # there are coloured lines
+
+
+def test_demo_needs_a_folder_to_write_to(tmp_path):
+    taken = tmp_path / "file"
+    taken.touch()
+    with pytest.raises(InputError, match="cannot be made"):
+        demo.run(taken / "folder")
+
+
+@given(st.sets(st.integers(0, 29), min_size=1, max_size=12), st.integers(8, 12))
+def test_pictures_show_drawn_slices_and_others_between(drawn, wanted):
+    found = np.zeros((30, 4, 4), np.uint8)
+    found[min(drawn) : max(drawn) + 1] = 1
+    chosen = choose_slices(found, 0, sorted(drawn), wanted)
+    assert chosen == sorted(set(chosen))
+    assert {min(drawn), max(drawn)} <= set(chosen)
+    assert len(chosen) == min(wanted, max(drawn) - min(drawn) + 1)
+    if len(drawn) <= wanted:
+        assert drawn <= set(chosen)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_picture_of_any_axis(tmp_path, axis):
+    labels = np.zeros((12, 20, 25), np.uint8)
+    labels[4:8, 6:15, 8:20] = 5
+    save_picture(tmp_path / "picture.png", np.random.default_rng(0).random(labels.shape), labels, (3, 1, 1), axis, [])
+    assert matplotlib.image.imread(tmp_path / "picture.png").shape[1] > 1000

@@ -1,0 +1,133 @@
+"""Dice and contour distances: against sums by hand and by brute force, over axes, slices left out, and from files."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.spatial.distance import cdist
+
+from LabelPropLib import cli
+from LabelPropLib.errors import InputError
+from LabelPropLib.evaluation import contour, contour_distances, run, score_labels
+
+SPACING = (4.0, 1.5, 0.5)
+MASKS = arrays(bool, (6, 7))
+
+
+def square(rows: slice, columns: slice, shape=(20, 20)) -> np.ndarray:
+    """A mask of one rectangle."""
+    mask = np.zeros(shape, bool)
+    mask[rows, columns] = True
+    return mask
+
+
+def random_labels(seed: int) -> np.ndarray:
+    """A (K, J, I) label volume of blobs that differ from slice to slice."""
+    return np.kron(np.random.default_rng(seed).integers(0, 3, (6, 4, 5)), np.ones((1, 4, 3))).astype(np.uint8)
+
+
+def write(path, array, spacing=SPACING):
+    """A label volume as a file."""
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing[::-1])
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def test_equal_volumes_score_perfectly():
+    labels = random_labels(0)
+    for score in score_labels(labels, labels, SPACING, axis=0).values():
+        assert (score.dice, score.assd, score.hd95, score.worst_slice_dice) == (1, 0, 0, 1)
+
+
+def test_shifted_square():
+    reference = np.zeros((3, 20, 20), np.uint8)
+    reference[:, 5:15, 5:15] = 7
+    score = score_labels(np.roll(reference, 2, axis=1), reference, (4.0, 1.5, 1.5), axis=0)[7]
+    assert score.dice == pytest.approx(0.8)
+    assert score.hd95 == pytest.approx(3.0)  # two pixels of 1.5 mm, at the two sides that moved
+    assert 0 < score.assd < 3
+
+
+def test_missing_slice_costs_its_radius():
+    reference = np.zeros((2, 20, 20), np.uint8)
+    reference[:, 5:14, 5:14] = 1
+    predicted = reference.copy()
+    predicted[1] = 0
+    score = score_labels(predicted, reference, (4.0, 2.0, 2.0), axis=0)[1]
+    assert score.hd95 == pytest.approx(10.0)  # the middle of 9 x 9 pixels of 2 mm is 5 pixels from outside
+    assert score.worst_slice_dice == 0
+    assert score.dice == pytest.approx(2 / 3)
+
+
+@given(MASKS, MASKS)
+def test_contour_distances_are_those_between_all_pairs(predicted, reference):
+    distances = contour_distances(predicted, reference, (1.5, 0.5))
+    if predicted.any() and reference.any():
+        pairs = cdist(np.argwhere(contour(predicted)) * (1.5, 0.5), np.argwhere(contour(reference)) * (1.5, 0.5))
+        np.testing.assert_allclose(np.sort(distances), np.sort([*pairs.min(0), *pairs.min(1)]))
+    else:
+        assert len(distances) == contour(predicted | reference).sum()
+
+
+@given(st.permutations(range(3)))
+def test_axes_of_the_array_do_not_matter(order):
+    predicted, reference = random_labels(1), random_labels(2)
+    expected = score_labels(predicted, reference, SPACING, axis=0)
+    spacing = tuple(SPACING[axis] for axis in order)
+    moved = score_labels(predicted.transpose(order), reference.transpose(order), spacing, axis=order.index(0))
+    for label, score in expected.items():
+        assert moved[label].dice == pytest.approx(score.dice)
+        assert moved[label].assd == pytest.approx(score.assd)
+        assert moved[label].hd95 == pytest.approx(score.hd95)
+
+
+def test_slices_left_out_do_not_count():
+    predicted, reference = random_labels(1), random_labels(2)
+    spoiled = predicted.copy()
+    spoiled[[1, 4]] = 9
+    assert score_labels(spoiled, reference, SPACING, 0, [1, 4]) == score_labels(
+        predicted, reference, SPACING, 0, [1, 4]
+    )
+    assert score_labels(spoiled, reference, SPACING, 0) != score_labels(predicted, reference, SPACING, 0)
+
+
+def test_labels_of_a_few_voxels_are_not_scored():
+    reference = np.zeros((4, 20, 20), np.uint8)
+    reference[:, :3, :3] = 1
+    reference[0, 10:15, 10:15] = 2
+    assert list(score_labels(reference, reference, SPACING, axis=0)) == [1]
+
+
+def test_command_prints_a_line_for_each_label(tmp_path, capsys):
+    reference = random_labels(2)
+    annotations = np.zeros_like(reference)
+    annotations[[0, 5]] = reference[[0, 5]]
+    paths = [
+        write(tmp_path / f"{name}.nii.gz", array)
+        for name, array in {"found": random_labels(1), "reference": reference, "annotations": annotations}.items()
+    ]
+    assert cli.main(["evaluate", str(paths[0]), str(paths[1]), "--annotations", str(paths[2])]) == 0
+    printed = capsys.readouterr().out
+    scores = score_labels(random_labels(1), reference, SPACING, 0, [0, 5])
+    for label, score in scores.items():
+        (line,) = [line for line in printed.splitlines() if line.split()[:1] == [str(label)]]
+        assert line.split()[1:4] == [f"{score.dice:.4f}", f"{score.assd:.2f}", f"{score.hd95:.2f}"]
+    assert "4 of 6 slices across k, without the annotated ones" in printed
+
+
+def test_bad_input_is_explained(tmp_path):
+    reference = write(tmp_path / "reference.nii.gz", random_labels(2))
+    empty = write(tmp_path / "empty.nii.gz", np.zeros_like(random_labels(2)))
+    with pytest.raises(InputError, match="no such file"):
+        run(tmp_path / "nothing.nii.gz", reference)
+    with pytest.raises(InputError, match="resample"):
+        run(write(tmp_path / "smaller.nii.gz", random_labels(1)[1:]), reference)
+    with pytest.raises(InputError, match="resample"):
+        run(write(tmp_path / "thinner.nii.gz", random_labels(1), (3.0, 1.5, 0.5)), reference)
+    with pytest.raises(InputError, match="no label"):
+        run(reference, empty)
+    with pytest.raises(InputError, match="No annotated slice"):
+        run(reference, reference, empty)

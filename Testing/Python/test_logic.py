@@ -1,0 +1,311 @@
+"""LabelPropLogic, and the panel's description, in plain Python."""
+
+import builtins
+import contextlib
+import importlib.util
+import subprocess
+import sys
+import types
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slicer
+from samples import OBLIQUE, SHAPE, add_scan, add_segmentation, draw, drawn_masks, propagate_nearest, segment_array
+
+import LabelProp
+from LabelProp import LabelPropLogic, LabelPropTest  # noqa: F401  the self test is run here too
+from LabelPropLib import scene
+from LabelPropLib.errors import Cancelled, InputError
+from LabelPropLib.settings import Settings
+
+MODULE_FOLDER = Path(LabelProp.__file__).parent
+
+
+@pytest.fixture
+def drawn():
+    """An oblique scan, and the segmentation of two structures drawn on two slices."""
+    volume = add_scan(ijk_to_ras=OBLIQUE)
+    return volume, add_segmentation(volume, drawn_masks())
+
+
+def contents(node, volume):
+    return {name: segment_array(node, name, volume) for name in node.GetSegmentation().GetSegmentIDs()}
+
+
+def assert_unchanged(node, volume, before):
+    for name, mask in contents(node, volume).items():
+        np.testing.assert_array_equal(mask, before[name])
+
+
+def test_one_call(drawn, nearest_slice_engine):
+    volume, node = drawn
+    seen = []
+    report = LabelPropLogic().propagate(volume, node, progress=lambda *values: seen.append(values))
+    assert report["labels"] == [1, 2]
+    assert report["segments"] == {"1": "left", "2": "right"}
+    assert seen[-1][0] == 1.0
+    for name, mask in drawn_masks().items():
+        result = segment_array(node, name, volume)
+        np.testing.assert_array_equal(result[[2, 9]], mask[[2, 9]])
+        assert result[2:10].any(axis=(1, 2)).all()
+
+
+def test_chosen_segments(drawn, nearest_slice_engine):
+    volume, node = drawn
+    report = LabelPropLogic().propagate(volume, node, segmentIds=["right"])
+    assert list(report["segments"].values()) == ["right"]
+    np.testing.assert_array_equal(segment_array(node, "left", volume), drawn_masks()["left"])
+    assert segment_array(node, "right", volume)[5].any()
+
+
+def test_uncertainty_and_directions(drawn, nearest_slice_engine):
+    volume, node = drawn
+    uncertainty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+    LabelPropLogic().propagate(volume, node, directions=True, uncertaintyVolumeNode=uncertainty)
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(uncertainty), np.full(SHAPE, 0.25, np.float32))
+    for direction in ("up", "down"):
+        added = slicer.util.getNode(f"Segmentation ({direction})")
+        assert segment_array(added, "left", volume)[5].any()
+
+
+def test_cancelled_run_writes_nothing(drawn):
+    volume, node = drawn
+    before, count = contents(node, volume), slicer.mrmlScene.GetNumberOfNodes()
+    with pytest.raises(Cancelled):
+        LabelPropLogic().propagate(volume, node, directions=True, isCancelled=lambda: True)
+    assert slicer.mrmlScene.GetNumberOfNodes() == count
+    assert_unchanged(node, volume, before)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"axis": "z"}, "Unknown axis 'z'"),
+        ({"missing": "maybe"}, "maybe"),
+        ({"preset": "instant"}, "Unknown preset 'instant'"),
+        ({"device": "abacus"}, "Unknown device 'abacus'"),
+        ({"segmentIds": ["nobody"]}, "No segment nobody"),
+    ],
+)
+def test_bad_input_writes_nothing(drawn, options, message):
+    volume, node = drawn
+    before, count = contents(node, volume), slicer.mrmlScene.GetNumberOfNodes()
+    with pytest.raises(InputError, match=message):
+        LabelPropLogic().propagate(volume, node, **options)
+    assert slicer.mrmlScene.GetNumberOfNodes() == count
+    assert_unchanged(node, volume, before)
+
+
+def test_result_of_changed_segments_goes_into_a_new_segmentation(drawn, nearest_slice_engine):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    collected = logic.collect(volume, node)
+    propagation = logic.compute(collected, Settings())
+    redrawn = drawn_masks(planes=(3, 8))["left"]
+    draw(node, "left", redrawn, volume)
+    report = logic.write(collected, propagation)
+    np.testing.assert_array_equal(segment_array(node, "left", volume), redrawn)
+    added = slicer.util.getNode("Segmentation (propagated)")
+    assert segment_array(added, "left", volume)[5].any()
+    assert "changed meanwhile" in report["messages"][-1]
+
+
+def test_missing_pytorch_is_explained(drawn, monkeypatch):
+    volume, node = drawn
+    real_import = builtins.__import__
+
+    def import_without_torch(name, *arguments, **options):
+        if name == "torch":
+            raise ImportError("No module named 'torch'")
+        return real_import(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", import_without_torch)
+    before = contents(node, volume)
+    with pytest.raises(ImportError, match="needs PyTorch, which cannot be loaded"):
+        LabelPropLogic().propagate(volume, node)
+    assert_unchanged(node, volume, before)
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_pytorch_is_installed_through_its_extension(monkeypatch, agreed):
+    asked = {}
+
+    class PyTorchUtilsLogic:
+        def installTorch(self, **options):
+            asked.update(options)
+            return types.ModuleType("torch") if agreed else None
+
+    extension = types.ModuleType("PyTorchUtils")
+    extension.PyTorchUtilsLogic = PyTorchUtilsLogic
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    assert LabelProp.installPyTorchIfMissing()
+    assert asked == {}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert LabelProp.installPyTorchIfMissing() is agreed
+    assert asked == {"askConfirmation": True, "torchVersionRequirement": ">=2.1"}
+
+
+def test_missing_pytorch_extension_is_explained(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
+    with pytest.raises(RuntimeError, match="install it in the Extensions Manager"):
+        LabelProp.installPyTorchIfMissing()
+
+
+def test_pytorch_is_not_loaded_with_the_module():
+    code = "import LabelProp, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=MODULE_FOLDER).returncode == 0
+
+
+def test_module_loads_before_slicers_own_modules():
+    """Slicer loads modules by name: LabelProp comes before Segmentations, whose logic is not there yet."""
+    code = """
+import slicer
+slicer.mrmlScene = slicer.vtkMRMLScene()
+for name in [name for name in vars(slicer) if name.startswith("vtkSlicer")]:
+    delattr(slicer, name)
+import LabelProp
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=MODULE_FOLDER, check=True)
+
+
+def test_sample():
+    volume, node = LabelProp.addSampleThigh()
+    collected = scene.collect(volume, node)
+    assert collected.annotation.axis == 0
+    assert len(collected.annotation.planes) == 3
+    assert "sartorius" in collected.segment_ids.values()
+
+
+# The panel
+
+
+PANEL = ElementTree.parse(MODULE_FOLDER / "Resources" / "UI" / "LabelProp.ui")
+WIDGETS = {widget.get("name"): widget.get("class") for widget in PANEL.iter("widget")}
+
+
+def test_panel_has_a_widget_for_every_parameter():
+    connected = [
+        node.findtext("string") for node in PANEL.iter("property") if node.get("name") == "SlicerParameterName"
+    ]
+    assert sorted(connected) == sorted(LabelProp.LabelPropParameterNode.__annotations__)
+
+
+def test_panel_has_the_widgets_that_the_module_speaks_of():
+    used = set()
+    for line in (MODULE_FOLDER / "LabelProp.py").read_text(encoding="utf-8").splitlines():
+        used |= {part.split(".")[0].split("(")[0] for part in line.split("self.ui.")[1:]}
+    assert used and used <= set(WIDGETS)
+
+
+def test_panel_gives_every_selector_the_scene():
+    connected = {connection.findtext("receiver") for connection in PANEL.iter("connection")}
+    assert connected == {name for name, kind in WIDGETS.items() if kind == "qMRMLNodeComboBox"}
+
+
+class Job:
+    """In place of the background process: remembers what it was given."""
+
+    running = False
+
+    def submit(self, annotation, settings):
+        self.running, self.annotation, self.settings = True, annotation, settings
+
+    def cancel(self):
+        self.running = False
+
+
+@pytest.fixture
+def panel(drawn, monkeypatch):
+    """The panel as the application would set it up, with widgets that have properties only."""
+    monkeypatch.setattr(slicer.util, "tryWithErrorDisplay", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(slicer.util, "errorDisplay", lambda text: None)
+    volume, node = drawn
+    widget = LabelProp.LabelPropWidget.__new__(LabelProp.LabelPropWidget)
+    widget.logic = LabelPropLogic()
+    widget.ui = types.SimpleNamespace(**{name: types.SimpleNamespace() for name in WIDGETS})
+    widget._job = Job()
+    widget._parameterNode = LabelProp.LabelPropParameterNode()
+    widget._parameterNode.inputVolume = volume
+    widget._parameterNode.segmentation = node
+    widget._parameterNode.uncertaintyVolume = None
+    widget._showRunning(False)
+    return widget
+
+
+def finish(panel):
+    panel._job.running = False
+    panel._onDone(propagate_nearest(panel._job.annotation, panel._job.settings))
+
+
+def test_panel_applies(panel, drawn):
+    volume, node = drawn
+    node.GetDisplayNode().SetSegmentVisibility("left", False)
+    assert panel.ui.applyButton.text == "Apply"
+    panel.onApplyButton()
+    assert panel.ui.applyButton.text == "Cancel"
+    assert panel._job.settings == Settings()
+    panel._onProgress(0.5, "Registering", 30.0)
+    assert panel.ui.progressBar.value == 50
+    assert panel.ui.stageLabel.text == "Registering (30 s left)"
+    finish(panel)
+    assert panel.ui.applyButton.text == "Apply"
+    assert panel.ui.resultText.plainText == "copying: 0.0 s"
+    assert segment_array(node, "right", volume)[5].any()
+    assert not segment_array(node, "left", volume)[5].any()
+
+
+def test_panel_writes_uncertainty(panel):
+    panel._parameterNode.uncertaintyVolume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+    panel.onApplyButton()
+    assert panel._job.settings.uncertainty
+    finish(panel)
+    assert (slicer.util.arrayFromVolume(panel._parameterNode.uncertaintyVolume) == 0.25).all()
+
+
+def test_panel_cancels(panel, drawn):
+    volume, node = drawn
+    before = contents(node, volume)
+    panel.onApplyButton()
+    panel.onApplyButton()
+    assert not panel._job.running
+    assert panel.ui.applyButton.text == "Apply"
+    assert "Cancelled" in panel.ui.resultText.plainText
+    assert_unchanged(node, volume, before)
+
+
+def test_panel_cancels_when_the_scene_is_closed(panel, monkeypatch):
+    monkeypatch.setattr(panel, "setParameterNode", lambda node: None)
+    panel.onApplyButton()
+    panel.onSceneStartClose(None, None)
+    assert not panel._job.running
+
+
+def test_panel_tells_what_failed(panel):
+    panel.onApplyButton()
+    panel._job.running = False
+    panel._onFailed("memory", "There was not enough memory.")
+    assert panel.ui.resultText.plainText == "There was not enough memory."
+    assert panel.ui.applyButton.text == "Apply"
+
+
+def test_panel_needs_a_volume_and_a_segmentation(panel):
+    assert panel.ui.applyButton.enabled
+    panel._parameterNode.segmentation = None
+    panel._checkCanApply()
+    assert not panel.ui.applyButton.enabled
+    assert "Select a volume and a segmentation" in panel.ui.applyButton.toolTip
+
+
+def test_report_as_text():
+    report = {"messages": ["Label 3 ends between slices 4 and 8."], "seconds": {"registration": 12.34, "fusion": 1.0}}
+    assert LabelProp.formatReport(report) == (
+        "Label 3 ends between slices 4 and 8.\nregistration: 12.3 s\nfusion: 1.0 s"
+    )
+
+
+@pytest.mark.parametrize("seconds, text", [(4.4, "4 s left"), (59, "59 s left"), (200, "3 min left")])
+def test_time_left_as_text(seconds, text):
+    assert LabelProp.formatSeconds(seconds) == text

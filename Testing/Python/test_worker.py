@@ -1,0 +1,358 @@
+"""The background process: what goes in and out, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import qt_stand_ins
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+import LabelPropLib
+from LabelPropLib import worker
+from LabelPropLib.annotation import SparseAnnotation, annotate_from_masks
+from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
+from LabelPropLib.pipeline import propagate
+from LabelPropLib.process import BackgroundPropagation
+from LabelPropLib.propagation import Propagation
+from LabelPropLib.settings import Settings
+
+PACKAGE_FOLDER = Path(LabelPropLib.__file__).parent
+PATIENCE_S = 120
+FAST = Settings(preset="fast", device="cpu")
+
+
+def tube(shape=(9, 32, 36)):
+    """A bright tube that moves, drawn on the first, middle and last plane."""
+    k, j, i = np.indices(shape)
+    mask = (j - shape[1] / 2) ** 2 + (i - shape[2] / 3 - k) ** 2 < 64
+    image = np.where(mask, 200, 60) + np.random.default_rng(0).integers(0, 30, shape)
+    drawn = np.zeros_like(mask)
+    drawn[[0, shape[0] // 2, -1]] = mask[[0, shape[0] // 2, -1]]
+    return annotate_from_masks(image, {3: drawn}, (4.0, 1.0, 1.0))
+
+
+def endless():
+    """A job that takes far longer than any test waits."""
+    return tube((60, 400, 400))
+
+
+BEST = Settings(preset="best", device="cpu")
+
+
+#
+# Files of a job
+#
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data(), axis=st.integers(0, 2))
+def test_annotation_survives_its_files(tmp_path, data, axis):
+    shape = (4, 5, 6)
+    plane_shape = tuple(length for a, length in enumerate(shape) if a != axis)
+    planes = st.dictionaries(st.integers(0, shape[axis] - 2), npst.arrays(bool, plane_shape), min_size=1, max_size=2)
+    complete = data.draw(st.dictionaries(st.sampled_from([1, 7, 300]), planes, min_size=1))
+    voxel = st.tuples(*(st.integers(0, length - 1) for length in shape))
+    strokes = st.lists(voxel, min_size=1, max_size=3).map(lambda voxels: np.array(voxels))
+    annotation = SparseAnnotation(
+        image=np.random.default_rng(0).random(shape, np.float32),
+        spacing=(2.5, 0.7, 0.9),
+        axis=axis,
+        complete=complete,
+        absent={label: frozenset({shape[axis] - 1}) for label in complete},
+        scribbles=data.draw(st.dictionaries(st.sampled_from([0, *complete]), strokes)),
+        missing="unknown",
+    )
+    write_annotation(tmp_path, annotation)
+    again = read_annotation(tmp_path)
+    np.testing.assert_array_equal(again.image, annotation.image)
+    assert (again.spacing, again.axis, again.missing) == ((2.5, 0.7, 0.9), axis, "unknown")
+    assert again.absent == annotation.absent
+    assert {label: sorted(planes) for label, planes in again.complete.items()} == {
+        label: sorted(planes) for label, planes in complete.items()
+    }
+    for label, masks in complete.items():
+        for plane, mask in masks.items():
+            np.testing.assert_array_equal(again.complete[label][plane], mask)
+    assert set(again.scribbles) == set(annotation.scribbles)
+    for label, voxels in annotation.scribbles.items():
+        np.testing.assert_array_equal(again.scribbles[label], voxels)
+
+
+@pytest.mark.parametrize("uncertain", [True, False])
+def test_propagation_survives_its_files(tmp_path, uncertain):
+    maps = [np.arange(24, dtype=np.uint16).reshape(2, 3, 4), np.zeros((2, 3, 4), np.uint16)]
+    uncertainty = np.full((2, 3, 4), 0.25, np.float32) if uncertain else None
+    directions = {"up": maps, "down": maps[::-1]} if uncertain else {}
+    write_propagation(tmp_path, Propagation(maps, directions, uncertainty, {"axis": "k", "seconds": {"all": 1.5}}))
+    again = read_propagation(tmp_path)
+    np.testing.assert_array_equal(again.label_maps, maps)
+    assert set(again.directions) == set(directions)
+    for name in directions:
+        np.testing.assert_array_equal(again.directions[name], directions[name])
+    assert (again.uncertainty is not None) == uncertain
+    assert again.report == {"axis": "k", "seconds": {"all": 1.5}}
+
+
+def test_pickles_are_not_read(tmp_path):
+    write_annotation(tmp_path, tube())
+    np.save(tmp_path / "image.npy", np.array([{"a": "pickle"}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        read_annotation(tmp_path)
+
+
+#
+# The process, spoken to directly
+#
+
+
+class Conversation:
+    """A worker process on plain pipes."""
+
+    def __init__(self, folder):
+        command = [sys.executable, "-u", str(PACKAGE_FOLDER / "worker.py"), str(folder)]
+        self.folder = folder
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def say(self, **message):
+        self.process.stdin.write(json.dumps(message) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self, *kinds):
+        """The next message of one of the kinds."""
+        while True:
+            message = json.loads(self.process.stdout.readline())
+            if any(kind in message for kind in kinds):
+                return message
+
+    def ask(self, name, annotation, **chosen):
+        (self.folder / name).mkdir()
+        write_annotation(self.folder / name, annotation)
+        self.say(propagate=name, settings=chosen)
+
+
+@pytest.fixture
+def conversation(tmp_path):
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    conversation = Conversation(folder)
+    yield conversation
+    conversation.process.kill()
+    conversation.process.wait()
+    conversation.process.stdout.close()
+
+
+def test_jobs_of_a_worker(conversation):
+    """One process, one after the other: a result, bad input, a cancelled job, and a result again."""
+    assert "cpu" in conversation.hear("ready")["ready"]
+
+    conversation.ask("a", tube(), preset="fast", device="cpu")
+    progress = conversation.hear("progress")
+    assert progress["job"] == "a" and 0 <= progress["progress"] <= 1 and progress["stage"]
+    assert conversation.hear("done", "error")["job"] == "a"
+    result = read_propagation(conversation.folder / "a")
+    expected = propagate(tube(), FAST)
+    np.testing.assert_array_equal(result.label_maps, expected.label_maps)
+
+    conversation.ask("b", tube(), preset="slow")
+    assert conversation.hear("done", "error")["error"]["kind"] == "input"
+
+    conversation.ask("c", endless(), preset="best", device="cpu")
+    conversation.hear("progress")
+    conversation.say(cancel="c")
+    assert conversation.hear("done", "error") == {"job": "c", "error": {"kind": "cancelled", "text": ""}}
+
+    conversation.say(cancel="d")
+    conversation.ask("d", tube(), preset="fast", device="cpu")
+    assert conversation.hear("done", "error")["error"]["kind"] == "cancelled"
+
+    conversation.ask("e", tube(), preset="fast", device="cpu")
+    assert "done" in conversation.hear("done", "error")
+
+
+def test_worker_ends_with_its_requests_and_leaves_nothing(conversation):
+    conversation.ask("a", endless(), preset="best", device="cpu")
+    conversation.hear("progress")
+    conversation.process.stdin.close()
+    assert conversation.process.wait(PATIENCE_S) == 0
+    assert not conversation.folder.exists()
+
+
+def test_worker_does_not_outlive_a_killed_application(tmp_path):
+    application = textwrap.dedent(
+        f"""
+        import sys
+        sys.path.append({str(Path(__file__).parent)!r})
+        from test_worker import Conversation, endless
+        from pathlib import Path
+        conversation = Conversation(Path({str(tmp_path)!r}))
+        conversation.ask("a", endless(), preset="best", device="cpu")
+        conversation.hear("progress")
+        print("The worker works", flush=True)
+        conversation.hear("done")
+        """
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", application],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER.parent)},
+    )
+    process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=PATIENCE_S)  # returns when the worker, which has the same stderr, has ended as well
+    assert not tmp_path.exists()
+
+
+def test_out_of_memory_is_recognised():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 58, dtype=torch.uint8)
+    assert worker.is_out_of_memory(error.value)
+    assert worker.is_out_of_memory(MemoryError())
+    assert not worker.is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
+
+
+#
+# The application's side
+#
+
+
+class Application:
+    """An event loop, and a background process with what it told."""
+
+    def __init__(self):
+        self.qt_application = qt_stand_ins.install()
+        import qt
+
+        self.told = []
+        self.background = BackgroundPropagation(qt.QProcess(), qt.QTimer.singleShot)
+        for name in ("ready", "progress", "done", "failed"):
+            setattr(self.background, f"on_{name}", lambda *values, name=name: self.told.append((name, *values)))
+
+    def run_until(self, condition):
+        wait_for(lambda: self.qt_application.processEvents() or condition())
+
+    def last(self, name):
+        return next((values for told, *values in reversed(self.told) if told == name), None)
+
+
+def wait_for(condition):
+    """Raises TimeoutError when the condition does not come true."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def application(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    application = Application()
+    yield application
+    application.background.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_background_jobs(application):
+    background = application.background
+    background.submit(tube(), FAST)
+    application.run_until(lambda: not background.running)
+    (first,) = application.last("done")
+    np.testing.assert_array_equal(first.label_maps, propagate(tube(), FAST).label_maps)
+    fraction, stage, _ = application.last("progress")
+    assert 0 <= fraction <= 1 and stage
+    process_id = background.process_id
+
+    background.submit(tube(), FAST)
+    background.wait()
+    assert [name for name, *_ in application.told].count("done") == 2
+    assert background.process_id == process_id
+
+    background.submit(endless(), BEST)
+    background.cancel()
+    assert not background.running
+    background.submit(tube(), FAST)
+    application.run_until(lambda: not background.running)
+    assert [name for name, *_ in application.told].count("done") == 3
+    assert application.last("failed") is None
+
+
+def test_unresponsive_process_is_replaced(application):
+    background = application.background
+    background.start()
+    application.run_until(lambda: application.last("ready"))
+    process_id = background.process_id
+    os.kill(process_id, signal.SIGSTOP)
+    background.submit(tube(), FAST)
+    background.cancel()
+    background.submit(tube(), FAST)
+    application.run_until(lambda: not background.running)
+    assert application.last("done") and not application.last("failed")
+    assert background.process_id != process_id
+
+
+def test_process_killed_from_outside_is_told_and_replaced(application, tmp_path):
+    background = application.background
+    background.submit(endless(), BEST)
+    application.run_until(lambda: application.last("progress"))
+    os.kill(background.process_id, signal.SIGKILL)
+    application.run_until(lambda: not background.running)
+    kind, text = application.last("failed")
+    assert kind == "ended" and "memory" in text
+    assert list(tmp_path.iterdir()) == []
+    background.submit(tube(), FAST)
+    background.wait()
+    assert application.last("done")
+
+
+def test_closing_ends_the_process(application):
+    background = application.background
+    background.submit(endless(), BEST)
+    application.run_until(lambda: application.last("progress"))
+    process_id = background.process_id
+    background.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process_id, 0)
+
+
+def test_missing_python_is_told(application, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    application.background.submit(tube(), FAST)
+    application.run_until(lambda: not application.background.running)
+    kind, text = application.last("failed")
+    assert kind == "ended" and "no-python" in text
+
+
+def test_full_disk_is_told(application, monkeypatch):
+    def write(folder, annotation):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("LabelPropLib.process.write_annotation", write)
+    application.background.submit(tube(), FAST)
+    assert not application.background.running
+    assert "No space left" in application.last("failed")[1]
+
+
+def test_bad_settings_are_told(application):
+    unavailable = "cuda" if torch.backends.mps.is_available() else "mps"
+    application.background.submit(tube(), Settings(device=unavailable))
+    application.run_until(lambda: not application.background.running)
+    kind, text = application.last("failed")
+    assert kind == "input" and unavailable in text
+
+
+def test_application_does_not_load_pytorch():
+    """Only the background process does: it takes seconds, and memory, and need not be installed."""
+    code = "import LabelPropLib.process, LabelPropLib.slices, sys; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER.parent)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
