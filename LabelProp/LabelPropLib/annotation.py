@@ -152,13 +152,13 @@ def annotate_from_masks(
     complete = {label: planes for label, planes in complete.items() if planes}
     marked = {label: frozenset(planes) - set(complete.get(label, ())) for label, planes in (absent or {}).items()}
     if missing == "auto":
-        missing = read_missing(complete, marked)
-    annotated = set().union(*complete.values()) if complete else set()
-    absences = {
-        label: marked.get(label, frozenset())
-        | (frozenset(annotated - set(planes) - set((ignored or {}).get(label, ()))) if missing == "absent" else frozenset())
-        for label, planes in complete.items()
-    }
+        unread = {label: marked.get(label, frozenset()) | frozenset((ignored or {}).get(label, ())) for label in complete}
+        missing = read_missing(complete, unread)
+    annotated = frozenset().union(*complete.values())
+    absences = {}
+    for label, planes in complete.items():
+        without = annotated - set(planes) - set((ignored or {}).get(label, ())) if missing == "absent" else frozenset()
+        absences[label] = marked.get(label, frozenset()) | without
     return SparseAnnotation(
         image=np.asarray(image, np.float32),
         spacing=spacing,
@@ -202,15 +202,15 @@ def complete_planes(mask: np.ndarray, axis: int, ignored=()) -> dict[int, np.nda
     return {int(p): planes[p].copy() for p in np.flatnonzero(planes.any(axis=(1, 2))) if int(p) not in ignored}
 
 
-def read_missing(complete: Mapping[int, Mapping[int, np.ndarray]], absent: Mapping[int, frozenset[int]]) -> str:
+def read_missing(complete: Mapping[int, Mapping[int, np.ndarray]], marked: Mapping[int, frozenset[int]]) -> str:
     """'absent' if the annotated planes look drawn completely for all labels, else 'unknown'.
 
     They do unless some label is missing on an annotated plane between its own first and last one without having been
-    marked absent there: then the labels were drawn each on its own planes.
+    marked there, as absent or to be ignored: then the labels were drawn each on its own planes.
     """
     annotated = set().union(*complete.values()) if complete else set()
     for label, planes in complete.items():
-        missing = annotated - set(planes) - absent.get(label, frozenset())
+        missing = annotated - set(planes) - marked.get(label, frozenset())
         if any(min(planes) < plane < max(planes) for plane in missing):
             return "unknown"
     return "absent"

@@ -13,12 +13,15 @@ import numpy as np
 import torch
 
 from .annotation import SparseAnnotation
-from .preprocessing import Stack, signed_distance
+from .preprocessing import Stack, signed_distance, smooth
 from .registration.consistency import FarEnds
 from .registration.fields import compose, identity, integrate, resize, sample
 
 SQUARINGS = 5
 DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
+SURROUND = 8.0  # pixels; how far around a label its surround goes
+INTENSITY_BINS = 32
+INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images, see preprocessing
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
 
 
@@ -67,13 +70,16 @@ class Crossing:
 class Candidate:
     """A label of one annotated plane carried to the planes of a gap, within the label's box.
 
-    distances: (T, h, w), signed distance to the carried contour in pixels, positive inside. depth: the largest one on
-    the source. source: its stack index.
+    source: stack index of the plane. distances: (T, h, w), signed distance to the carried contour in pixels, positive
+    inside. depth: the largest one on the source. inside, around: (INTENSITY_BINS,) histograms of the source's
+    intensities in the label and around it.
     """
 
     source: int
     distances: torch.Tensor
     depth: float
+    inside: torch.Tensor
+    around: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -95,12 +101,13 @@ class Arrivals:
 
 
 class LabelPlanes:
-    """The signed distances of all annotated label contours on the working grid, each computed once."""
+    """What is computed once per drawn label and plane: its signed distances and intensities on the working grid."""
 
     def __init__(self, annotation: SparseAnnotation, stack: Stack):
         self._annotation = annotation
         self._stack = stack
         self._distances: dict[tuple[int, int], torch.Tensor] = {}
+        self._histograms: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def bears(self, label: int, plane: int | None) -> bool:
         """Whether `label` is drawn on the stack's plane `plane`."""
@@ -114,6 +121,17 @@ class LabelPlanes:
             pixels = (millimetres / self._stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
             self._distances[label, plane] = self._stack.to_working_grid(pixels[None, None])[0, 0].to(self._stack.images)
         return self._distances[label, plane]
+
+    def histograms(self, label: int, plane: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Intensities of `plane` in `label` and in its surround, (INTENSITY_BINS,) each; the contour itself is left out."""
+        if (label, plane) not in self._histograms:
+            distances = self.distances(label, plane)
+            image = smooth(self._stack.images[plane, 0], 0.7)
+            regions = (distances > 0.5, (distances < -0.5) & (distances > -SURROUND))
+            self._histograms[label, plane] = tuple(
+                torch.histc(image[region].cpu(), INTENSITY_BINS, *INTENSITY_RANGE).to(image) for region in regions
+            )
+        return self._histograms[label, plane]
 
 
 def far_ends(annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes) -> FarEnds | None:
@@ -211,7 +229,8 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
         if side is None or side.source not in carried:
             return None
         distances, depth = carried[side.source]
-        return Candidate(side.source, distances[:, box[0], box[1]], depth)
+        inside, around = planes.histograms(label, side.source)
+        return Candidate(side.source, distances[:, box[0], box[1]], depth, inside, around)
 
     return Arrivals(label, crossing, box, candidate(crossing.lower), candidate(crossing.upper))
 

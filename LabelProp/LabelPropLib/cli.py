@@ -266,8 +266,9 @@ def summarise(annotation, report: dict, **more_seconds: float):
         f"Labels {', '.join(map(str, annotation.labels))}: {annotation.plane_count} slices across"
         f" {AXIS_NAMES[annotation.axis]}, annotated on {slices}.",
         f"Time: {stages}.",
-        f"Peak memory: {report['peak_memory_gb']:.2f} GB.",
     ]
+    if report["peak_memory_gb"] is not None:
+        lines.append(f"Peak memory: {report['peak_memory_gb']:.2f} GB.")
     print("\n".join(lines), file=sys.stderr)
 
 

@@ -1,5 +1,6 @@
-"""A SparseAnnotation or a Propagation as files of a folder: how the background process is given its input and gives back
-its output. Plain `.npy`/`.npz` without pickles, so that reading a folder runs nothing that lies in it.
+"""A SparseAnnotation or a Propagation as files of a folder: what goes to the background process and what comes back.
+
+Plain `.npy` and `.npz` without pickles, so that reading a folder runs nothing that lies in it.
 """
 
 from __future__ import annotations

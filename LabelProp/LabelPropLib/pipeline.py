@@ -12,18 +12,18 @@ import torch
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled
-from .fusion import distance, similarity
+from .fusion import appearance, distance, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .labelmaps import LabelMaps
-from .planner import EFFORTS, Effort, choose_device, describe_device, thread_count
+from .planner import EFFORTS, Effort, choose_device, describe_device, peak_memory_gb, thread_count
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance
 from .registration.consistency import FarEnds
 from .settings import Settings
 
-RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse}  # the simplest first
-DEFAULT_RULE = "similarity"
+RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse, "appearance": appearance.fuse}
+CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
 CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
 REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
 
@@ -86,6 +86,7 @@ def propagate(
             "registration": "network" if settings.registration == "network" else "instance",
             "fusion": {str(label): rule for label, rule in rules.items()},
             "seconds": clock.seconds,
+            "peak_memory_gb": peak_memory_gb(),
             "messages": messages(annotation, settings),
         },
     )
@@ -112,7 +113,7 @@ def choose_rules(
     if fusion != "auto":
         return dict.fromkeys(annotation.labels, fusion)
     return {
-        label: choose(results, list(RULES), DEFAULT_RULE, CHOICE_MARGIN)
+        label: choose(results, CHOICE_MARGIN)
         for label, results in leave_one_out(annotation, stack, planes, chains).items()
     }
 
@@ -120,8 +121,8 @@ def choose_rules(
 def leave_one_out(
     annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains
 ) -> Mapping[int, Mapping[str, LeftOut]]:
-    """What each rule makes of hidden annotated slices, label -> rule -> result."""
-    results = {label: {rule: LeftOut() for rule in RULES} for label in annotation.labels}
+    """What each of the CHOICES makes of hidden annotated slices, label -> rule -> result."""
+    results = {label: {rule: LeftOut() for rule in CHOICES} for label in annotation.labels}
     hidden: dict[Gap, list[int]] = {}
     for label in annotation.labels:
         known = sorted(plane - stack.first for plane in annotation.known_planes(label))
@@ -133,9 +134,9 @@ def leave_one_out(
         for label in labels:
             arrived = arrivals(label, crossing, planes)
             drawn = planes.distances(label, gap.first)
-            for rule, fuse in RULES.items():
+            for rule in CHOICES:
                 score = torch.full_like(drawn, -1.0)
-                score[arrived.box] = fuse(arrived)[0]
+                score[arrived.box] = RULES[rule](arrived)[0]
                 results[label][rule].add(score, drawn)
     return results
 

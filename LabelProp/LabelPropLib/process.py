@@ -1,8 +1,8 @@
 """The application's side of the background process that runs the pipeline, see worker.py.
 
 Qt's event loop gives Python threads next to nothing, so the pipeline runs in another process: the application stays
-responsive, cancelling is real, and running out of memory cannot take the scene down. Nothing here imports Qt: the caller
-hands in its `qt.QProcess` and `qt.QTimer.singleShot`.
+responsive, cancelling is real, and running out of memory cannot take the scene down. Nothing here imports Qt: the
+caller hands in its `qt.QProcess` and `qt.QTimer.singleShot`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from pathlib import Path
 
 from .annotation import SparseAnnotation
 from .exchange import read_propagation, write_annotation
-from .propagation import Propagation
 from .settings import Settings
 
 CANCEL_TIMEOUT_MS = 1000
 LOG_CHARACTERS = 2000  # of what the process printed, for the message when it ends unexpectedly
 
-MEMORY_ADVICE = "Choose the preset 'fast' or the device 'cpu', close other applications, or crop the volume to what is to be segmented."
+MEMORY_ADVICE = "Choose the preset 'fast' or the device 'cpu', close other applications, or crop the volume."
 
 
 class BackgroundPropagation:
@@ -205,7 +204,7 @@ class BackgroundPropagation:
 
     def _explain_end(self, exit_code: int) -> str:
         if "No module named 'torch'" in self._log:
-            return "PyTorch is not installed: install it with the PyTorch extension's module 'PyTorch Util', then try again."
+            return "PyTorch is not installed: install it with the PyTorch extension, then try again."
         last_line = self._log.strip().rpartition("\n")[2]
         return (
             f"The background process ended unexpectedly (exit code {exit_code}), most often for want of memory."

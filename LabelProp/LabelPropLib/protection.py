@@ -21,8 +21,8 @@ def protect(
     All masks are (K, J, I) bool on one grid; planes are indices along the array axis.
 
     current: what the segments bear now. known: planes on which a segment is complete or absent and stays as it is.
-    scribbled: planes whose voxels the segment keeps. What was drawn on these planes after the preview was made belongs to
-    the segment it was drawn for, and is taken from what the preview gives the others.
+    scribbled: planes whose voxels the segment keeps. What was drawn on these planes after the preview was made belongs
+    to the segment it was drawn for, and is taken from what the preview gives the others.
     occupied: voxels that belong to segments outside the preview, None where overlap is allowed.
     locked: voxels where a segment must stay as it is, e.g. outside the editable area; None where there are none.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .errors import InputError
 
 REGISTRATIONS = ("auto", "instance", "network")
-FUSIONS = ("auto", "distance", "similarity")
+FUSIONS = ("auto", "distance", "similarity", "appearance")
 PRESETS = ("fast", "balanced", "best")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 

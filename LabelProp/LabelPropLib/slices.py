@@ -77,7 +77,7 @@ def set_role(segmentation_node, segment_id: str, axis: int, role: str, slices: I
 
 @dataclass(frozen=True)
 class SegmentBox:
-    """The voxels of one segment: mask (K, J, I) bool, and the (k, j, i) of its first voxel in the reference geometry."""
+    """The voxels of one segment: mask (K, J, I) bool, and (k, j, i) of its first voxel in the reference geometry."""
 
     mask: np.ndarray
     first: tuple[int, int, int]

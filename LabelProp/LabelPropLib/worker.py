@@ -12,8 +12,8 @@ On stdout:
     {"job": "job-1", "done": {...}}                the result lies in the job's folder; its report
     {"job": "job-1", "error": {"kind": "input", "text": "..."}}      kind: input, cancelled, memory or failed
 
-The process ends when stdin closes, whatever it is doing, and removes FOLDER: nothing is left behind when the application
-that started it is killed.
+The process ends when stdin closes, whatever it is doing, and removes FOLDER: nothing is left behind when the
+application that started it is killed.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ class Worker:
 def devices() -> dict[str, str]:
     """What can be computed on, the fastest first: name in `Settings.device` -> for the user."""
     import torch
+
     from LabelPropLib.planner import thread_count
 
     found = {}

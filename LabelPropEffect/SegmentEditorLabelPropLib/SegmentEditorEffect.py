@@ -1,4 +1,4 @@
-"""The effect: segments drawn on a few slices are carried through the volume in the background, previewed, and applied."""
+"""The effect: segments drawn on a few slices are carried through the volume, in the background, for a preview."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,13 @@ import numpy as np
 import qt
 import slicer
 import vtk
+from SegmentEditorEffects.AbstractScriptedSegmentEditorAutoCompleteEffect import (
+    AbstractScriptedSegmentEditorAutoCompleteEffect,
+    ResultPreviewNodeReferenceRole,
+)
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
 from LabelProp import LabelPropLogic, installPyTorchIfMissing
 from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
@@ -17,12 +24,6 @@ from LabelPropLib.errors import InputError
 from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.protection import protect
 from LabelPropLib.slices import segment_box, set_role, survey
-from SegmentEditorEffects.AbstractScriptedSegmentEditorAutoCompleteEffect import (
-    AbstractScriptedSegmentEditorAutoCompleteEffect,
-    ResultPreviewNodeReferenceRole,
-)
-from slicer.i18n import tr as _
-from slicer.util import VTKObservationMixin
 
 from .SettingsPanel import SettingsPanel
 from .SlicesPanel import SlicesPanel
@@ -38,8 +39,8 @@ LARGEST_CORRECTION = 0.25  # share of the propagated slices; what changes more w
 class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKObservationMixin):
     """
     Follows the preview workflow of its base class (Initialize, Update, Cancel, Apply; onPreview, onCancel, onApply for
-    scripts), but computes in a process of its own: onPreview() returns at once, the preview appears when it is ready, and
-    onApply() waits for it.
+    scripts), but computes in a process of its own: onPreview() returns at once, the preview appears when it is ready,
+    and onApply() waits for it.
     """
 
     def __init__(self, scriptedEffect):

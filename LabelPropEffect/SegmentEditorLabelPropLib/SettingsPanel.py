@@ -2,8 +2,9 @@
 
 import ctk
 import qt
-from LabelPropLib.settings import Settings
 from slicer.i18n import tr as _
+
+from LabelPropLib.settings import Settings
 
 
 def choices():
@@ -67,9 +68,7 @@ class SettingsPanel:
         fusion = self._addComboBox("Fusion", _("How what arrives at a slice from the drawn ones is combined."))
         missing = self._addComboBox(
             "Missing",
-            _(
-                "What it means that a segment is missing on a slice where others are drawn. Automatic: found from all slices."
-            ),
+            _("What it means that a segment is missing where others are drawn. Automatic: found from all slices."),
         )
         self.seedSpinBox = qt.QSpinBox()
         self.seedSpinBox.objectName = "SegmentEditorLabelPropSeed"

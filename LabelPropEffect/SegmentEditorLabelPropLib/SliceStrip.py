@@ -47,7 +47,6 @@ class SliceStrip:
         self.slices = range(0)
         self.lanes = []
         self.current = None
-        self.suggested = None
         self._eventFilter = StripEventFilter()
         self._eventFilter.strip = weakref.ref(self)
         self.widget.installEventFilter(self._eventFilter)
@@ -56,9 +55,9 @@ class SliceStrip:
         """Let go of the widget."""
         self.widget.removeEventFilter(self._eventFilter)
 
-    def show(self, slices: range, lanes: list[Lane], current: int | None, suggested: int | None = None):
-        """Show `lanes` over `slices`, the slice that the views show, and the one that had best be annotated next."""
-        self.slices, self.lanes, self.current, self.suggested = slices, lanes, current, suggested
+    def show(self, slices: range, lanes: list[Lane], current: int | None):
+        """Show `lanes` over `slices`, and which slice the views show."""
+        self.slices, self.lanes, self.current = slices, lanes, current
         self.widget.setFixedHeight(HEADER + self._lanesHeight() + FOOTER)
         self.paint()
 
@@ -143,10 +142,6 @@ class SliceStrip:
                 painter.drawText(left, baseline, text)
 
     def _paintCurrent(self, painter):
-        if self.suggested is not None and self.suggested in self.slices:
-            painter.setPen(qt.QPen(transparent()))
-            painter.setBrush(qt.QBrush(qt.QColor(240, 150, 20)))
-            painter.drawEllipse(self._x(self.suggested) - 4, 0, 8, 8)
         if self.current is not None and self.current in self.slices:
             x = self._x(self.current)
             pen = qt.QPen(self._color("Highlight"))

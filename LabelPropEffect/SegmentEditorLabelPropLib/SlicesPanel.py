@@ -1,13 +1,14 @@
-"""What is annotated: a line that sums it up, the strip of slices, and buttons for the role of the slice being looked at."""
+"""What is annotated: a line that sums it up, the strip of slices, and buttons for the role of the current slice."""
 
 import qt
 import slicer
 import vtk
+from slicer.i18n import tr as _
+from slicer.util import VTKObservationMixin
+
 from LabelPropLib.annotation import AXIS_NAMES
 from LabelPropLib.errors import InputError
 from LabelPropLib.slices import anatomical_plane, set_role, survey
-from slicer.i18n import tr as _
-from slicer.util import VTKObservationMixin
 
 from .SliceStrip import ABSENT, COMPLETE, IGNORED, ROLES, SCRIBBLE, Lane, SliceStrip, roleIcon
 from .SliceViews import SliceAxis, sliceNodes
@@ -30,7 +31,6 @@ class SlicesPanel(VTKObservationMixin):
         self.strip = None
         self.overview = None
         self.currentSlice = None
-        self.suggestedSlice = None
         self.deviceText = ""
         self._surveyNeeded = True
         self._timer = qt.QTimer()
@@ -161,7 +161,7 @@ class SlicesPanel(VTKObservationMixin):
         segmentId = self._selectedSegmentId()
         lanes = self._lanes(segmentId)
         slices = self.overview.slices if self.overview else range(0)
-        self.strip.show(slices, lanes, self.currentSlice, self.suggestedSlice)
+        self.strip.show(slices, lanes, self.currentSlice)
         if self.overview is not None:
             self.statusLabel.text = self._status()
         marks = self.strip.marks()

@@ -1,8 +1,8 @@
-"""PythonQt as Slicer has it, stood in for by PySide6: the modules `qt` and `ctk`, so that Slicer's panels run in plain Python.
+"""PySide6 in place of Slicer's PythonQt: the modules `qt` and `ctk`, so that panels of Slicer run in plain Python.
 
-What differs between the two, and is made good here: in PythonQt a Qt property is an attribute (`button.text = "Apply"`, and
-`label.width` without parentheses), and signals are connected by their signature (`connect("clicked()", f)`), which also
-says how many arguments the slot gets.
+What differs between the two, and is made good here: in PythonQt a Qt property is an attribute (`button.text = "Apply"`,
+and `label.width` without parentheses), and signals are connected by their signature (`connect("clicked()", f)`), which
+also says how many arguments the slot gets.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Enough of Slicer's Segment Editor, on the real vtkSlicerSegmentEditorLogic, to run a scripted effect in plain Python.
 
-`install()` makes the modules that the effect imports: `qt`, `ctk`, `slicer.i18n`, and `SegmentEditorEffects` with the base
-class of auto-complete effects, of which only the protocol is here. The self test of the effect, written for the Slicer
-application, runs on these as it is.
+`install()` makes the modules that the effect imports: `qt`, `ctk`, `slicer.i18n`, and `SegmentEditorEffects` with the
+base class of auto-complete effects, of which only the protocol is here. The self test of the effect, written for the
+Slicer application, runs on these as it is.
 """
 
 import sys
@@ -11,8 +11,9 @@ import types
 import qt_stand_ins
 import slicer
 import slicer.util
-from LabelPropLib import plain_slicer
 from PySide6 import QtWidgets
+
+from LabelPropLib import plain_slicer
 
 PREVIEW_ROLE = "SegmentationResultPreview"
 PREVIEW_OWNER = "SegmentationResultPreviewOwnerEffect"
@@ -122,7 +123,7 @@ class ScriptedEffect:
 
 
 class AutoCompleteEffect:
-    """The protocol of AbstractScriptedSegmentEditorAutoCompleteEffect, without its own way of computing and applying."""
+    """AbstractScriptedSegmentEditorAutoCompleteEffect, without its own way of computing and applying."""
 
     def __init__(self, scriptedEffect):
         import qt

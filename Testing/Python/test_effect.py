@@ -1,4 +1,4 @@
-"""The Segment Editor effect: its self test, written for the Slicer application, and what can be asked only without it."""
+"""The Segment Editor effect: its self test, which is written for the Slicer application, and its parts alone."""
 
 import sys
 import tempfile
@@ -18,16 +18,16 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "LabelPropEffect"))
 import qt  # noqa: E402
 import slicer  # noqa: E402
 from PySide6 import QtTest  # noqa: E402
-import SegmentEditorLabelProp  # noqa: E402
-from SegmentEditorLabelPropLib import SegmentEditorEffect  # noqa: E402
-from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip  # noqa: E402
-from SegmentEditorLabelPropLib.SliceViews import SliceAxis  # noqa: E402
 
+import SegmentEditorLabelProp  # noqa: E402
 from LabelPropLib import scene  # noqa: E402
 from LabelPropLib.annotation import find_axis  # noqa: E402
 from LabelPropLib.protection import protect  # noqa: E402
 from LabelPropLib.roles import Roles  # noqa: E402
 from LabelPropLib.slices import anatomical_plane, segment_box, set_role, slice_roles, survey, with_role  # noqa: E402
+from SegmentEditorLabelPropLib import SegmentEditorEffect  # noqa: E402
+from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip  # noqa: E402
+from SegmentEditorLabelPropLib.SliceViews import SliceAxis  # noqa: E402
 
 segment_editor_stand_ins.SegmentEditorWidget.effectClasses.append(SegmentEditorEffect)
 

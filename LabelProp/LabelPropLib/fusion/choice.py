@@ -18,7 +18,6 @@ class LeftOut:
 
     overlap: float = 0.0
     total: float = 0.0
-    slices: int = 0
 
     @property
     def dice(self) -> float:
@@ -30,15 +29,12 @@ class LeftOut:
         found, there = score > 0, drawn > 0
         self.overlap += float((found & there).sum())
         self.total += float(found.sum() + there.sum())
-        self.slices += 1
 
 
-def choose(left_out: Mapping[str, LeftOut], simplest_first: list[str], default: str, margin: float) -> str:
-    """The rule with the best Dice on hidden slices; the simplest of those that come within `margin` of it.
+def choose(left_out: Mapping[str, LeftOut], margin: float) -> str:
+    """The first rule, the simplest, that comes within `margin` of the best Dice on hidden slices.
 
-    Without a hidden slice to judge by, the default.
+    left_out: rule -> result, the simplest first. Without a hidden slice to judge by, the simplest.
     """
-    if not any(result.slices for result in left_out.values()):
-        return default
     best = max(result.dice for result in left_out.values())
-    return next(rule for rule in simplest_first if left_out[rule].dice >= best - margin)
+    return next(rule for rule, result in left_out.items() if result.dice >= best - margin)

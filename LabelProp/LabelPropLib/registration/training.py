@@ -1,0 +1,118 @@
+"""Training of the registration network on the scan itself, as LabelProp does (Decaux et al., Pattern Recognition 2023).
+
+All neighbouring pairs are one batch, and every step serves both directions and all labels. The loss has the terms of the
+paper: image similarity and smoothness of every pair and, where two annotated planes bound a gap, the labels and the
+image carried across it against those at its far end, both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from .consistency import FarEnds, far_displacements, image_consistency, label_consistency
+from .fields import integrate, resize, warp
+from .instance import appearance
+from .network import RegistrationNetwork
+from .regularisation import diffusion, through_plane
+from .similarity import robust_difference
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: `steps` steps of Adam at `rate` on planes `reduction` times coarser."""
+
+    reduction: int
+    steps: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Course:
+    """Phases, coarse to fine, and the weights of the terms against the image term, per pair."""
+
+    phases: tuple[Phase, ...] = (Phase(4, 150, 2e-3), Phase(2, 100, 1e-3))
+    smoothness: float = 0.1
+    coupling: float = 0.1
+    label_consistency: float = 0.03
+    image_consistency: float = 0.03
+    squarings: int = 4
+
+
+def register(
+    images: torch.Tensor,
+    ends: FarEnds | None = None,
+    seed: int = 0,
+    course: Course = Course(),
+    on_step: Callable[[float], None] = lambda fraction: None,
+) -> torch.Tensor:
+    """Velocity fields of all neighbouring planes by a network trained on them.
+
+    images: (Z, 1, H, W), about 0 to 1. ends: labels on annotated planes. seed: of the network's first weights; the same
+    seed gives the same fields on the CPU, and PyTorch's own random state is left as it was. on_step: told the fraction
+    done; may raise to end the training. Returns (Z - 1, 2, h, w) in pixels of its own grid.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = RegistrationNetwork().to(images.device)
+    costs = [phase.steps / phase.reduction**2 for phase in course.phases]
+    for number, phase in enumerate(course.phases):
+        before, cost = sum(costs[:number]), costs[number]
+
+        def report(fraction: float, before: float = before, cost: float = cost):
+            on_step((before + fraction * cost) / sum(costs))
+
+        planes = appearance(images, phase.reduction)
+        train(network, planes, on_grid(ends, planes.shape[-2:]), course, phase, report)
+    with torch.no_grad():
+        return network(planes[:-1], planes[1:])
+
+
+def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:
+    """`ends` with its label masks averaged onto a coarser grid of `size`: the consistency of labels costs their pixels."""
+    if ends is None:
+        return None
+    moving, fixed = (F.interpolate(m, size=size, mode="area") for m in (ends.labels_moving, ends.labels_fixed))
+    return replace(ends, labels_moving=moving, labels_fixed=fixed)
+
+
+def train(
+    network: RegistrationNetwork,
+    planes: torch.Tensor,
+    ends: FarEnds | None,
+    course: Course,
+    phase: Phase,
+    on_step: Callable[[float], None] = lambda fraction: None,
+):
+    """Adam (Kingma & Ba, 2015) with a cosine-annealed rate, in place; planes: (Z, C, H, W)."""
+    optimiser = torch.optim.Adam(network.parameters(), lr=phase.rate)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, phase.steps)
+    for step in range(1, phase.steps + 1):
+        loss = training_loss(network(planes[:-1], planes[1:]), planes, ends, course)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        annealing.step()
+        on_step(step / phase.steps)
+
+
+def training_loss(velocity: torch.Tensor, planes: torch.Tensor, ends: FarEnds | None, course: Course) -> torch.Tensor:
+    """Weighted sum of all terms, a scalar, averaged over the pairs.
+
+    velocity: (Z - 1, 2, h, w); planes: (Z, C, H, W). A gap counts as often as it has pairs.
+    """
+    size = planes.shape[-2:]
+    lower, upper = planes[:-1], planes[1:]
+    to_lower = resize(integrate(velocity, course.squarings), size)
+    to_upper = resize(integrate(-velocity, course.squarings), size)
+    loss = (robust_difference(warp(lower, to_lower), upper) + robust_difference(warp(upper, to_upper), lower)).sum() / 2
+    loss = loss + course.smoothness * diffusion(velocity).sum() + course.coupling * through_plane(velocity).sum()
+    if ends is not None:
+        hops = torch.tensor([abs(m - f) for m, f in zip(ends.moving, ends.fixed)], device=velocity.device)
+        far = far_displacements(velocity, ends, course.squarings)
+        loss = loss + course.label_consistency * (hops * label_consistency(far, ends)).sum()
+        loss = loss + course.image_consistency * (hops * image_consistency(far, ends, planes)).sum()
+    return loss / len(velocity)

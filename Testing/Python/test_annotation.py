@@ -1,0 +1,131 @@
+"""What counts as complete, absent, unknown; which axis; what is refused."""
+
+import numpy as np
+import pytest
+from LabelPropLib.annotation import (
+    BACKGROUND,
+    annotate_from_label_volume,
+    annotate_from_masks,
+    find_axis,
+)
+from LabelPropLib.errors import InputError
+
+SPACING = (4.0, 1.0, 1.0)
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).normal(size=(12, 20, 24)).astype(np.float32)
+
+
+def labels_on(shape, axis, drawn):
+    """Label volume with `drawn`: plane -> labels, each a block of its own on planes along `axis`."""
+    labels = np.zeros(shape, np.int32)
+    planes = np.moveaxis(labels, axis, 0)
+    for plane, values in drawn.items():
+        for value in values:
+            planes[plane, 2 + value % 7 : 5 + value % 7, 3:9] = value
+    return labels
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_axis_is_that_of_the_annotated_planes(image, axis):
+    labels = labels_on(image.shape, axis, {1: [1], 5: [1], 9: [1]})
+    assert annotate_from_label_volume(image, labels, SPACING).axis == axis
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_axis_of_a_single_annotated_plane(image, axis):
+    assert find_axis({1: labels_on(image.shape, axis, {4: [1]}) == 1}) == axis
+
+
+def test_labels_missing_on_outer_planes_are_absent_there(image):
+    labels = labels_on(image.shape, 0, {0: [3], 5: [3, 900], 10: [900]})
+    annotation = annotate_from_label_volume(image, labels, SPACING)
+    assert annotation.missing == "absent"
+    assert annotation.absent == {3: {10}, 900: {0}}
+    assert annotation.labels == (3, 900)
+
+
+def test_a_label_missing_between_its_own_planes_means_that_missing_is_unknown(image):
+    labels = labels_on(image.shape, 0, {0: [1], 5: [2], 10: [1]})
+    annotation = annotate_from_label_volume(image, labels, SPACING)
+    assert annotation.missing == "unknown"
+    assert annotation.known_planes(1) == {0, 10}
+    assert annotation.known_planes(2) == {5}
+
+
+def test_missing_is_read_as_told(image):
+    labels = labels_on(image.shape, 0, {0: [1], 5: [2], 10: [1]})
+    assert annotate_from_label_volume(image, labels, SPACING, missing="absent").known_planes(1) == {0, 5, 10}
+    labels = labels_on(image.shape, 0, {0: [3], 5: [3, 4]})
+    assert annotate_from_label_volume(image, labels, SPACING, missing="unknown").known_planes(4) == {5}
+
+
+def test_an_ignored_plane_says_nothing(image):
+    masks = {1: labels_on(image.shape, 0, {0: [1], 5: [1], 10: [1]}) == 1}
+    annotation = annotate_from_masks(image, masks, SPACING, ignored={1: {5}})
+    assert annotation.known_planes(1) == {0, 10}
+
+
+def test_ignoring_a_plane_of_one_label_does_not_make_the_others_unknown(image):
+    labels = labels_on(image.shape, 0, {0: [1, 2], 5: [1, 2], 10: [1]})
+    masks = {value: labels == value for value in (1, 2)}
+    annotation = annotate_from_masks(image, masks, SPACING, axis=0, ignored={1: {5}})
+    assert annotation.missing == "absent"
+    assert annotation.known_planes(2) == {0, 5, 10}
+
+
+def test_a_plane_marked_absent_is_known(image):
+    masks = {1: labels_on(image.shape, 0, {2: [1], 10: [1]}) == 1}
+    annotation = annotate_from_masks(image, masks, SPACING, axis=0, absent={1: {6}})
+    assert annotation.known_planes(1) == {2, 6, 10}
+    assert annotation.missing == "absent"
+
+
+def test_overlapping_labels_are_found(image):
+    mask = labels_on(image.shape, 0, {2: [1], 8: [1]}) == 1
+    assert annotate_from_masks(image, {1: mask, 2: mask, 5: ~mask & False}, SPACING).overlapping() == {(1, 2)}
+
+
+def nan(image):
+    return np.where(np.arange(24) == 3, np.nan, image)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "drawn", "complaint"),
+    [
+        (lambda image: image, {}, "No annotated slice"),
+        (lambda image: image, {plane: [1] for plane in range(12)}, "are annotated"),
+        (nan, {1: [1], 5: [1]}, "NaN"),
+        (lambda image: np.full_like(image, 7), {1: [1], 5: [1]}, "constant"),
+        (lambda image: image[:, :, :, None], {1: [1], 5: [1]}, "size|dimensions"),
+        (lambda image: image[:-1], {1: [1], 5: [1]}, "size"),
+    ],
+)
+def test_bad_input_is_refused(image, spoil, drawn, complaint):
+    labels = labels_on(image.shape, 0, drawn)
+    with pytest.raises(InputError, match=complaint):
+        annotate_from_label_volume(spoil(image), labels, SPACING, axis=0)
+
+
+def test_a_single_slice_is_refused(image):
+    labels = labels_on(image.shape, 0, {0: [1]})
+    with pytest.raises(InputError, match="single slice"):
+        annotate_from_label_volume(image[:1], labels[:1], SPACING, axis=0)
+
+
+def test_scribbles_of_a_label_that_no_slice_bears_are_refused(image):
+    labels = labels_on(image.shape, 0, {1: [1], 5: [1]})
+    scribbles = np.zeros(image.shape, np.int32)
+    scribbles[3, 4, 4] = 9
+    with pytest.raises(InputError, match="label 9"):
+        annotate_from_label_volume(image, labels, SPACING, scribbles=scribbles)
+
+
+def test_255_in_scribbles_is_background(image):
+    labels = labels_on(image.shape, 0, {1: [1], 5: [1]})
+    scribbles = np.zeros(image.shape, np.int32)
+    scribbles[3, 4, 4] = 255
+    annotation = annotate_from_label_volume(image, labels, SPACING, scribbles=scribbles)
+    assert annotation.scribbles[BACKGROUND].tolist() == [[3, 4, 4]]

@@ -1,0 +1,231 @@
+"""The whole pipeline on small volumes with known truth."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_masks
+from LabelPropLib.errors import Cancelled, InputError
+from LabelPropLib.pipeline import propagate
+from LabelPropLib.settings import Settings
+from scipy import ndimage
+
+SPACING = (3.0, 1.0, 1.0)
+
+
+def tubes(slices=17, size=56):
+    """A bright and a dark tube that drift and swell through the slices, on a textured ground: (image, labels)."""
+    rows, columns = np.mgrid[:size, :size]
+    labels = np.zeros((slices, size, size), np.int32)
+    for k in range(slices):
+        way = k / (slices - 1)
+        first = (rows - 20 - 8 * way) ** 2 + (columns - 18 - 5 * np.sin(3 * way)) ** 2 < (7 + 3 * way) ** 2
+        second = ((rows - 34 + 6 * way) / 1.4) ** 2 + (columns - 38 + 4 * way) ** 2 < (8 - 2 * way) ** 2
+        labels[k][first] = 3
+        labels[k][second] = 700
+    noise = np.random.default_rng(0).normal(size=labels.shape)
+    texture = ndimage.gaussian_filter(noise, (2, 2, 2)) * 4
+    image = 100 * (labels == 3) - 60 * (labels == 700) + 25 * texture + 4 * noise
+    return image.astype(np.float32), labels
+
+
+def keep(labels, planes, axis=0):
+    """`labels` on `planes` alone."""
+    sparse = np.zeros_like(labels)
+    for plane in planes:
+        index = [slice(None)] * 3
+        index[axis] = plane
+        sparse[tuple(index)] = labels[tuple(index)]
+    return sparse
+
+
+def dice(first, second):
+    return 2 * (first & second).sum() / max(1, first.sum() + second.sum())
+
+
+@pytest.fixture(scope="module")
+def volume():
+    return tubes()
+
+
+@pytest.fixture(scope="module")
+def found(volume):
+    image, labels = volume
+    return propagate(annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING))
+
+
+def test_better_than_copying_the_nearest_slice(volume, found):
+    _, labels = volume
+    nearest = np.stack([labels[min((0, 8, 16), key=lambda p: abs(p - k))] for k in range(17)])
+    for label in (3, 700):
+        assert dice(found.mask(label), labels == label) > dice(nearest == label, labels == label) + 0.03
+        assert dice(found.mask(label), labels == label) > 0.93
+
+
+def test_given_slices_come_back_voxel_for_voxel(volume, found):
+    _, labels = volume
+    (result,) = found.label_maps
+    for plane in (0, 8, 16):
+        np.testing.assert_array_equal(result[plane], labels[plane])
+
+
+def test_report_tells_what_was_done(found):
+    assert found.report["axis"] == "k"
+    assert found.report["annotated_slices"] == [0, 8, 16]
+    assert found.report["labels"] == [3, 700]
+    assert found.report["missing"] == "absent"
+    assert set(found.report["fusion"]) == {"3", "700"}
+    assert {"preparing", "registering", "choosing", "fusing"} == set(found.report["seconds"])
+
+
+def test_same_seed_same_voxels(volume, found):
+    image, labels = volume
+    again = propagate(annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING))
+    np.testing.assert_array_equal(again.label_maps[0], found.label_maps[0])
+
+
+@settings(max_examples=6, deadline=None)
+@given(order=st.permutations([0, 1, 2]), flipped=st.sets(st.sampled_from([0, 1, 2])))
+def test_axes_and_directions_do_not_matter(volume, found, order, flipped):
+    image, labels = volume
+    turned = [
+        np.ascontiguousarray(np.flip(array, tuple(flipped)).transpose(order))
+        for array in (image, keep(labels, [0, 8, 16]))
+    ]
+    spacing = tuple(SPACING[axis] for axis in order)
+    result = propagate(annotate_from_label_volume(*turned, spacing)).label_maps[0]
+    back = np.flip(result.transpose(np.argsort(order)), tuple(flipped))
+    for label in (3, 700):
+        assert dice(back == label, found.mask(label)) >= 0.99
+
+
+@pytest.mark.parametrize("fusion", ["distance", "similarity", "appearance"])
+def test_every_fusion_rule_finds_the_labels(volume, fusion):
+    image, labels = volume
+    result = propagate(annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING), Settings(fusion=fusion))
+    assert set(result.report["fusion"].values()) == {fusion}
+    for label in (3, 700):
+        assert dice(result.mask(label), labels == label) > 0.9
+
+
+def test_nothing_goes_beyond_the_outermost_slices_unless_asked(volume):
+    image, labels = volume
+    annotation = annotate_from_label_volume(image, keep(labels, [4, 12]), SPACING)
+    (within,) = propagate(annotation).label_maps
+    assert not within[:4].any() and not within[13:].any() and within[4:13].any(axis=(1, 2)).all()
+    (beyond,) = propagate(annotation, Settings(extrapolate=True)).label_maps
+    assert dice(beyond[2] > 0, labels[2] > 0) > 0.8 and dice(beyond[14] > 0, labels[14] > 0) > 0.8
+
+
+def test_a_single_annotated_slice_stays_alone_and_says_so(volume):
+    image, labels = volume
+    annotation = annotate_from_label_volume(image, keep(labels, [8]), SPACING)
+    alone = propagate(annotation)
+    np.testing.assert_array_equal(alone.label_maps[0], keep(labels, [8]))
+    assert any("Only slice 8" in message for message in alone.report["messages"])
+    carried = propagate(annotation, Settings(extrapolate=True))
+    assert dice(carried.label_maps[0][6:11] > 0, labels[6:11] > 0) > 0.85
+
+
+def test_a_label_on_one_side_alone_ends_where_the_image_says(volume):
+    image, labels = volume
+    ground = image - 100 * (labels == 3)
+    for last in (4, 10):
+        ended = labels.copy()
+        ended[last + 1 :][ended[last + 1 :] == 3] = 0
+        scan = (ground + 100 * (ended == 3)).astype(np.float32)
+        result = propagate(annotate_from_label_volume(scan, keep(ended, [0, 16]), SPACING)).mask(3)
+        end = np.flatnonzero(result.any(axis=(1, 2)))[-1]
+        assert abs(end - last) <= 2
+
+
+def test_unknown_is_not_background(volume):
+    """Labels drawn each on its own slices are filled between their own slices, as if they were alone."""
+    image, labels = volume
+    sparse = {3: keep(np.where(labels == 3, 3, 0), [2, 8, 14]), 700: keep(np.where(labels == 700, 700, 0), [0, 5, 16])}
+    masks = {label: drawn > 0 for label, drawn in sparse.items()}
+    annotation = annotate_from_masks(image, masks, SPACING, axis=0)
+    assert annotation.missing == "unknown"
+    result = propagate(annotation)
+    assert np.flatnonzero(result.mask(3).any(axis=(1, 2))).tolist() == list(range(2, 15))
+    assert np.flatnonzero(result.mask(700).any(axis=(1, 2))).tolist() == list(range(0, 17))
+    for label in (3, 700):
+        assert dice(result.mask(label)[2:15], labels[2:15] == label) > 0.9
+        for plane in annotation.complete[label]:
+            np.testing.assert_array_equal(result.mask(label)[plane], masks[label][plane])
+
+
+def test_overlapping_labels_may_overlap_in_between(volume):
+    image, labels = volume
+    core = np.stack([ndimage.binary_erosion(plane, iterations=3) for plane in labels == 3])
+    masks = {1: keep(labels == 3, [0, 8, 16]), 2: keep(core, [0, 8, 16])}
+    result = propagate(annotate_from_masks(image, masks, SPACING, axis=0))
+    assert len(result.label_maps) == 2
+    assert dice(result.mask(1), labels == 3) > 0.93
+    assert (result.mask(2) & ~result.mask(1)).sum() < 0.02 * result.mask(2).sum()
+
+
+def test_scribbled_voxels_keep_their_label(volume):
+    image, labels = volume
+    scribbles = np.zeros_like(labels)
+    scribbles[5, 30:33, 3:6] = 700
+    scribbles[11, 24, 10:30] = 255
+    scribbles[8, 30, 5] = 3  # contradicts a slice that is drawn completely: the slice wins
+    annotation = annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING, scribbles=scribbles)
+    (result,) = propagate(annotation).label_maps
+    assert (result[5, 30:33, 3:6] == 700).all()
+    assert not result[11, 24, 10:30].any()
+    np.testing.assert_array_equal(result[8], labels[8])
+
+
+def test_directions_and_uncertainty_on_request(volume):
+    image, labels = volume
+    annotation = annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING)
+    result = propagate(annotation, Settings(directions=True, uncertainty=True))
+    assert set(result.directions) == {"up", "down"}
+    for (direction,) in result.directions.values():
+        assert dice(direction == 3, labels == 3) > 0.85
+    assert result.uncertainty.shape == image.shape and result.uncertainty.dtype == np.float32
+    assert 0 <= result.uncertainty.min() and 0.8 < result.uncertainty.max() <= 1
+    assert not result.uncertainty[8].any()
+    contour = ndimage.binary_dilation(result.mask(3)) & ~ndimage.binary_erosion(result.mask(3))
+    middle = np.isin(np.arange(17), (4, 12))
+    assert result.uncertainty[middle][contour[middle]].mean() > 3 * result.uncertainty[middle].mean()
+
+
+def test_cancel_stops_the_work(volume):
+    image, labels = volume
+    asked = []
+
+    def is_cancelled():
+        asked.append(True)
+        return len(asked) > 5
+
+    with pytest.raises(Cancelled):
+        propagate(annotate_from_label_volume(image, keep(labels, [0, 16]), SPACING), is_cancelled=is_cancelled)
+    assert len(asked) == 6
+
+
+def test_progress_rises_to_one(volume):
+    image, labels = volume
+    told = []
+    annotation = annotate_from_label_volume(image, keep(labels, [0, 16]), SPACING)
+    propagate(annotation, progress=lambda fraction, stage: told.append((fraction, stage)))
+    fractions = [fraction for fraction, _ in told]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    assert [stage for stage in dict.fromkeys(stage for _, stage in told)][:2] == ["Preparing", "Registering"]
+
+
+@pytest.mark.parametrize("name", ["registration", "fusion", "preset", "device"])
+def test_unknown_choices_are_refused(name):
+    with pytest.raises(InputError, match=f"Unknown {name} 'psychic'"):
+        Settings(**{name: "psychic"})
+
+
+def test_large_scans_are_worked_on_at_a_coarser_grid_and_come_back_on_their_own(volume):
+    image, labels = (np.repeat(np.repeat(array, 5, axis=1), 5, axis=2)[:9] for array in volume)
+    annotation = annotate_from_label_volume(image, keep(labels, [0, 8]), (3.0, 0.2, 0.2))
+    result = propagate(annotation, Settings(preset="fast"))
+    assert result.label_maps[0].shape == image.shape
+    for label in (3, 700):
+        assert dice(result.mask(label), labels == label) > 0.9
