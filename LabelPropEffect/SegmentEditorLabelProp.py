@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import time
+import unittest
 
 import numpy as np
 import slicer
@@ -46,17 +47,28 @@ class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
 
     PATIENCE_S = 300
 
-    def setUp(self):
+    @classmethod
+    def setUpClass(cls):
         if importlib.util.find_spec("torch") is None:
-            self.skipTest("PyTorch is not installed")
+            raise unittest.SkipTest("PyTorch is not installed")
+        cls.editor = slicer.qMRMLSegmentEditorWidget()
+        cls.editor.setMRMLScene(slicer.mrmlScene)
+
+    @classmethod
+    def tearDownClass(cls):
+        # A widget that still has an active effect and a scene crashes the application at exit.
+        cls.editor.setActiveEffect(None)
+        cls.editor.setMRMLScene(None)
+        cls.editor.deleteLater()
+        del cls.editor
+
+    def setUp(self):
         from LabelProp import addTaperedTube
 
         slicer.mrmlScene.Clear()
         self.volumeNode, self.segmentationNode, self.truth = addTaperedTube()
         self.segmentation = self.segmentationNode.GetSegmentation()
         self.drawn = self.voxels("tube")
-        self.editor = slicer.qMRMLSegmentEditorWidget()
-        self.editor.setMRMLScene(slicer.mrmlScene)
         self.editorNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
         self.editor.setMRMLSegmentEditorNode(self.editorNode)
         self.editor.setSegmentationNode(self.segmentationNode)
@@ -67,10 +79,10 @@ class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
         self.scriptedEffect.setParameter("Preset", "fast")
         self.scriptedEffect.setParameter("Device", "cpu")
         self.effect = self.scriptedEffect.self()
-        # A widget that still has an active effect and a scene crashes the application at exit.
-        self.addCleanup(self.editor.deleteLater)
-        self.addCleanup(self.editor.setMRMLScene, None)
-        self.addCleanup(self.editor.setActiveEffect, None)
+
+    def tearDown(self):
+        self.effect.onCancel()
+        self.editor.setActiveEffect(None)
 
     #
     # Aids

@@ -152,7 +152,9 @@ def annotate_from_masks(
     complete = {label: planes for label, planes in complete.items() if planes}
     marked = {label: frozenset(planes) - set(complete.get(label, ())) for label, planes in (absent or {}).items()}
     if missing == "auto":
-        unread = {label: marked.get(label, frozenset()) | frozenset((ignored or {}).get(label, ())) for label in complete}
+        unread = {
+            label: marked.get(label, frozenset()) | frozenset((ignored or {}).get(label, ())) for label in complete
+        }
         missing = read_missing(complete, unread)
     annotated = frozenset().union(*complete.values())
     absences = {}
@@ -236,7 +238,9 @@ def find_axis(masks: Mapping[int, np.ndarray]) -> int:
 def check_image(image: np.ndarray):
     """Raise InputError unless `image` is a scalar volume with finite, varying intensities."""
     if image.ndim != 3:
-        raise InputError(f"The image has {image.ndim} dimensions: give a 3D scalar volume (one time point, one channel).")
+        raise InputError(
+            f"The image has {image.ndim} dimensions: give a 3D scalar volume (one time point, one channel)."
+        )
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
         raise InputError(f"The image has {count} voxels that are NaN or infinite: replace them by a number first.")

@@ -123,7 +123,7 @@ class LabelPlanes:
         return self._distances[label, plane]
 
     def histograms(self, label: int, plane: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Intensities of `plane` in `label` and in its surround, (INTENSITY_BINS,) each; the contour itself is left out."""
+        """Intensities of `plane` in `label` and around it, (INTENSITY_BINS,) each; the contour itself is left out."""
         if (label, plane) not in self._histograms:
             distances = self.distances(label, plane)
             image = smooth(self._stack.images[plane, 0], 0.7)
@@ -155,8 +155,11 @@ def far_ends(annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes) ->
 
 
 def _soft_masks(labels, shared: list[int], planes: LabelPlanes, plane: int, stack: Stack) -> torch.Tensor:
-    nothing = stack.images.new_zeros(stack.size)
-    return torch.stack([torch.sigmoid(planes.distances(l, plane)) if l in shared else nothing for l in labels])
+    masks = stack.images.new_zeros(len(labels), *stack.size)
+    for index, label in enumerate(labels):
+        if label in shared:
+            masks[index] = torch.sigmoid(planes.distances(label, plane))
+    return masks
 
 
 def gaps(annotation: SparseAnnotation, stack: Stack, extrapolate: bool) -> Mapping[Gap, list[int]]:

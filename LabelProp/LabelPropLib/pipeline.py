@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 from .annotation import AXIS_NAMES, SparseAnnotation

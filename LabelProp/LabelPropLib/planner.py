@@ -12,7 +12,6 @@ from .errors import InputError
 from .registration.instance import Level
 
 
-
 @dataclass(frozen=True)
 class Effort:
     """What a preset stands for: most pixels along the longer side of a plane, and the registration's levels."""

@@ -57,7 +57,7 @@ class Stack:
     ) -> tuple[tuple[slice, slice], np.ndarray]:
         """`planes` (T, h, w) within `box` of the working grid on the volume's grid, bilinear.
 
-        Returns the window (rows, columns) of the crop that lies within the box, and the values (T, rows, columns) there.
+        Returns the window (rows, columns) of the crop that lies within the box, and the values (T, rows, columns).
         """
         if self.size == self.shape:
             return box, planes.cpu().numpy()
@@ -108,7 +108,7 @@ def marked_range(annotation: SparseAnnotation) -> tuple[int, int]:
 
 
 def crop_box(annotation: SparseAnnotation) -> tuple[slice, slice]:
-    """Rows and columns of a plane that hold all labels and scribbles and a margin: 15 % of their extent, at least 12 mm."""
+    """Rows and columns of a plane that hold all labels and scribbles with a margin, 15 % of their extent or 12 mm."""
     height, width = (n for a, n in enumerate(annotation.image.shape) if a != annotation.axis)
     marked = np.zeros((height, width), bool)
     for planes in annotation.complete.values():

@@ -36,7 +36,6 @@ from LabelPropLib.exchange import read_annotation, write_propagation
 from LabelPropLib.settings import Settings
 
 PROGRESS_INTERVAL_S = 0.1
-NICENESS = 5  # the application that waits for the result must stay responsive
 
 
 class Worker:
@@ -134,8 +133,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def main():
     """Serve the process that started this one through the standard streams."""
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not mix with the messages
     requests = os.fdopen(sys.stdin.fileno(), "r", encoding="utf-8", closefd=False)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from LabelPropLib.annotation import (
     BACKGROUND,
     annotate_from_label_volume,

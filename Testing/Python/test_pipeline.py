@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
+
 from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_masks
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.settings import Settings
-from scipy import ndimage
 
 SPACING = (3.0, 1.0, 1.0)
 

@@ -1,4 +1,4 @@
-"""Similarity weights, then the contour moved to where intensities speak for the label rather than for what surrounds it."""
+"""Similarity weights, then the contour moved to where intensities speak for the label against what surrounds it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ REACH = 3.0  # pixels from the contour over which intensities have a say
 def fuse(arrivals: Arrivals) -> torch.Tensor:
     """Score (T, h, w): the similarity rule's s + a R(I) exp(-(s / b)^2).
 
-    R = log p(I | inside) - log p(I | around), from histograms of the label and its surround on the annotated planes: the
-    region competition of Zhu & Yuille (IEEE TPAMI 1996), as one step within reach of the contour.
+    R = log p(I | inside) - log p(I | around), from histograms of the label and its surround on the annotated
+    planes: the region competition of Zhu & Yuille (IEEE TPAMI 1996), as one step within reach of the contour.
     """
     score = similarity.fuse(arrivals)
     candidates = [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]

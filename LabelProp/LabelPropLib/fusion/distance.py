@@ -19,7 +19,7 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
 
 
 def pool(arrivals: Arrivals, way: torch.Tensor) -> torch.Tensor:
-    """Score (T, h, w): mean of the two signed distances, or the rounded off one; `way` is the weight of the upper side."""
+    """Score (T, h, w): mean of the signed distances, or the only one rounded off; `way` is the upper side's weight."""
     lower, upper = arrivals.lower, arrivals.upper
     if lower is None:
         return round_off(upper.distances, upper.depth, 1 - way)

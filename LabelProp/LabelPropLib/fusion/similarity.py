@@ -30,7 +30,9 @@ def similarity_way(arrivals: Arrivals) -> torch.Tensor:
     way = distance_way(arrivals)
     if crossing.lower is None or crossing.upper is None:
         return way
-    lower, upper = (_difference(carried, crossing.targets, arrivals.box) for carried in (crossing.lower, crossing.upper))
+    lower, upper = (
+        _difference(carried, crossing.targets, arrivals.box) for carried in (crossing.lower, crossing.upper)
+    )
     scale = SHARPNESS / (lower + upper).mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)
     return torch.sigmoid(torch.logit(way) + scale * (lower - upper))
 

@@ -36,7 +36,9 @@ def far_displacements(velocity: torch.Tensor, ends: FarEnds, squarings: int) -> 
     to_lower, to_upper = integrate(velocity, squarings), integrate(-velocity, squarings)
     still = torch.zeros_like(to_lower[0])
     paths = [
-        [to_lower[k] for k in range(fixed - 1, moving - 1, -1)] if moving < fixed else [to_upper[k] for k in range(fixed, moving)]
+        [to_lower[k] for k in range(fixed - 1, moving - 1, -1)]
+        if moving < fixed
+        else [to_upper[k] for k in range(fixed, moving)]
         for moving, fixed in zip(ends.moving, ends.fixed, strict=True)
     ]
     displacement = torch.zeros_like(torch.stack([still] * len(paths)))

@@ -23,7 +23,7 @@ from .similarity import robust_difference
 
 @dataclass(frozen=True)
 class Level:
-    """One level of the coarse-to-fine scheme: planes `reduction` times coarser, at most `steps` steps of `rate` pixels."""
+    """A level of the coarse-to-fine scheme: planes `reduction` times coarser, at most `steps` steps of `rate` pixels."""
 
     reduction: int
     steps: int

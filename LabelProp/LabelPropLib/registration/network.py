@@ -4,6 +4,10 @@ A small 2D U-Net (Ronneberger et al., MICCAI 2015) in the shape that VoxelMorph 
 al., IEEE TMI 2019): strided convolutions down, skip connections up to half resolution, a flow head that starts at rest.
 As in Dalca et al. (MedIA 2019) and LabelProp (Decaux et al., 2023) the flow is a stationary velocity field v, so that
 exp(v) is smooth and exp(-v), its inverse, comes for free.
+
+Neighbouring slices differ little, and what there is to learn from one scan is how to turn a small difference into a
+motion. So the network is given the difference and the classical estimate of that motion, the demons force (Thirion,
+MedIA 1998), beside the planes' mean.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ class RegistrationNetwork(nn.Module):
     def __init__(self, channels: int = 2):
         """channels: those of one plane, see `instance.appearance`."""
         super().__init__()
-        widths = (2 * channels, *ENCODER)
+        widths = (4 * channels, *ENCODER)  # mean, difference, and the force along rows and columns
         self.down = nn.ModuleList(
             nn.Conv2d(inputs, outputs, 3, stride=2, padding=1) for inputs, outputs in zip(widths[:-1], widths[1:])
         )
@@ -44,7 +48,8 @@ class RegistrationNetwork(nn.Module):
         one pixel and halves the size, rounded up; on the way back a level takes the size of its skip connection, so odd
         sizes need no cropping.
         """
-        features = torch.cat([lower, upper], dim=1)
+        mean, difference = (lower + upper) / 2, upper - lower
+        features = torch.cat([mean, difference, demons_force(mean, difference)], dim=1)
         levels = []
         for convolution in self.down:
             features = F.leaky_relu(convolution(features), SLOPE)
@@ -55,3 +60,13 @@ class RegistrationNetwork(nn.Module):
             features = F.interpolate(features, size=skip.shape[-2:], mode="bilinear", align_corners=True)
             features = F.leaky_relu(convolution(torch.cat([features, skip], dim=1)), SLOPE)
         return self.flow(F.leaky_relu(self.refine(features), SLOPE))
+
+
+def demons_force(mean: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """u = d grad m / (|grad m|^2 + d^2) in pixels, at most 1/2 long: two (N, C, H, W) -> (N, 2 C, H, W), rows first.
+
+    The displacement that explains the difference d = upper - lower to first order: lower(x + u) = upper(x).
+    """
+    along_rows, along_columns = torch.gradient(mean, dim=(2, 3))
+    scale = difference / (along_rows**2 + along_columns**2 + difference**2).clamp(min=1e-4)
+    return torch.cat([scale * along_rows, scale * along_columns], dim=1)
