@@ -21,8 +21,9 @@ def identity(height: int, width: int, device: torch.device | None = None) -> tor
 def sample(planes: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
     """Values of `planes` (N, C, H, W) at `coordinates` (N, 2, h, w) in pixels, bilinear, as (N, C, h, w)."""
     height, width = planes.shape[-2:]
-    scale = coordinates.new_tensor([2 / max(height - 1, 1), 2 / max(width - 1, 1)]).view(1, 2, 1, 1)
-    normalised = (coordinates * scale - 1).flip(1).permute(0, 2, 3, 1)
+    rows = coordinates[:, 0] * (2 / max(height - 1, 1)) - 1
+    columns = coordinates[:, 1] * (2 / max(width - 1, 1)) - 1
+    normalised = torch.stack((columns, rows), dim=-1)
     return F.grid_sample(planes, normalised, mode="bilinear", padding_mode="border", align_corners=True)
 
 
