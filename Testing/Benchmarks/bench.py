@@ -57,6 +57,11 @@ class Case:
         """The label volume to start from."""
         return self.folder / "annotations.nii.gz"
 
+    @property
+    def reference(self) -> Path:
+        """The label volume to compare with."""
+        return self.folder / "reference.nii.gz"
+
 
 @dataclass(frozen=True)
 class Bench:

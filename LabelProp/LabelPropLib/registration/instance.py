@@ -23,7 +23,7 @@ from .similarity import robust_difference
 
 @dataclass(frozen=True)
 class Level:
-    """A level of the coarse-to-fine scheme: planes `reduction` times coarser, at most `steps` steps of `rate` pixels."""
+    """A level, coarse to fine: planes `reduction` times coarser, at most `steps` steps of about `rate` pixels."""
 
     reduction: int
     steps: int
@@ -35,7 +35,7 @@ class Schedule:
     """Levels, coarse to fine, and the weights of the terms against the image term, per pair.
 
     A velocity field has half the resolution of its level's planes. patience: the share of its loss that a pair must
-    gain in `interval` steps to stay in the batch.
+    gain in `interval` steps to stay in the batch. batch_pixels: of all pairs computed at once, which bounds the memory.
     """
 
     levels: tuple[Level, ...] = (Level(4, 60), Level(2, 30), Level(1, 20, rate=0.1))
@@ -45,6 +45,7 @@ class Schedule:
     squarings: int = 4
     interval: int = 10
     patience: float = 0.002
+    batch_pixels: int = 2**22
 
 
 def register(
@@ -100,11 +101,13 @@ def optimise(
     Without `ends`, pairs leave the batch as they converge; with them, the pairs of a gap depend on each other and stay.
     """
     velocity = velocity.clone()
+    batch = max(1, schedule.batch_pixels // planes[0, 0].numel())
     momentum, power = torch.zeros_like(velocity), torch.zeros_like(velocity)
     active = torch.arange(len(velocity), device=velocity.device)
     best = torch.full((len(velocity),), torch.inf, device=velocity.device)
     for step in range(1, level.steps + 1):
-        loss, gradient = pair_loss(planes, velocity, active, schedule)
+        parts = [pair_loss(planes, velocity, pairs, schedule) for pairs in active.split(batch)]
+        loss, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
         if ends is not None:
             gradient = gradient + consistency_gradient(velocity, ends, schedule)
         momentum[active] = 0.9 * momentum[active] + 0.1 * gradient
@@ -122,25 +125,25 @@ def optimise(
 
 
 def pair_loss(
-    planes: torch.Tensor, velocity: torch.Tensor, active: torch.Tensor, schedule: Schedule
+    planes: torch.Tensor, velocity: torch.Tensor, pairs: torch.Tensor, schedule: Schedule
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image difference both ways, smoothness and coupling per active pair (N,), and the gradient (N, 2, h, w)."""
+    """Image difference both ways, smoothness and coupling per pair (N,), and the gradient (N, 2, h, w)."""
     size = planes.shape[-2:]
-    field = velocity[active].requires_grad_(True)
-    lower, upper = planes[active], planes[active + 1]
+    field = velocity[pairs].requires_grad_(True)
+    lower, upper = planes[pairs], planes[pairs + 1]
     to_lower = resize(integrate(field, schedule.squarings), size)
     to_upper = resize(integrate(-field, schedule.squarings), size)
     loss = (robust_difference(warp(lower, to_lower), upper) + robust_difference(warp(upper, to_upper), lower)) / 2
-    neighbours = mean_of_neighbours(velocity)[active]
+    neighbours = mean_of_neighbours(velocity, pairs)
     loss = loss + schedule.smoothness * diffusion(field)
     loss = loss + schedule.coupling * ((field - neighbours) ** 2).mean(dim=(1, 2, 3))
     (gradient,) = torch.autograd.grad(loss.sum(), field)
     return loss.detach(), gradient
 
 
-def mean_of_neighbours(velocity: torch.Tensor) -> torch.Tensor:
-    """Mean of the fields of the pairs before and after, the outermost ones repeated: (N, 2, h, w) -> the same."""
-    return (torch.cat([velocity[:1], velocity[:-1]]) + torch.cat([velocity[1:], velocity[-1:]])) / 2
+def mean_of_neighbours(velocity: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """Mean of the fields before and after each of `pairs`, the outermost ones repeated: -> (N, 2, h, w)."""
+    return (velocity[(pairs - 1).clamp(min=0)] + velocity[(pairs + 1).clamp(max=len(velocity) - 1)]) / 2
 
 
 def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule) -> torch.Tensor:

@@ -1,0 +1,134 @@
+"""What reaches a slice: gaps, chains, ends, the choice of a rule."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from LabelPropLib import ends
+from LabelPropLib.annotation import annotate_from_masks
+from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
+from LabelPropLib.fusion.choice import LeftOut, choose
+from LabelPropLib.labelmaps import exclusive_layers
+from LabelPropLib.preprocessing import prepare, signed_distance
+
+SIZE = 40
+
+
+def disc(row, column, radius=6):
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    return (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+
+
+@pytest.fixture
+def annotation():
+    """Label 1 on planes 0, 4 and 10, label 2 on 4 alone; 2 absent on 0 and 10."""
+    masks = {label: np.zeros((11, SIZE, SIZE), bool) for label in (1, 2)}
+    for plane in (0, 4, 10):
+        masks[1][plane] = disc(15, 15)
+    masks[2][4] = disc(26, 28)
+    image = np.random.default_rng(1).normal(size=(11, SIZE, SIZE)).astype(np.float32)
+    return annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
+
+
+def test_gaps_lie_between_known_planes(annotation):
+    stack = prepare(annotation, 200)
+    assert gaps(annotation, stack, extrapolate=False) == {Gap(0, 4, 1, 3): [1, 2], Gap(4, 10, 5, 9): [1, 2]}
+
+
+def test_gaps_beyond_the_outermost_planes_need_a_label_there():
+    masks = {1: np.zeros((9, SIZE, SIZE), bool)}
+    masks[1][[2, 6]] = disc(20, 20)
+    image = np.random.default_rng(1).normal(size=(9, SIZE, SIZE)).astype(np.float32)
+    annotation = annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
+    stack = prepare(annotation, 200, extrapolate=True)
+    assert list(gaps(annotation, stack, extrapolate=True)) == [Gap(None, 2, 0, 1), Gap(2, 6, 3, 5), Gap(6, None, 7, 8)]
+
+
+def test_chains_add_up_translations():
+    """A velocity that is constant in space and along the chain carries points by its sum."""
+    images = torch.zeros(6, 1, SIZE, SIZE)
+    velocity = torch.zeros(5, 2, SIZE, SIZE)
+    velocity[:, 0], velocity[:, 1] = 1.5, -0.5
+    chains = Chains(velocity, images)
+    up = chains.carry(0, range(1, 6)).coordinates
+    down = chains.carry(5, range(0, 5)).coordinates
+    rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    inside = (slice(15, 25), slice(15, 25))
+    for target in range(1, 6):
+        torch.testing.assert_close(up[target - 1, 0][inside], (rows + 1.5 * target)[inside])
+        torch.testing.assert_close(up[target - 1, 1][inside], (columns - 0.5 * target)[inside])
+        torch.testing.assert_close(down[5 - target, 0][inside], (rows - 1.5 * target)[inside])
+
+
+def test_a_chain_to_a_far_plane_is_that_through_all_planes_before():
+    velocity = torch.randn(5, 2, 20, 20, generator=torch.Generator().manual_seed(0))
+    chains = Chains(velocity, torch.rand(6, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(chains.carry(0, range(5, 6)).images[0], chains.carry(0, range(1, 6)).images[4])
+
+
+def test_arrivals_of_a_standing_scan_are_the_drawn_contours(annotation):
+    stack = prepare(annotation, 200)
+    planes = LabelPlanes(annotation, stack)
+    crossing = Chains(torch.zeros(10, 2, 20, 20), stack.images).cross(Gap(0, 4, 1, 3))
+    both, one = (arrivals(label, crossing, planes) for label in (1, 2))
+    drawn = signed_distance(disc(15, 15)[stack.box], (1.0, 1.0))
+    for candidate in (both.lower, both.upper):
+        np.testing.assert_allclose(candidate.distances[1], drawn[both.box], atol=1e-4)
+    assert one.lower is None and one.upper.source == 4
+
+
+def test_far_ends_hold_the_labels_that_both_planes_bear(annotation):
+    stack = prepare(annotation, 200)
+    found = far_ends(annotation, stack, LabelPlanes(annotation, stack))
+    assert (found.moving, found.fixed) == ((0, 4, 4, 10), (4, 0, 10, 4))
+    assert (found.labels_moving[:, 0].amax(dim=(1, 2)) > 0.9).all()
+    assert not found.labels_moving[:, 1].any()
+
+
+@given(depth=st.floats(2, 20), steps=st.integers(3, 30))
+def test_a_label_rounds_off_ever_faster_and_is_gone_at_the_other_side(depth, steps):
+    distances = torch.linspace(-10, depth, 50).expand(steps, 1, 50)
+    way = torch.linspace(0, 1, steps)[:, None, None]
+    sizes = (ends.round_off(distances, depth, way) > 0).sum(dim=(1, 2))
+    assert (sizes[1:] <= sizes[:-1]).all()
+    assert sizes[0] == (distances[0] > 0).sum() and sizes[-1] == 0
+
+
+def test_a_label_carried_outwards_ends_where_the_image_changes():
+    generator = torch.Generator().manual_seed(0)
+    carried = torch.rand(1, SIZE, SIZE, generator=generator).expand(10, -1, -1)
+    other = torch.rand(1, SIZE, SIZE, generator=generator).expand(10, -1, -1)
+    distances = torch.from_numpy(signed_distance(disc(20, 20), (1.0, 1.0)))[None].expand(10, -1, -1)
+    targets = torch.cat([carried[:6], other[6:]])
+    way = ends.way_to_dissimilarity(distances, carried, targets)
+    kept = (ends.round_off(distances, float(distances.max()), way[:, None, None]) > 0).any(dim=2).any(dim=1)
+    assert kept.tolist() == [True] * 6 + [False] * 4
+
+
+def left_out(overlap, total):
+    return LeftOut(overlap, total)
+
+
+def test_the_simplest_rule_within_the_margin_is_chosen():
+    assert choose({"plain": left_out(90, 200), "clever": left_out(90.5, 200)}, margin=0.01) == "plain"
+    assert choose({"plain": left_out(90, 200), "clever": left_out(95, 200)}, margin=0.01) == "clever"
+    assert choose({"plain": LeftOut(), "clever": LeftOut()}, margin=0.01) == "plain"
+
+
+def test_left_out_counts_the_dice_of_all_hidden_slices():
+    result = LeftOut()
+    for column in (15, 18):
+        result.add(*(torch.from_numpy(signed_distance(disc(15, c), (1.0, 1.0))) for c in (15, column)))
+    first, second = disc(15, 15), disc(15, 18)
+    expected = 2 * (first.sum() + (first & second).sum()) / (3 * first.sum() + second.sum())
+    assert result.dice == pytest.approx(expected)
+
+
+@given(pairs=st.sets(st.tuples(st.integers(1, 6), st.integers(1, 6)).filter(lambda pair: pair[0] < pair[1])))
+def test_labels_that_may_overlap_lie_in_different_layers(pairs):
+    layers = exclusive_layers(tuple(range(1, 7)), pairs)
+    assert sorted(label for layer in layers for label in layer) == list(range(1, 7))
+    assert not any({first, second} <= set(layer) for first, second in pairs for layer in layers)
+    assert len(layers) == 1 or pairs
