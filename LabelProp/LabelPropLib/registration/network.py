@@ -1,9 +1,9 @@
 """The registration network: two neighbouring planes in, the stationary velocity field between them out.
 
-A small 2D U-Net (Ronneberger et al., MICCAI 2015) in the shape that VoxelMorph gave it for registration (Balakrishnan et
-al., IEEE TMI 2019): strided convolutions down, skip connections up to half resolution, a flow head that starts at rest.
-As in Dalca et al. (MedIA 2019) and LabelProp (Decaux et al., 2023) the flow is a stationary velocity field v, so that
-exp(v) is smooth and exp(-v), its inverse, comes for free.
+A small 2D U-Net (Ronneberger et al., MICCAI 2015) in the shape that VoxelMorph gave it for registration (Balakrishnan
+et al., IEEE TMI 2019): strided convolutions down, skip connections up to half resolution, a flow head that starts at
+rest. As in Dalca et al. (MedIA 2019) and LabelProp (Decaux et al., 2023) the flow is a stationary velocity field v, so
+that exp(v) is smooth and exp(-v), its inverse, comes for free.
 
 Neighbouring slices differ little, and what there is to learn from one scan is how to turn a small difference into a
 motion. So the network is given the difference and the classical estimate of that motion, the demons force (Thirion,
@@ -44,9 +44,9 @@ class RegistrationNetwork(nn.Module):
     def forward(self, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         """Velocity (N, 2, ceil(H / 2), ceil(W / 2)) of the pairs `lower`, `upper`, each (N, C, H, W).
 
-        In pixels of its own grid, with the sign that `registration` states. Every strided convolution pads its border by
-        one pixel and halves the size, rounded up; on the way back a level takes the size of its skip connection, so odd
-        sizes need no cropping.
+        In pixels of its own grid, with the sign that `registration` states. Every strided convolution pads the border
+        by one pixel and halves the size, rounded up; on the way back a level takes the size of its skip connection, so
+        odd sizes need no cropping.
         """
         mean, difference = (lower + upper) / 2, upper - lower
         features = torch.cat([mean, difference, demons_force(mean, difference)], dim=1)

@@ -1,7 +1,7 @@
 """Training of the registration network on the scan itself, as LabelProp does (Decaux et al., Pattern Recognition 2023).
 
-All neighbouring pairs are one batch, and every step serves both directions and all labels. The loss has the terms of the
-paper: image similarity and smoothness of every pair and, where two annotated planes bound a gap, the labels and the
+All neighbouring pairs are one batch, and every step serves both directions and all labels. The loss has the terms of
+the paper: image similarity and smoothness of every pair and, where two annotated planes bound a gap, the labels and the
 image carried across it against those at its far end, both ways.
 """
 
@@ -34,11 +34,11 @@ class Phase:
 class Course:
     """Phases, coarse to fine, and the weights of the terms against the image term, per pair."""
 
-    phases: tuple[Phase, ...] = (Phase(4, 150, 2e-3), Phase(2, 100, 1e-3))
+    phases: tuple[Phase, ...] = (Phase(4, 150, 5e-3), Phase(2, 120, 4e-3))
     smoothness: float = 0.1
     coupling: float = 0.1
     label_consistency: float = 0.03
-    image_consistency: float = 0.03
+    image_consistency: float = 0.02
     squarings: int = 4
 
 
@@ -72,7 +72,7 @@ def register(
 
 
 def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:
-    """`ends` with its label masks averaged onto a coarser grid of `size`: the consistency of labels costs their pixels."""
+    """`ends` with label masks averaged onto a coarser grid (h, w): the label term costs as much as they have pixels."""
     if ends is None:
         return None
     moving, fixed = (F.interpolate(m, size=size, mode="area") for m in (ends.labels_moving, ends.labels_fixed))
