@@ -89,15 +89,17 @@ class BackgroundPropagation:
         self._first_progress = None
         self._submitted = annotation, settings
         self.start()
-        if self.running:  # the start may have failed
-            try:
-                folder = self._folder / self._job
-                folder.mkdir()
-                write_annotation(folder, annotation)
-            except OSError as error:
-                self._fail("failed", f"Temporary files cannot be written: {error}. Free some space on that disk.")
-            else:
-                self._send(propagate=self._job, settings=asdict(settings))
+        if not self.running:  # the start failed
+            return
+        folder = self._folder / self._job
+        try:
+            folder.mkdir(parents=True)  # the system may have cleared its temporary files since the last job
+            write_annotation(folder, annotation)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._fail("failed", f"Temporary files cannot be written: {error}. Free some space on that disk.")
+        else:
+            self._send(propagate=self._job, settings=asdict(settings))
 
     def cancel(self):
         """Give up the job at once; the process gets a second to notice, then it is killed."""

@@ -7,9 +7,9 @@ One JSON object a line. On stdin:
 
 On stdout:
 
-    {"ready": {"cpu": "CPU, 8 threads"}}            PyTorch is loaded; what it can compute on, the fastest first
-    {"job": "job-1", "progress": 0.25, "stage": "Registering slices"}
-    {"job": "job-1", "done": {...}}                the result lies in the job's folder; its report
+    {"ready": {"cpu": "CPU"}}                      PyTorch is loaded; what it can compute on, the fastest first
+    {"job": "job-1", "progress": 0.25, "stage": "Registering"}
+    {"job": "job-1", "done": "FOLDER/job-1"}       the result lies in the job's folder
     {"job": "job-1", "error": {"kind": "input", "text": "..."}}      kind: input, cancelled, memory or failed
 
 The process ends when stdin closes, whatever it is doing, and removes FOLDER: nothing is left behind when the
@@ -85,7 +85,7 @@ class Worker:
             kind = "memory" if is_out_of_memory(error) else "failed"
             self._fail(job, kind, f"{type(error).__name__}: {error}".partition("\n")[0])
         else:
-            self._reply(job=job, done=result.report)
+            self._reply(job=job, done=str(folder))
 
     def _progress(self, job: str):
         """A progress callback that speaks up at each new stage, and otherwise a few times a second."""
@@ -111,14 +111,12 @@ def devices() -> dict[str, str]:
     """What can be computed on, the fastest first: name in `Settings.device` -> for the user."""
     import torch
 
-    from LabelPropLib.planner import thread_count
-
     found = {}
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_device_name()
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
-    found["cpu"] = f"CPU, {thread_count()} threads"
+    found["cpu"] = "CPU"
     return found
 
 

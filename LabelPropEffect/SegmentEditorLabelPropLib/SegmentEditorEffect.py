@@ -54,6 +54,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKOb
         self._background = None
         self._running = None  # what was collected for the job that is under way
         self._previewed = None  # what was collected for the preview
+        self._previewedSegmentIds = None  # what `selectedSegmentIds` was set to then; else a script has set it
+        self._chosenSegmentIds = None
         self._failure = None  # why there is no preview, or none of the last input
         self._message = None
         self._propagated = {}  # segment ID -> slice -> fingerprint, of what was applied
@@ -110,6 +112,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
         AbstractScriptedSegmentEditorAutoCompleteEffect.setupOptionsFrame(self)
         self.previewButton.disconnect("clicked()", self.onPreview)
         self.previewButton.connect("clicked()", self.onPreviewButton)
+        self.applyButton.disconnect("clicked()", self.onApply)
+        self.applyButton.connect("clicked()", self.onApplyButton)
 
         self.progressBar = qt.QProgressBar()
         self.progressBar.objectName = self.__class__.__name__ + "Progress"
@@ -128,6 +132,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
     def updateGUIFromMRML(self):
         AbstractScriptedSegmentEditorAutoCompleteEffect.updateGUIFromMRML(self)
         self.settingsPanel.updateGUIFromMRML()
+        if self.scriptedEffect.active():
+            self.slicesPanel.updateGUIFromMRML()
         self.progressBar.setVisible(self.running)
         if self.running:
             self.previewButton.text = _("Cancel")
@@ -212,7 +218,9 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._endProcess()
 
     def _stopIdleProcess(self):
-        if not self.running:
+        if self.running:
+            self._idleTimer.start()
+        else:
             self._endProcess()
 
     def _endProcess(self):
@@ -251,18 +259,20 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def inputSegmentIds(self):
         """The segments to propagate: those a script has chosen as `selectedSegmentIds`, else the visible ones."""
-        if self.selectedSegmentIds is not None:
-            return [self.selectedSegmentIds.GetValue(n) for n in range(self.selectedSegmentIds.GetNumberOfValues())]
+        if self.selectedSegmentIds is not self._previewedSegmentIds:
+            self._chosenSegmentIds = self.selectedSegmentIds
+        if self._chosenSegmentIds is not None:
+            return [self._chosenSegmentIds.GetValue(n) for n in range(self._chosenSegmentIds.GetNumberOfValues())]
         segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
         return scene.visible_segments(segmentationNode) if segmentationNode else []
 
     def onPreviewButton(self):
-        """The button starts, and while it runs stops."""
+        """The button starts, and while it runs stops; the panel says what scripts get as an exception."""
         if self.running:
             self._cancelJob()
             self.updateGUIFromMRML()
             return
-        with contextlib.suppress(InputError, RuntimeError):  # the panel shows it
+        with contextlib.suppress(InputError, RuntimeError):
             self.onPreview()
 
     def onPreview(self):
@@ -306,8 +316,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
         """
         if self.running:
             self._process().wait()
-        if self._failure is not None:
-            raise RuntimeError(self._failure)
+            if self._failure is not None:
+                raise RuntimeError(self._failure)
 
     def _cancelJob(self):
         if self.running:
@@ -361,7 +371,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             show3D = self._shownIn3D(previewNode or collected.segmentation_node)
             self._removePreviewNode()
             self._addPreviewNode(collected, propagation, opacity, show3D)
-        self.selectedSegmentIds = vtk.vtkStringArray()
+        self.selectedSegmentIds = self._previewedSegmentIds = vtk.vtkStringArray()
         for segmentId in segmentIds:
             self.selectedSegmentIds.InsertNextValue(segmentId)
 
@@ -410,7 +420,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.delayedAutoUpdateTimer.stop()
         self.observeSegmentation(False)
         self._removePreviewNode()
-        self.selectedSegmentIds = None
+        self.selectedSegmentIds = self._previewedSegmentIds = self._chosenSegmentIds = None
         self.selectedSegmentModifiedTimes = {}
         self.updateGUIFromMRML()
 
@@ -429,6 +439,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.scriptedEffect.setCommonParameter("SegmentationResultPreviewOwnerEffect", "")
         slicer.mrmlScene.RemoveNode(previewNode)
 
+    def onApplyButton(self):
+        """The user reads in the panel what scripts get as an exception."""
+        with contextlib.suppress(InputError, RuntimeError):
+            self.onApply()
+
     def onApply(self):
         """
         Write the preview into the segments, as one step for Undo; waits for it if it is being computed.
@@ -442,8 +457,12 @@ Editable area, editable intensity range, and the segments that may be overwritte
             raise RuntimeError(_("There is no preview to apply: initialize one first."))
         self.delayedAutoUpdateTimer.stop()
         self.observeSegmentation(False)
-        with slicer.util.tryWithErrorDisplay(_("The preview could not be applied."), waitCursor=True):
-            message = self._apply(previewNode)
+        try:
+            with slicer.util.WaitCursor():
+                message = self._apply(previewNode)
+        except InputError as error:
+            self._fail(str(error))
+            raise
         self.reset()
         self._message = message
         self._showMessage()
@@ -476,10 +495,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._rememberPropagated(segmentIds, overview)
             if showIn3D:
                 segmentationNode.CreateClosedSurfaceRepresentation()
-        left = 0 if occupied is None else sum(int((mask & occupied).sum()) for mask in masks.values())
-        if left:
-            return _("Applied. {count} voxels were left to segments that are not in the preview.").format(count=left)
-        return None
+        if occupied is None:
+            return None
+        left = sum(int((masks[name] & occupied & ~written[name]).sum()) for name in segmentIds)
+        text = _("Applied. {count} voxels were left to segments that are not in the preview.").format(count=left)
+        return text if left else None
 
     def _surveyForApply(self, segmentIds):
         parameterSetNode = self.scriptedEffect.parameterSetNode()
@@ -569,20 +589,19 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._showMessage()
 
     def _noticeCorrections(self):
-        """A propagated slice of the selected segment that was edited since is the user's own from then on."""
-        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        """A propagated slice that was edited since is the user's own from then on."""
+        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
         overview = self.slicesPanel.overview
-        name = parameterSetNode.GetSelectedSegmentID()
-        propagated = self._propagated.get(name)
-        if not propagated or name not in overview.roles:
-            return
-        segmentationNode = parameterSetNode.GetSegmentationNode()
-        found = segment_box(segmentationNode, name, overview.grid).fingerprints(overview.axis)
-        changed = [index for index, fingerprint in propagated.items() if index in found and found[index] != fingerprint]
-        for index in changed:
-            propagated[index] = found[index]
-        if changed and len(changed) <= max(1, LARGEST_CORRECTION * len(propagated)):
-            set_role(segmentationNode, name, overview.axis, COMPLETE, changed)
+        corrected = False
+        for name in set(self._propagated) & set(overview.roles):
+            propagated = self._propagated[name]
+            found = segment_box(segmentationNode, name, overview.grid).fingerprints(overview.axis)
+            changed = [index for index in propagated if index in found and found[index] != propagated[index]]
+            propagated.update({index: found[index] for index in changed})
+            if changed and len(changed) <= max(1, LARGEST_CORRECTION * len(propagated)):
+                set_role(segmentationNode, name, overview.axis, COMPLETE, changed)
+                corrected = True
+        if corrected:
             self.slicesPanel.refresh()
 
     #

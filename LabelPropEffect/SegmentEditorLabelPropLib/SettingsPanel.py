@@ -145,7 +145,7 @@ class SettingsPanel:
         self.seedSpinBox.value = self.scriptedEffect.integerParameter("Seed")
         self.seedSpinBox.blockSignals(wasBlocked)
 
-    def updateMRMLFromGUI(self, *_value):
+    def updateMRMLFromGUI(self):
         """Keep what the controls show as parameters."""
         for name, box in self.boxes.items():
             self.scriptedEffect.setParameter(name, box.currentData)

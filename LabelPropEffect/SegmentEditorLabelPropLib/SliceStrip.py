@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import qt
+from slicer.i18n import tr as _
 
 COMPLETE, SCRIBBLE, ABSENT, IGNORED = "complete", "scribble", "absent", "ignored"
 ROLES = (COMPLETE, SCRIBBLE, ABSENT, IGNORED)
@@ -78,7 +79,7 @@ class SliceStrip:
     def describe(self, index: int) -> str:
         """What is known of a slice, as text."""
         known = [f"{lane.name}: {lane.roles[index]}" for lane in self.lanes if index in lane.roles]
-        return "\n".join([f"Slice {index}", *known])
+        return "\n".join([_("Slice {index}").format(index=index), *known])
 
     def paint(self):
         """Draw anew."""
@@ -179,7 +180,8 @@ class SliceStrip:
         return int(MARGIN + (index - self.slices.start + 0.5) * self._pitch())
 
     def _color(self, role: str, alpha: int = 255):
-        color = qt.QColor(self.widget.palette.color(getattr(qt.QPalette, role)))
+        palette = self.widget.palette
+        color = qt.QColor(palette.color(getattr(qt.QPalette, role)))
         color.setAlpha(alpha)
         return color
 
@@ -201,8 +203,8 @@ class StripEventFilter(qt.QObject):
             if index is None:
                 return False
             strip.widget.setToolTip(strip.describe(index))
-            pressed = event.buttons() & qt.Qt.LeftButton
-            if pressed and index != strip.current:
+            stays = kind == qt.QEvent.MouseMove and index == strip.current
+            if event.buttons() & qt.Qt.LeftButton and not stays:
                 strip.onSlice(index)
         return False
 

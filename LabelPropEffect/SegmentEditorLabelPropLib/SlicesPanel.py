@@ -33,6 +33,7 @@ class SlicesPanel(VTKObservationMixin):
         self.currentSlice = None
         self.deviceText = ""
         self._surveyNeeded = True
+        self._direction = None  # the parameter when the slices were looked through
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
         self._timer.setInterval(REFRESH_DELAY_MS)
@@ -104,6 +105,12 @@ class SlicesPanel(VTKObservationMixin):
         self._surveyNeeded = True
         self._refreshWhatChanged()
 
+    def updateGUIFromMRML(self):
+        """A parameter was changed; the direction is the one that matters here."""
+        if self.scriptedEffect.parameter("Direction") != self._direction:
+            self._surveyNeeded = True
+            self._timer.start()
+
     def planes(self):
         """Axis of the segmentation -> 'axial', 'coronal' or 'sagittal'."""
         return {name: anatomical_plane(self.overview.grid, axis) for axis, name in enumerate(AXIS_NAMES)}
@@ -148,12 +155,11 @@ class SlicesPanel(VTKObservationMixin):
         volumeNode = parameterSetNode.GetSourceVolumeNode()
         segmentationNode = parameterSetNode.GetSegmentationNode()
         self.overview = None
+        self._direction = self.scriptedEffect.parameter("Direction")
         if volumeNode is None or volumeNode.GetImageData() is None or segmentationNode is None:
             return
         try:
-            self.overview = survey(
-                volumeNode, segmentationNode, self.segmentIds(), self.scriptedEffect.parameter("Direction")
-            )
+            self.overview = survey(volumeNode, segmentationNode, self.segmentIds(), self._direction)
         except InputError as error:  # of a tag that was written by other means
             self.statusLabel.text = str(error)
 
@@ -181,10 +187,12 @@ class SlicesPanel(VTKObservationMixin):
         empty = role in (None, ABSENT)
         possible = {COMPLETE: not empty, SCRIBBLE: not empty, ABSENT: empty, IGNORED: True}
         color = qt.QColor.fromRgbF(*lane.color) if lane else qt.QColor(128, 128, 128)
+        palette = self.roleLabel.palette
+        ink = qt.QColor(palette.color(qt.QPalette.ButtonText))
         for name, button in self.roleButtons.items():
             button.setEnabled(known and possible[name])
             button.setChecked(name == role)
-            button.setIcon(roleIcon(name, color, button.palette.color(qt.QPalette.ButtonText)))
+            button.setIcon(roleIcon(name, color, ink))
 
     def _lanes(self, selectedId):
         if self.overview is None:

@@ -2,10 +2,12 @@
 
 What differs between the two, and is made good here: in PythonQt a Qt property is an attribute (`button.text = "Apply"`,
 and `label.width` without parentheses), and signals are connected by their signature (`connect("clicked()", f)`), which
-also says how many arguments the slot gets.
+also says how many arguments the slot gets, if it takes as many.
 """
 
 import functools
+import inspect
+import math
 import os
 import sys
 import types
@@ -37,7 +39,7 @@ class PythonQtObject:
             return QtCore.QObject.connect(self, signature, slot)
         name, _, parameters = signature.rstrip(")").partition("(")
         calls = (lambda: slot(), lambda first: slot(first), lambda first, second: slot(first, second))
-        call = calls[len(parameters.split(",")) if parameters else 0]
+        call = calls[min(len(parameters.split(",")) if parameters else 0, accepted_arguments(slot))]
         super().__getattribute__(name).connect(call)
         self.__dict__.setdefault("_connected", []).append((signature, slot, name, call))
         return True
@@ -51,6 +53,12 @@ class PythonQtObject:
                 self._connected.remove(connection)
                 return True
         return False
+
+
+def accepted_arguments(slot):
+    """How many positional arguments a function takes; PythonQt leaves out what is too many."""
+    parameters = inspect.signature(slot).parameters.values()
+    return math.inf if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(parameters)
 
 
 def is_property(instance, name):

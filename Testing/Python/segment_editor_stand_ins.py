@@ -224,7 +224,7 @@ class AutoCompleteEffect:
             widget.blockSignals(wasBlocked)
         self.observeSegmentation(previewed and self.autoUpdateCheckBox.isChecked())
 
-    def updateMRMLFromGUI(self, *_value):
+    def updateMRMLFromGUI(self):
         if self.getPreviewNode() is not None:
             self.setPreviewOpacity(self.previewOpacitySlider.value)
             self.setPreviewShow3D(self.previewShow3DButton.checked)

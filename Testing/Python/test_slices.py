@@ -1,0 +1,104 @@
+"""Which slices are annotated and how, and what a preview may change of the segments."""
+
+import numpy as np
+import slicer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from samples import OBLIQUE
+
+from LabelPropLib import scene
+from LabelPropLib.annotation import find_axis
+from LabelPropLib.protection import protect
+from LabelPropLib.roles import Roles
+from LabelPropLib.slices import anatomical_plane, segment_box, slice_roles, survey, with_role
+
+SHAPE = (4, 5, 6)
+ROLES = st.sampled_from(["complete", "scribble", "absent", "ignored"])
+masks = npst.arrays(bool, SHAPE)
+planes = st.sets(st.integers(0, 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=masks, second=masks)
+def test_survey_agrees_with_what_is_propagated(first, second):
+    slicer.mrmlScene.Clear()
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE), OBLIQUE)
+    segmentation = scene.add_segmentation_of_labels(np.where(first, 1, 2 * second), volume, "s", {1: "a", 2: "b"})
+    ids = list(segmentation.GetSegmentation().GetSegmentIDs())
+    if not ids:
+        return
+    overview = survey(volume, segmentation, ids)
+    drawn = {name: scene.segment_on_grid(segmentation, name, overview.grid) for name in ids}
+    assert overview.axis == find_axis(drawn)
+    for name, mask in drawn.items():
+        others = tuple(a for a in range(3) if a != overview.axis)
+        found = {index - overview.slices.start: role for index, role in overview.roles[name].items()}
+        assert found == dict.fromkeys(np.flatnonzero(mask.any(axis=others)).tolist(), "complete")
+
+
+def test_box_of_a_segment_on_another_lattice():
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE), np.diag([1.0, 1.0, 3.0, 1.0]))
+    coarse = slicer.util.addVolumeFromArray(np.zeros((2, 3, 3)), np.diag([2.0, 2.0, 6.0, 1.0]))
+    labels = np.zeros((2, 3, 3), np.uint8)
+    labels[1, 1, 1] = 1
+    segmentation = scene.add_segmentation_of_labels(labels, coarse, "s", {1: "a"})
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    grid = scene.work_grid(volume, segmentation)
+    box = segment_box(segmentation, "a", grid)
+    on_grid = scene.segment_on_grid(segmentation, "a", grid)
+    first = grid.GetExtent()[4]
+    assert box.planes(0) == [first + k for k in np.flatnonzero(on_grid.any(axis=(1, 2)))]
+
+
+def test_fingerprints_change_with_the_slice_alone():
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1:3, 1:3, 2:4] = 1
+    segmentation = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
+    grid = scene.work_grid(volume, segmentation)
+    before = segment_box(segmentation, "a", grid).fingerprints(0)
+    mask[2, 4, 5] = 1  # the labelmap's extent grows, too
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, "a", volume)
+    after = segment_box(segmentation, "a", grid).fingerprints(0)
+    assert set(before) == set(after) == {1, 2}
+    assert before[1] == after[1] and before[2] != after[2]
+
+
+@given(slices=st.sets(st.integers(-5, 5)), role=ROLES, earlier=ROLES)
+def test_a_slice_has_one_role(slices, role, earlier):
+    roles = with_role(with_role(Roles(), 1, earlier, range(-5, 6)), 1, role, slices)
+    assert Roles.parse(str(roles)) == Roles.parse(str(with_role(roles, 1, role, slices)))
+    shown = slice_roles([index for index in range(-5, 6) if role != "absent"], roles, 1)
+    assert all(shown[index] == role for index in slices)
+
+
+def test_anatomical_planes():
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE), OBLIQUE)
+    segmentation = scene.add_segmentation_of_labels(np.ones(SHAPE, np.uint8), volume, "s")
+    grid = scene.work_grid(volume, segmentation)
+    assert [anatomical_plane(grid, axis) for axis in range(3)] == ["axial", "coronal", "sagittal"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(preview=masks, current=masks, others=masks, locked=masks, known=planes, scribbled=planes)
+def test_what_is_protected_is_not_changed(preview, current, others, locked, known, scribbled):
+    scribbled = scribbled - known
+    names = ("a", "b")
+    result = protect(
+        {"a": preview, "b": ~preview},
+        {"a": current, "b": others & ~current},
+        0,
+        known={"a": known, "b": ()},
+        scribbled={"a": scribbled, "b": ()},
+        occupied=np.roll(others, 1, axis=2),
+        locked={name: locked for name in names},
+    )
+    np.testing.assert_array_equal(result["a"][sorted(known)], current[sorted(known)])
+    np.testing.assert_array_equal(result["a"][locked], current[locked])
+    np.testing.assert_array_equal(result["b"][locked], (others & ~current)[locked])
+    kept = np.isin(np.arange(SHAPE[0]), sorted(known | scribbled))[:, None, None] & current
+    assert not (kept & ~locked & ~preview & result["b"]).any()  # drawn since the preview was made
+    assert result["a"][kept & ~locked].all()
+    new = result["b"] & ~(others & ~current)
+    assert not (new & np.roll(others, 1, axis=2)).any()
