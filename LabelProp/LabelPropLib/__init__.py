@@ -5,6 +5,8 @@
 
 import os
 
-# Read by OpenMP when PyTorch is loaded. Threads that wait must sleep: by default they spin, and where other programs
-# keep the cores busy (Slicer's rendering, a second job) every parallel loop then stalls, at up to ten times the time.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read by OpenMP when PyTorch is loaded, GNU's and LLVM's: how long threads that wait spin before they sleep. By default
+# long enough that every parallel loop stalls where other programs keep the cores busy (Slicer's rendering, a second
+# job), at tens of times the time; without any spinning, idle cores take nearly twice as long.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+os.environ.setdefault("KMP_BLOCKTIME", "1")

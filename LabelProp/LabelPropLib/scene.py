@@ -293,13 +293,13 @@ def _choose_axis(axis: str, roles: Iterable[Roles], masks: Mapping[int, np.ndarr
 
 def _take_planes(mask: np.ndarray, axis: int, planes: Iterable[int]) -> np.ndarray:
     """(N, 3) indices of the mask's voxels on the planes, which are cleared of it."""
-    taken = np.zeros_like(mask)
+    taken = []
     for plane in planes:
         if 0 <= plane < mask.shape[axis]:
-            selection = tuple(plane if a == axis else slice(None) for a in range(3))
-            taken[selection] = mask[selection]
-            mask[selection] = False
-    return np.argwhere(taken)
+            selection = mask[tuple(plane if a == axis else slice(None) for a in range(3))]
+            taken.append(np.insert(np.argwhere(selection), axis, plane, axis=1))
+            selection[:] = False
+    return np.concatenate(taken) if taken else np.empty((0, 3), int)
 
 
 def _match_scribbles(scribbles_node, segmentation, labels: Mapping[int, str]) -> dict[int, str]:
