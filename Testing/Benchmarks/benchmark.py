@@ -19,7 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import Bench, Case, add_bench_option, open_bench  # noqa: E402
 from methods import Cost, Method, parse_method, run_here, run_process  # noqa: E402
-from tables import Row, describe_machine, format_summary, format_table, plot_slices, write_csv  # noqa: E402
+from tables import (  # noqa: E402
+    Row,
+    describe_machine,
+    format_overview,
+    format_summary,
+    format_table,
+    plot_slices,
+    write_csv,
+)
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DEFAULT_METHODS = ("nearest", "fill", "labelprop:balanced")
@@ -42,7 +50,8 @@ def main():
         folder = arguments.cases or Path(temporary)
         cases = [bench.make_case(entry, count, folder) for entry in entries for count in entry["slices"]]
         rows = list(measure(bench, cases, methods, run))
-        text = f"{format_table(rows, methods)}\n\n{format_summary(rows, methods)}\n\n{machine}\n"
+        parts = (format_overview(rows, methods), format_table(rows, methods), format_summary(rows, methods), machine)
+        text = "\n\n".join(parts) + "\n"
         print(text)
         (results / "benchmark.md").write_text(text, encoding="utf-8")
         write_csv(rows, results / "benchmark.csv")

@@ -93,6 +93,29 @@ def format_table(rows: list[Row], methods: list[Method]) -> str:
     return "\n".join(lines)
 
 
+def format_overview(rows: list[Row], methods: list[Method]) -> str:
+    """A narrow Markdown table: Dice of every case, and the means of all figures."""
+    lines = [f"| Dice | {' | '.join(method.title for method in methods)} |", "|---" * (len(methods) + 1) + "|"]
+    own = {method.text: [row for row in rows if row.method == method.text] for method in methods}
+    for case in dict.fromkeys(row.case for row in rows):
+        cells = [f"{row.dice:.3f}" for method in methods for row in own[method.text] if row.case == case]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    figures = {
+        "mean Dice": ("dice", 3),
+        "mean ASSD, mm": ("assd", 2),
+        "mean HD95, mm": ("hd95", 1),
+        "mean Dice of the worst label": ("worst_label_dice", 3),
+        "mean seconds of computing": ("seconds", 2),
+        "mean seconds of the whole process": ("process_seconds", 1),
+        "peak memory, GB": ("peak_gb", 2),
+    }
+    for title, (name, digits) in figures.items():
+        collect = np.max if name == "peak_gb" else np.mean
+        cells = [f"{collect([getattr(row, name) for row in own[method.text]]):.{digits}f}" for method in methods]
+        lines.append(f"| **{title}** | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def format_cells(rows: list[Row]) -> list[str]:
     """Quality and cost, the mean of the rows."""
 
