@@ -219,20 +219,25 @@ def read_missing(complete: Mapping[int, Mapping[int, np.ndarray]], marked: Mappi
 
 
 def find_axis(masks: Mapping[int, np.ndarray]) -> int:
-    """The array axis whose planes bear the annotations: the one along which they leave the largest gaps.
-
-    Annotations on a few slices cover few of the planes between their first and last one along the stack, and nearly
-    all along the other two axes; among equals (a single slice) the axis with the fewest planes wins.
-    """
+    """The array axis whose planes bear the annotations, see `run_length`."""
     if not any(mask.any() for mask in masks.values()):
         raise InputError("No annotated slice: draw at least one segment on at least one slice.")
 
-    def coverage(axis: int) -> tuple[float, int]:
+    def likeness(axis: int) -> tuple[float, int]:
         others = tuple(a for a in range(3) if a != axis)
-        used = np.flatnonzero(np.any([mask.any(axis=others) for mask in masks.values()], axis=0))
-        return len(used) / (used[-1] - used[0] + 1), len(used)
+        return run_length(np.flatnonzero(np.any([mask.any(axis=others) for mask in masks.values()], axis=0)))
 
-    return min(range(3), key=coverage)
+    return min(range(3), key=likeness)
+
+
+def run_length(planes: np.ndarray) -> tuple[float, int]:
+    """Mean length of the runs of consecutive indices in `planes`, ascending, and their number.
+
+    Least along the axis across which slices were drawn: drawn slices stand alone, with others in between, while
+    structures fill many consecutive planes along the two axes within them.
+    """
+    runs = 1 + np.count_nonzero(np.diff(planes) > 1)
+    return len(planes) / runs, len(planes)
 
 
 def check_image(image: np.ndarray):

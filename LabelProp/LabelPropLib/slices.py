@@ -14,7 +14,7 @@ import numpy as np
 import slicer
 import vtk
 
-from .annotation import AXIS_NAMES
+from .annotation import AXIS_NAMES, run_length
 from .roles import SLICE_ROLES, Roles
 from .scene import BINARY_LABELMAP, Resample, grid_shape, read_roles, segment_on_grid, voxels, work_grid, write_roles
 
@@ -111,17 +111,17 @@ def segment_box(segmentation_node, segment_id: str, grid) -> SegmentBox:
 
 
 def _find_axis(boxes: Iterable[SegmentBox], roles: Iterable[Roles], grid) -> int:
-    """As `scene.collect` chooses: the one axis that roles were given along, else that with the largest gaps."""
+    """As `scene.collect` chooses: the one axis that roles were given along, else that across which was drawn."""
     named = {name for role in roles for name, given in role.slices.items() if any(given.values())}
     if len(named) == 1:
         return AXIS_NAMES.index(named.pop())
 
-    def coverage(axis: int) -> tuple[float, int]:
+    def likeness(axis: int) -> tuple[float, int]:
         used = sorted(set().union(*(box.planes(axis) for box in boxes)))
-        return (len(used) / (used[-1] - used[0] + 1), len(used)) if used else (0, grid_shape(grid)[axis])
+        return run_length(np.array(used)) if used else (0, grid_shape(grid)[axis])
 
     boxes = list(boxes)
-    return min(range(3), key=coverage)
+    return min(range(3), key=likeness)
 
 
 def anatomical_plane(grid, axis: int) -> str:

@@ -40,6 +40,14 @@ def test_axis_of_a_single_annotated_plane(image, axis):
     assert find_axis({1: labels_on(image.shape, axis, {4: [1]}) == 1}) == axis
 
 
+def test_axis_of_every_second_plane_of_separate_structures():
+    """Discs of a spine leave more empty planes between them than every second sagittal plane does."""
+    labels = np.zeros((60, 40, 17), np.int32)
+    for disc, top in enumerate((4, 24, 44), start=1):
+        labels[top : top + 6, 10:30, ::2] = disc
+    assert find_axis({disc: labels == disc for disc in (1, 2, 3)}) == 2
+
+
 def test_labels_missing_on_outer_planes_are_absent_there(image):
     labels = labels_on(image.shape, 0, {0: [3], 5: [3, 900], 10: [900]})
     annotation = annotate_from_label_volume(image, labels, SPACING)
