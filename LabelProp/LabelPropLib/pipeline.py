@@ -17,7 +17,7 @@ from .labelmaps import LabelMaps
 from .planner import EFFORTS, Effort, choose_device, describe_device, peak_memory_gb, thread_count
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
-from .registration import instance
+from .registration import instance, training
 from .registration.consistency import FarEnds
 from .settings import Settings
 
@@ -56,20 +56,7 @@ def propagate(
             with clock.stage("Choosing"):
                 rules = choose_rules(annotation, stack, planes, chains, settings.fusion)
             with clock.stage("Fusing"):
-                crossings = gaps(annotation, stack, settings.extrapolate)
-                maps = LabelMaps(annotation, stack)
-                sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
-                for number, (gap, labels) in enumerate(crossings.items()):
-                    crossing = chains.cross(gap)
-                    for label in labels:
-                        clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(crossings))
-                        arrived = arrivals(label, crossing, planes)
-                        maps.enter(label, gap.targets, arrived.box, RULES[rules[label]](arrived))
-                        for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
-                            if name in sides and candidate is not None:
-                                sides[name].enter(label, gap.targets, arrived.box, candidate.distances)
-                for result in (maps, *sides.values()):
-                    result.keep_given()
+                maps, sides = fuse(annotation, stack, planes, chains, rules, settings, clock)
     clock.tell(1.0)
     return Propagation(
         label_maps=maps.volumes(),
@@ -96,8 +83,6 @@ def register(
 ) -> torch.Tensor:
     """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance."""
     if settings.registration == "network":
-        from .registration import training
-
         return training.register(stack.images, ends, seed=settings.seed, on_step=on_step)
     return instance.register(stack.images, ends, instance.Schedule(levels=effort.levels), on_step=on_step)
 
@@ -138,6 +123,33 @@ def leave_one_out(
                 score[arrived.box] = RULES[rule](arrived)[0]
                 results[label][rule].add(score, drawn)
     return results
+
+
+def fuse(
+    annotation: SparseAnnotation,
+    stack: Stack,
+    planes: LabelPlanes,
+    chains: Chains,
+    rules: Mapping[int, str],
+    settings: Settings,
+    clock: Clock,
+) -> tuple[LabelMaps, dict[str, LabelMaps]]:
+    """Label maps of all gaps, and with `settings.directions` those of what was carried up and down alone."""
+    maps = LabelMaps(annotation, stack)
+    sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
+    labels_of = gaps(annotation, stack, settings.extrapolate)
+    for number, (gap, labels) in enumerate(labels_of.items()):
+        crossing = chains.cross(gap)
+        for label in labels:
+            clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
+            arrived = arrivals(label, crossing, planes)
+            maps.enter(label, gap.targets, arrived.box, RULES[rules[label]](arrived))
+            for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
+                if name in sides and candidate is not None:
+                    sides[name].enter(label, gap.targets, arrived.box, candidate.distances)
+    for result in (maps, *sides.values()):
+        result.keep_given()
+    return maps, sides
 
 
 def messages(annotation: SparseAnnotation, settings: Settings) -> list[str]:

@@ -41,7 +41,7 @@ def far_displacements(velocity: torch.Tensor, ends: FarEnds, squarings: int) -> 
         else [to_upper[k] for k in range(fixed, moving)]
         for moving, fixed in zip(ends.moving, ends.fixed, strict=True)
     ]
-    displacement = torch.zeros_like(torch.stack([still] * len(paths)))
+    displacement = torch.zeros_like(still).expand(len(paths), -1, -1, -1)
     for hop in range(max(map(len, paths))):
         following = torch.stack([path[hop] if hop < len(path) else still for path in paths])
         displacement = compose(displacement, following)
