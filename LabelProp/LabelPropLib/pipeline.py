@@ -57,12 +57,12 @@ def propagate(
             planes = LabelPlanes(annotation, stack)
             ends = far_ends(annotation, stack, planes)
         with clock.stage("Registering"):
-            update = None if box is None else remembered.update(stack, ends)
+            update = None if remembered is None else remembered.update(annotation, stack)
             velocity = register(
                 stack, ends, settings, effort, lambda done: clock.tell(REGISTRATION_SHARE * done), update
             )
             if memory is not None:
-                memory.keep(stack, ends, velocity)
+                memory.keep(annotation, stack, velocity)
         with torch.no_grad():
             chains = Chains(velocity, stack.images)
             with clock.stage("Choosing"):

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_pipeline import SPACING, dice, keep, tubes
 
 from LabelPropLib.annotation import annotate_from_label_volume
 from LabelPropLib.errors import Cancelled
-from LabelPropLib.memory import Memory, fingerprint
+from LabelPropLib.memory import Memory, fingerprint, resample
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
@@ -133,14 +135,49 @@ def test_another_scan_or_way_is_not_the_same(volume, changed):
     assert fingerprint(*changed(annotation)) != fingerprint(annotation, FAST)
 
 
-def test_labels_that_leave_the_crop_begin_anew(volume, memory, registered):
+def test_labels_that_leave_the_crop_move_it_over_the_fields(volume, registered):
+    memory = Memory()
     image, labels = volume
     grown = keep(labels, [0, 8, 16])
-    grown[8, 0, 0] = 3
-    again = propagate(annotate_from_label_volume(image, grown, SPACING, 0), FAST, memory=memory)
-    assert registered == [16, 16, 16]
+    small = np.where(grown == 3, 3, 0)
+    small[:, 30:] = small[:, :, 30:] = 0
+    propagate(annotate_from_label_volume(image, small, SPACING, 0), FAST, memory=memory)
+    old = memory._remembered.box
+    del registered[:]
+    small[0] = np.where(grown[0] == 3, 3, 0)
+    small[0, 30:40, 20] = 3
+    again = propagate(annotate_from_label_volume(image, small, SPACING, 0), FAST, memory=memory)
+    assert memory._remembered.box != old
+    assert registered == [8, 8, 8]  # the gap that the grown slice bounds, on three levels
+    assert again.report["registration"] == "instance, reused"
+
+
+def test_labels_elsewhere_begin_anew(volume, registered):
+    memory = Memory()
+    image, _ = volume
+    for corner in (0, 44):
+        labels = np.zeros(image.shape, np.int32)
+        labels[[0, 8, 16], corner : corner + 12, corner : corner + 12] = 3
+        again = propagate(annotate_from_label_volume(image, labels, SPACING, 0), FAST, memory=memory)
+    assert registered == [16, 16, 16, 16, 16, 16]
     assert again.report["registration"] == "instance"
-    assert "reused" not in " ".join(again.report["messages"])
+
+
+@settings(deadline=None)
+@given(st.tuples(*[st.integers(0, 8)] * 4), st.integers(6, 20), st.integers(6, 20))
+def test_resampled_fields_move_the_same_points(start, rows, columns):
+    """A displacement that is linear in space is found again on any other grid within the crop, in its pixels."""
+    box = (slice(2, 42), slice(5, 35))
+    new_box = (slice(2 + start[0], 42 - start[1]), slice(5 + start[2], 35 - start[3]))
+
+    def linear(box, size):
+        pitches = [(s.stop - s.start - 1) / (n - 1) for s, n in zip(box, size, strict=True)]
+        points = np.meshgrid(*(s.start + np.arange(n) * p for s, n, p in zip(box, size, pitches, strict=True)))
+        displacement = np.stack([0.1 * points[0].T - 2, 0.05 * points[1].T + 1])
+        return torch.from_numpy(displacement / np.reshape(pitches, (2, 1, 1)))[None].float()
+
+    found = resample(linear(box, (20, 16)), box, new_box, (rows, columns))
+    torch.testing.assert_close(found, linear(new_box, (rows, columns)), atol=1e-4, rtol=1e-4)
 
 
 def test_cancelled_run_leaves_the_memory_as_it_was(volume, memory, first_run):
