@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from . import checkpoint
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled
@@ -39,10 +40,11 @@ def propagate(
 
     progress: told the fraction done and the stage. is_cancelled: asked often; yes ends the work.
     The same annotation, settings and seed give the same voxels on the CPU.
-    Raises InputError for a device that is not there, Cancelled.
+    Raises InputError for a device that is not there or a checkpoint that cannot be used, Cancelled.
     """
     clock = Clock(progress, is_cancelled)
     device = choose_device(settings.device)
+    pretrained = checkpoint.choose(settings.checkpoint, "registration")
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
