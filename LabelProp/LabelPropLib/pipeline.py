@@ -24,6 +24,7 @@ from .settings import Settings
 
 RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse, "appearance": appearance.fuse}
 CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
+LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
 REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
 
@@ -75,7 +76,8 @@ def propagate(
             "fusion": {str(label): rule for label, rule in rules.items()},
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
-            "messages": messages(annotation, settings),
+            "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
+            "messages": messages(annotation, settings, chains.weights),
         },
     )
 
@@ -154,8 +156,8 @@ def fuse(
     return maps, sides
 
 
-def messages(annotation: SparseAnnotation, settings: Settings) -> list[str]:
-    """Sentences for the user about how the input was read."""
+def messages(annotation: SparseAnnotation, settings: Settings, weights: torch.Tensor) -> list[str]:
+    """Sentences for the user about how the input was read; weights: (C,) of mean 1, of the images."""
     said = []
     if len(annotation.labels) > 1:
         reading = {
@@ -168,6 +170,9 @@ def messages(annotation: SparseAnnotation, settings: Settings) -> list[str]:
             f"Only slice {annotation.planes[0]} is annotated and nothing lies between annotated slices:"
             " annotate a second slice, or extrapolate."
         )
+    if weights.min() < LEAST_SHARE * len(weights):
+        weak, strong = ("image", "second image") if weights[0] < weights[1] else ("second image", "image")
+        said.append(f"The {weak} varies like noise from slice to slice: the {strong} counts for almost all.")
     return said
 
 
