@@ -122,9 +122,11 @@ class Memory:
 def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
     """Equal for runs whose fields may be taken over: the same voxels, axis, and way of registration."""
     way = replace(settings, fusion="auto", device="auto", extrapolate=False, directions=False, uncertainty=False)
-    image = np.ascontiguousarray(annotation.image)
-    digest = hashlib.blake2b(image.data, digest_size=16).hexdigest()
-    return digest, image.shape, annotation.spacing, annotation.axis, astuple(way)
+    digest = hashlib.blake2b(digest_size=16)
+    for image in (annotation.image, annotation.second_image):
+        if image is not None:
+            digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest(), annotation.image.shape, annotation.spacing, annotation.axis, astuple(way)
 
 
 def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:

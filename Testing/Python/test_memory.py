@@ -127,6 +127,7 @@ def test_slice_taken_away_narrows_the_stack(volume, memory, registered):
         lambda annotation: (annotation, replace(FAST, preset="balanced")),
         lambda annotation: (annotation, replace(FAST, registration="network")),
         lambda annotation: (replace(annotation, image=annotation.image + 1), FAST),
+        lambda annotation: (replace(annotation, second_image=annotation.image), FAST),
         lambda annotation: (replace(annotation, spacing=(2.0, 1.0, 1.0)), FAST),
     ],
 )
