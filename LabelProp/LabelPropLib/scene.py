@@ -406,10 +406,10 @@ def _set_labelmaps(node, label_maps: Iterable[np.ndarray], collected: SceneAnnot
     written = [collected.segment_ids[label] for label in collected.annotation.labels]
     kept = {_labelmap(segmentation, name) for name in segmentation.GetSegmentIDs() if name not in written}
     for label_map in label_maps:
-        labels = [int(label) for label in np.unique(label_map) if label]
-        if not labels:
+        if not label_map.any():
             continue
         box, first = _crop(label_map)
+        labels = [int(label) for label in np.unique(box) if label]
         layer = image_from_array(box.astype(np.min_scalar_type(max(labels))), collected.grid, first)
         for label in labels:
             segment_id = collected.segment_ids[label]
