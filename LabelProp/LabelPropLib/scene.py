@@ -38,8 +38,13 @@ REFERENCE_GEOMETRY = Converter.GetReferenceImageGeometryParameterName()
 
 def read_roles(segment: slicer.vtkSegment) -> Roles:
     """The roles in a segment's tag. Raises InputError when it is malformed."""
+    return Roles.parse(_roles_text(segment))
+
+
+def _roles_text(segment: slicer.vtkSegment) -> str:
+    """The segment's tag, empty without one."""
     text = vtk.reference("")
-    return Roles.parse(text.get()) if segment.GetTag(ROLES_TAG, text) else Roles()
+    return text.get() if segment.GetTag(ROLES_TAG, text) else ""
 
 
 def write_roles(segment: slicer.vtkSegment, roles: Roles):
@@ -147,12 +152,15 @@ class SceneAnnotation:
 
 
 def segmentation_state(segmentation_node) -> tuple:
-    """Differs when voxels of a segment, the segments, or the geometry of the segmentation have been changed."""
+    """Differs when voxels or roles of a segment, the segments, or the segmentation's geometry have been changed."""
     segmentation = segmentation_node.GetSegmentation()
     return (
         segmentation.GetConversionParameter(REFERENCE_GEOMETRY),
         segmentation_node.GetTransformNodeID(),
-        *((name, _labelmap(segmentation, name).GetMTime()) for name in segmentation.GetSegmentIDs()),
+        *(
+            (name, _labelmap(segmentation, name).GetMTime(), _roles_text(segmentation.GetSegment(name)))
+            for name in segmentation.GetSegmentIDs()
+        ),
     )
 
 
