@@ -197,6 +197,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def _onSceneStartClose(self, _caller, _event):
         self._cancelJob()
+        self._forget()
         self.reset()
         self.slicesPanel.quality = None
         self._propagated = {}
@@ -326,6 +327,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._running = None
             self._process().cancel()
 
+    def _forget(self):
+        if self._background is not None:
+            self._background.forget()
+
     def _onReady(self, devices):
         self.settingsPanel.setDevices(devices)
         chosen = self.scriptedEffect.parameter("Device")
@@ -414,7 +419,9 @@ Editable area, editable intensity range, and the segments that may be overwritte
     #
 
     def onCancel(self):
+        """Remove the preview; what was found for it is forgotten, so that the next one is made from nothing."""
         self._cancelJob()
+        self._forget()
         self._failure = self._message = None
         self.slicesPanel.showQuality(None)
         self.reset()
