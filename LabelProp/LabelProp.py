@@ -110,6 +110,32 @@ def addSampleThigh():
 #
 
 
+def choiceTitles():
+    """Parameter -> its values and what they are called in panels."""
+    fusions = {
+        "auto": _("Automatic"),
+        "majority": _("Majority vote"),
+        "distance": _("By distance"),
+        "similarity": _("By similarity of the slices"),
+        "appearance": _("By similarity and intensity"),
+        "joint": _("Joint label fusion"),
+        "deep": _("Network"),
+    }
+    return {
+        "segments": {"visible": _("Visible"), "all": _("All")},
+        "axis": {"auto": _("Automatic"), "k": _("Axis k"), "j": _("Axis j"), "i": _("Axis i")},
+        "missing": {"auto": _("Automatic"), "absent": _("Segment ends there"), "unknown": _("Not drawn there")},
+        "preset": {"fast": _("Fast"), "balanced": _("Balanced"), "best": _("Best")},
+        "device": {"auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("GPU (CUDA)"), "mps": _("GPU (Apple)")},
+        "registration": {
+            "auto": _("Automatic"),
+            "instance": _("Optimised for this scan"),
+            "network": _("Network trained on this scan"),
+        },
+        "fusion": {value: fusions.get(value, value.capitalize()) for value in FUSIONS},
+    }
+
+
 @parameterNodeWrapper
 class LabelPropParameterNode:
     """
@@ -229,8 +255,16 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = inputParameterNode
         if self._parameterNode:
             self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
+            self._nameChoices()
             self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._checkCanApply)
             self._checkCanApply()
+
+    def _nameChoices(self):
+        """The combo boxes list the values of the parameters; give them names."""
+        for name, titles in choiceTitles().items():
+            box = getattr(self.ui, f"{name}ComboBox")
+            for index in range(box.count):
+                box.setItemText(index, titles.get(box.itemText(index), box.itemText(index)))
 
     def onApplyButton(self):
         """Run the job in the background, or cancel the one that runs."""
