@@ -100,6 +100,12 @@ def parser() -> Parser:
     add("--registration", choices=REGISTRATIONS, default="auto")
     add("--fusion", choices=FUSIONS, default="auto")
     add("--preset", choices=PRESETS, default="balanced", help="how much time to spend")
+    add(
+        "--checkpoint",
+        metavar="FILE|auto|none",
+        default="auto",
+        help="weights to start from; auto: those that come with LabelProp",
+    )
     add("--device", choices=DEVICES, default="auto")
     add("--seed", metavar="N", type=int, default=0)
     add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
@@ -146,6 +152,7 @@ def propagate(options):
         extrapolate=options.extrapolate,
         directions=options.directions,
         uncertainty=options.uncertainty is not None,
+        checkpoint=options.checkpoint,
     )
     directions = check_outputs(options)
 
