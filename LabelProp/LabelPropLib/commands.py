@@ -73,7 +73,7 @@ def run_on_cluster(commands: Mapping[str, list[str]], scheduler: str, threads: i
     """
     distributed = import_distributed()
     try:
-        client = distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = distributed.Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise InputError(f"No dask scheduler answers at '{scheduler}' ({error}): check its address.") from error
     with client:
