@@ -29,7 +29,8 @@ from .provenance import provenance
 from .settings import Settings
 
 REQUIRED = ("image", "annotations")
-FILES = (*REQUIRED, "scribbles")  # columns that hold paths, named as the inputs of `labelprop propagate`
+OPTIONAL = ("second_image", "scribbles")
+FILES = (*REQUIRED, *OPTIONAL)
 COLUMNS = (*FILES, "axis", "name")
 AXES = ("auto", "i", "j", "k")
 UNFIT_FOR_FILES = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
@@ -75,8 +76,9 @@ class Job:
         """The arguments of `labelprop` that run this row."""
         image, annotations = (str(self.row.inputs[column]) for column in REQUIRED)
         command = ["propagate", image, annotations, "-o", str(self.output), "--report", str(self.report)]
-        if "scribbles" in self.row.inputs:
-            command += ["--scribbles", str(self.row.inputs["scribbles"])]
+        for column in OPTIONAL:
+            if column in self.row.inputs:
+                command += [f"--{column.replace('_', '-')}", str(self.row.inputs[column])]
         if importlib.util.find_spec("matplotlib"):
             command += ["--picture", str(self.picture)]
         return [*command, "--axis", self.row.axis, "--missing", self.missing, *arguments(self.settings)]

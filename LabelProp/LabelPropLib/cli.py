@@ -79,6 +79,12 @@ def parser() -> Parser:
         " for it; or a segmentation of Slicer's (.seg.nrrd)",
     )
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="label volume or .seg.nrrd to write")
+    add(
+        "--second-image",
+        metavar="FILE",
+        type=Path,
+        help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
+    )
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
     add(
         "--axis",
@@ -99,7 +105,7 @@ def parser() -> Parser:
         "table",
         metavar="TABLE.csv",
         type=Path,
-        help="a line for each volume; columns image, annotations and, if need be, scribbles, axis, name; paths are"
+        help="a line for each volume; columns image, annotations and, if need be, second_image, scribbles, axis, name; paths are"
         " relative to the table's folder",
     )
     add("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results and their overview")
@@ -134,6 +140,12 @@ def add_settings(add: Callable):
     add("--registration", choices=REGISTRATIONS, default="auto")
     add("--fusion", choices=FUSIONS, default="auto")
     add("--preset", choices=PRESETS, default="balanced", help="how much time to spend")
+    add(
+        "--checkpoint",
+        metavar="FILE|auto|none",
+        default="auto",
+        help="weights to start from; auto: those that come with LabelProp",
+    )
     add("--device", choices=DEVICES, default="auto")
     add("--seed", metavar="N", type=int, default=0)
 
@@ -147,6 +159,7 @@ def settings_of(options) -> Settings:
         device=options.device,
         seed=options.seed,
         extrapolate=options.extrapolate,
+        checkpoint=options.checkpoint,
     )
 
 
@@ -205,7 +218,12 @@ def propagate(options):
     logic = LabelPropLogic()
     volume_node, segmentation_node, scribbles_node, label_type = read_inputs(options)
     collected = logic.collect(
-        volume_node, segmentation_node, axis=options.axis, missing=options.missing, scribbles=scribbles_node
+        volume_node,
+        segmentation_node,
+        axis=options.axis,
+        missing=options.missing,
+        scribbles=scribbles_node,
+        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
     )
     check_overlap(collected, options.output)
     read = time.monotonic()
@@ -220,7 +238,7 @@ def propagate(options):
     direction_nodes = logic.addDirections(collected, propagation)
     report = logic.write(collected, propagation, uncertainty_node)
     report["seconds"] = {"reading": round(read - started, 3), **report["seconds"]}
-    inputs = {"image": options.image, "annotations": options.annotations, "scribbles": options.scribbles}
+    inputs = {use: getattr(options, use) for use in ("image", "annotations", "second_image", "scribbles")}
     report["made_of"] = provenance(inputs, settings, axis=options.axis, missing=options.missing)
     segmentation_nodes = {options.output: segmentation_node}
     segmentation_nodes |= {path: direction_nodes[name] for name, path in directions.items()}
@@ -242,21 +260,20 @@ def check_outputs(options) -> dict[str, Path]:
     names = ("up", "down") if options.directions else ()
     directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
     outputs = (options.output, *directions.values(), options.uncertainty, options.picture, options.report)
-    inputs = (options.image, options.annotations, options.scribbles)
+    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
     files.check_outputs(filter(None, outputs), filter(None, inputs))
     return directions
 
 
 def read_inputs(options):
     """Volume node, segmentation node, segmentation node of scribbles or None, and the type for label values."""
-    import slicer
     import vtk
 
     from LabelPropLib import scene
 
     vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
     scan = files.read_volume(options.image)
-    volume_node = slicer.util.addVolumeFromArray(files.voxels(scan), files.ijk_to_ras(scan), options.image.name)
+    volume_node = add_volume(options.image, scan)
 
     def read_labels(path: Path) -> np.ndarray:
         labels = files.read_labels(path)
@@ -284,6 +301,14 @@ def read_inputs(options):
         strokes = read_labels(options.scribbles)
         scribbles_node = scene.add_segmentation_of_scribbles(strokes, volume_node, options.scribbles.name, segment_ids)
     return volume_node, segmentation_node, scribbles_node, label_type
+
+
+def add_volume(path: Path, image=None):
+    """The volume node of a file, or of the image that was read from it. Raises InputError."""
+    import slicer
+
+    image = files.read_volume(path) if image is None else image
+    return slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
 
 
 def check_overlap(collected, output: Path):

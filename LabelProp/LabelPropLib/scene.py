@@ -163,6 +163,7 @@ def collect(
     axis: str = "auto",
     missing: str = "auto",
     scribbles_node=None,
+    second_volume_node=None,
 ) -> SceneAnnotation:
     """Read the annotation that the segments hold of the volume.
 
@@ -172,10 +173,14 @@ def collect(
     missing: how a label missing on an annotated slice is read, see `annotate_from_masks`.
     scribbles_node: a segmentation of strokes, its segments named (ID or name) as those of `segmentation_node`, or with
         the role 'background'.
+    second_volume_node: another contrast of the same anatomy, resampled where it lies on another grid.
 
     Raises InputError.
     """
-    _check_nodes(volume_node, segmentation_node)
+    _check_volume(volume_node)
+    if second_volume_node is not None:
+        _check_volume(second_volume_node)
+    _check_segmentation(segmentation_node)
     labels, background_ids = choose_segments(segmentation_node, segment_ids)
     grid = work_grid(volume_node, segmentation_node)
     if min(grid_shape(grid)) < 2:
@@ -211,6 +216,7 @@ def collect(
         absent=planes("absent"),
         ignored={label: scribbled[label] | ignored for label, ignored in planes("ignored").items()},
         scribbles=scribbles,
+        second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
     )
     state = segmentation_state(segmentation_node)
     return SceneAnnotation(annotation, volume_node, segmentation_node, labels, grid, state)
@@ -233,14 +239,38 @@ def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
 
 def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
     """(K, J, I) bool of one segment, whatever layer, extent and lattice it is kept in."""
-    labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
-    if not segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap) or labelmap.IsEmpty():
-        return np.zeros(grid_shape(grid), bool)
-    Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
-    return voxels(resampled) > 0
+    stored = stored_voxels(segmentation_node, segment_id, grid)
+    if stored is None:
+        labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+        segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap)
+        Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
+        return voxels(resampled) > 0
+    mask, first = stored
+    array = np.zeros(grid_shape(grid), bool)
+    start = np.subtract(first, grid.GetExtent()[::2][::-1])
+    stop = np.minimum(start + mask.shape, array.shape)
+    skipped = np.maximum(-start, 0)  # of a layer that reaches beyond the grid
+    target = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(start, stop))
+    source = tuple(slice(low, max(low, low + s.stop - s.start)) for low, s in zip(skipped, target))
+    array[target] = mask[source]
+    return array
 
 
-def _check_nodes(volume_node, segmentation_node):
+def stored_voxels(segmentation_node, segment_id: str, grid) -> tuple[np.ndarray, tuple[int, int, int]] | None:
+    """The voxels of a segment as they are kept, cropped, and (k, j, i) of the first one on the lattice of `grid`.
+
+    Empty for an empty segment; None if the segment is kept on another lattice.
+    """
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    layer = segment.GetRepresentation(BINARY_LABELMAP)
+    if layer is None or layer.IsEmpty():
+        return np.zeros((0, 0, 0), bool), (0, 0, 0)
+    if not Resample.DoGeometriesMatch(layer, grid):
+        return None
+    return voxels(layer) == segment.GetLabelValue(), layer.GetExtent()[::2][::-1]
+
+
+def _check_volume(volume_node):
     if volume_node is None or volume_node.GetImageData() is None:
         raise InputError("There is no scan: choose a volume that has voxels.")
     components = volume_node.GetImageData().GetNumberOfScalarComponents()
@@ -249,6 +279,9 @@ def _check_nodes(volume_node, segmentation_node):
             f"The volume '{volume_node.GetName()}' has {components} components a voxel (colour or vectors):"
             " choose a scalar volume, or convert it to one."
         )
+
+
+def _check_segmentation(segmentation_node):
     if segmentation_node is None:
         raise InputError("There is no segmentation: choose the one that was drawn on some slices.")
     if segmentation_node.GetSegmentation().GetSourceRepresentationName() != BINARY_LABELMAP:
