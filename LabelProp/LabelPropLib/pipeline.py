@@ -14,7 +14,7 @@ from . import checkpoint, planner
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled
-from .fusion import appearance, distance, similarity
+from .fusion import appearance, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .labelmaps import LabelMaps
 from .machine import peak_memory_gb, thread_count
@@ -26,7 +26,13 @@ from .registration import instance, training
 from .registration.consistency import FarEnds
 from .settings import Settings
 
-RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse, "appearance": appearance.fuse}
+RULES: dict[str, Rule] = {
+    "majority": majority.fuse,
+    "distance": distance.fuse,
+    "similarity": similarity.fuse,
+    "appearance": appearance.fuse,
+    "joint": joint.fuse,
+}
 CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
