@@ -105,8 +105,8 @@ def parser() -> Parser:
         "table",
         metavar="TABLE.csv",
         type=Path,
-        help="a line for each volume; columns image, annotations and, if need be, second_image, scribbles, axis, name; paths are"
-        " relative to the table's folder",
+        help="a line for each volume; columns image, annotations, if need be second_image, scribbles, axis, name;"
+        " paths are relative to the table's folder",
     )
     add("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results and their overview")
     where = verb.add_mutually_exclusive_group()
@@ -147,6 +147,7 @@ def add_settings(add: Callable):
         help="weights to start from; auto: those that come with LabelProp",
     )
     add("--device", choices=DEVICES, default="auto")
+    add("--memory", dest="memory_gb", metavar="GB", type=float, help="of memory to hold at most (all that is free)")
     add("--seed", metavar="N", type=int, default=0)
 
 
@@ -160,6 +161,7 @@ def settings_of(options) -> Settings:
         seed=options.seed,
         extrapolate=options.extrapolate,
         checkpoint=options.checkpoint,
+        memory_gb=options.memory_gb,
     )
 
 
