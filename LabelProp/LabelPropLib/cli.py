@@ -106,6 +106,25 @@ def parser() -> Parser:
     add("--uncertainty", metavar="FILE", type=Path, help="volume to write, from 0 sure to 1 a toss-up")
     add("--report", metavar="FILE.json", type=Path, help="what was done, as JSON")
 
+    verb = verbs.add_parser("train", help="train the registration network on one scan and keep it")
+    verb.set_defaults(run=train, scribbles=None)
+    add = verb.add_argument
+    add("image", metavar="IMAGE", type=Path, help="the scan")
+    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
+    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add("--missing", choices=MISSING_CHOICES, default="auto", help="as for propagate")
+    add("--preset", choices=PRESETS, default="balanced", help="as for propagate; here it is the size of the planes")
+    add_training_options(verb)
+
+    verb = verbs.add_parser("pretrain", help="train the registration network on a data set")
+    verb.set_defaults(run=pretrain)
+    add = verb.add_argument
+    add("table", metavar="TABLE.csv", type=Path, help="columns image, annotations (optional), axis (optional)")
+    add_training_options(verb)
+    add("--steps", metavar="N", type=positive, default=4000, help="at most")
+    add("--batch", metavar="N", type=positive, default=4, help="samples a step, of each process")
+    add("--half", action="store_true", help="write the weights as 16 bit numbers")
+
     verb = verbs.add_parser("evaluate", help="Dice and distances in mm of each label")
     verb.set_defaults(run=evaluate)
     verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
@@ -117,6 +136,63 @@ def parser() -> Parser:
     folder = Path("labelprop-demo")
     verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
     return command
+
+
+def add_training_options(verb: argparse.ArgumentParser):
+    """What `train` and `pretrain` share."""
+    add = verb.add_argument
+    add("-o", "--output", metavar="CHECKPOINT.pt", type=Path, required=True, help="weights to write; log and plot too")
+    add("--checkpoint", metavar="FILE|auto|none", default="auto", help="weights to begin with; auto: LabelProp's own")
+    add("--device", choices=DEVICES, default="auto")
+    add("--seed", metavar="N", type=int, default=0)
+    add("--licence", metavar="TEXT", default="not stated", help="of the weights, kept with them")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
+    return int(text)
+
+
+def train(options):
+    """labelprop train: reads its input as `propagate` does."""
+    from LabelPropLib.training_run import RunFiles, train
+
+    settings = Settings(preset=options.preset, device=options.device, seed=options.seed, checkpoint=options.checkpoint)
+    run = RunFiles(options.output)
+    run.check([options.image, options.annotations])
+
+    from LabelProp import LabelPropLogic
+
+    volume_node, segmentation_node, _, _ = read_inputs(options)
+    collected = LabelPropLogic().collect(volume_node, segmentation_node, axis=options.axis, missing=options.missing)
+    with shown_progress() as progress:
+        train(collected.annotation, run, settings, options.licence, progress)
+    print(f"Written: {run.checkpoint}, log {run.log.name}.", file=sys.stderr)
+
+
+def pretrain(options):
+    """labelprop pretrain"""
+    from LabelPropLib import dataset
+    from LabelPropLib.registration.pretraining import Plan
+    from LabelPropLib.training_run import RunFiles, pretrain
+
+    run = RunFiles(options.output)
+    entries = dataset.read_table(options.table)
+    run.check([options.table, *(path for entry in entries for path in (entry.image, entry.annotations) if path)])
+    plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
+    with shown_progress() as progress:
+        pretrain(
+            entries,
+            run,
+            plan,
+            progress,
+            start=options.checkpoint,
+            device=options.device,
+            licence=options.licence,
+            half=options.half,
+        )
 
 
 def evaluate(options):

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 
 import torch
 
-from . import checkpoint
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
-from .errors import Cancelled
+from .errors import Cancelled, InputError
 from .fusion import appearance, distance, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .labelmaps import LabelMaps
@@ -20,6 +19,8 @@ from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
 from .registration.consistency import FarEnds
+from .registration.network import RegistrationNetwork
+from .registration_weights import load_network
 from .settings import Settings
 
 RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse, "appearance": appearance.fuse}
@@ -44,7 +45,9 @@ def propagate(
     """
     clock = Clock(progress, is_cancelled)
     device = choose_device(settings.device)
-    pretrained = checkpoint.choose(settings.checkpoint, "registration")
+    network = load_network(settings.checkpoint)
+    if settings.registration == "pretrained" and network is None:
+        raise InputError("No weights for the registration 'pretrained': give a checkpoint, or choose another one.")
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
@@ -52,7 +55,9 @@ def propagate(
             planes = LabelPlanes(annotation, stack)
             ends = far_ends(annotation, stack, planes)
         with clock.stage("Registering"):
-            velocity = register(stack, ends, settings, effort, lambda done: clock.tell(REGISTRATION_SHARE * done))
+            velocity = register(
+                stack, ends, settings, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done)
+            )
         with torch.no_grad():
             chains = Chains(velocity, stack.images)
             with clock.stage("Choosing"):
@@ -71,7 +76,7 @@ def propagate(
             "missing": annotation.missing,
             "device": describe_device(device),
             "preset": settings.preset,
-            "registration": "network" if settings.registration == "network" else "instance",
+            "registration": "instance" if settings.registration == "auto" else settings.registration,
             "fusion": {str(label): rule for label, rule in rules.items()},
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
@@ -81,11 +86,22 @@ def propagate(
 
 
 def register(
-    stack: Stack, ends: FarEnds | None, settings: Settings, effort: Effort, on_step: Callable[[float], None]
+    stack: Stack,
+    ends: FarEnds | None,
+    settings: Settings,
+    effort: Effort,
+    network: RegistrationNetwork | None,
+    on_step: Callable[[float], None],
 ) -> torch.Tensor:
-    """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance."""
+    """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance.
+
+    network: pretrained, None for none; 'network' trains it on the scan, 'pretrained' takes it as it is.
+    """
     if settings.registration == "network":
-        return training.register(stack.images, ends, seed=settings.seed, on_step=on_step)
+        course = training.course_for(network)
+        return training.register(stack.images, ends, settings.seed, course, network, on_step)
+    if settings.registration == "pretrained":
+        return training.predict(network.to(stack.images.device), stack.images, training.PREDICTION_REDUCTION)
     return instance.register(stack.images, ends, instance.Schedule(levels=effort.levels), on_step=on_step)
 
 

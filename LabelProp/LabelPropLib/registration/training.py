@@ -7,6 +7,7 @@ image carried across it against those at its far end, both ways.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -42,22 +43,46 @@ class Course:
     squarings: int = 4
 
 
+FROM_SCRATCH = Course()
+PREDICTION_REDUCTION = 2  # of a network that is taken as it is
+PRETRAINED = Course(phases=(Phase(2, 60, 2e-3),))
+
+
+def course_for(start: RegistrationNetwork | None) -> Course:
+    """The course on a scan: a network that has seen others needs fewer steps, and no coarse ones."""
+    return FROM_SCRATCH if start is None else PRETRAINED
+
+
 def register(
     images: torch.Tensor,
     ends: FarEnds | None = None,
     seed: int = 0,
     course: Course = Course(),
+    start: RegistrationNetwork | None = None,
     on_step: Callable[[float], None] = lambda fraction: None,
 ) -> torch.Tensor:
-    """Velocity fields of all neighbouring planes by a network trained on them.
+    """Velocity fields of all neighbouring planes by a network trained on them, see `fit` and `predict`."""
+    return predict(fit(images, ends, seed, course, start, on_step), images, course.phases[-1].reduction)
 
-    images: (Z, 1, H, W), about 0 to 1. ends: labels on annotated planes. seed: of the network's first weights; the same
-    seed gives the same fields on the CPU, and PyTorch's own random state is left as it was. on_step: told the fraction
-    done; may raise to end the training. Returns (Z - 1, 2, h, w) in pixels of its own grid.
+
+def fit(
+    images: torch.Tensor,
+    ends: FarEnds | None = None,
+    seed: int = 0,
+    course: Course = Course(),
+    start: RegistrationNetwork | None = None,
+    on_step: Callable[[float], None] = lambda fraction: None,
+    on_loss: Callable[[float], None] = lambda loss: None,
+) -> RegistrationNetwork:
+    """A network trained on neighbouring planes.
+
+    images: (Z, 1, H, W), about 0 to 1. ends: labels on annotated planes. start: the network to begin with, which stays
+    as it is; without one, `seed` is that of the first weights; the same seed gives the same weights on the CPU, and
+    PyTorch's own random state is left as it was. on_step: told the fraction done; may raise to end the training.
+    on_loss: told the loss before every step.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = RegistrationNetwork().to(images.device)
+    network = copy.deepcopy(start) if start is not None else new_network(seed)
+    network = network.to(images.device)
     costs = [phase.steps / phase.reduction**2 for phase in course.phases]
     for number, phase in enumerate(course.phases):
         before, cost = sum(costs[:number]), costs[number]
@@ -66,9 +91,22 @@ def register(
             on_step((before + fraction * cost) / sum(costs))
 
         planes = appearance(images, phase.reduction)
-        train(network, planes, on_grid(ends, planes.shape[-2:]), course, phase, report)
-    with torch.no_grad():
-        return network(planes[:-1], planes[1:])
+        train(network, planes, on_grid(ends, planes.shape[-2:]), course, phase, report, on_loss)
+    return network
+
+
+@torch.no_grad()
+def predict(network: RegistrationNetwork, images: torch.Tensor, reduction: int) -> torch.Tensor:
+    """Velocity fields (Z - 1, 2, h, w), in pixels of their own grid, of planes (Z, 1, H, W) made coarser."""
+    planes = appearance(images, reduction)
+    return network(planes[:-1], planes[1:])
+
+
+def new_network(seed: int) -> RegistrationNetwork:
+    """A network of random weights, the same for the same seed; PyTorch's own random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RegistrationNetwork()
 
 
 def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:
@@ -86,6 +124,7 @@ def train(
     course: Course,
     phase: Phase,
     on_step: Callable[[float], None] = lambda fraction: None,
+    on_loss: Callable[[float], None] = lambda loss: None,
 ):
     """Adam (Kingma & Ba, 2015) with a cosine-annealed rate, in place; planes: (Z, C, H, W)."""
     optimiser = torch.optim.Adam(network.parameters(), lr=phase.rate)
@@ -96,6 +135,7 @@ def train(
         loss.backward()
         optimiser.step()
         annealing.step()
+        on_loss(loss.item())
         on_step(step / phase.steps)
 
 
