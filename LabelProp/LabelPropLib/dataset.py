@@ -41,10 +41,10 @@ def read_table(path: Path) -> list[Entry]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
-            rows = list(reader)
+            rows, header = list(reader), reader.fieldnames
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a CSV table: save it as CSV (UTF-8).") from error
-    if "image" not in (reader.fieldnames or ()):
+    if "image" not in (header or ()):
         raise InputError(f"{path}: no column 'image': give the table a header with {', '.join(COLUMNS)}.")
     if not rows:
         raise InputError(f"{path}: no rows: name at least one image.")

@@ -101,7 +101,7 @@ def register(
         course = training.course_for(network)
         return training.register(stack.images, ends, settings.seed, course, network, on_step)
     if settings.registration == "pretrained":
-        return training.predict(network.to(stack.images.device), stack.images, training.PREDICTION_REDUCTION)
+        return training.predict(network.to(stack.images.device), stack.images, training.PREDICTION_REDUCTIONS)
     return instance.register(stack.images, ends, instance.Schedule(levels=effort.levels), on_step=on_step)
 
 

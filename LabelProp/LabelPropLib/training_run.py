@@ -198,6 +198,7 @@ def summarise(
         "validation_names": [volume.name for volume in validation],
         "start": start,
         "steps": pretraining.progress.step,
+        "processes": pretraining.processes,
         "best_step": pretraining.progress.best_step,
         "best_loss": pretraining.progress.best_loss,
         "plan": asdict(pretraining.plan),

@@ -125,7 +125,7 @@ class Pretraining:
         self._optimiser = torch.optim.Adam(self.network.parameters(), lr=plan.rate)
         self._annealing = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimiser, plan.steps)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._processes = torch.distributed.get_world_size() if distributed else 1
+        self.processes = torch.distributed.get_world_size() if distributed else 1
         self._rank = torch.distributed.get_rank() if distributed else 0
 
     @property
@@ -181,10 +181,10 @@ class Pretraining:
             loss = self._loss(*draw(volume, self._sampling, random)) / plan.batch
             loss.backward()
             total += loss.detach()
-        if self._processes > 1:
+        if self.processes > 1:
             for tensor in (total, *(parameter.grad for parameter in self.network.parameters())):
                 torch.distributed.all_reduce(tensor)
-                tensor /= self._processes
+                tensor /= self.processes
         self._optimiser.step()
         self._annealing.step()
         self.progress.step += 1
@@ -196,10 +196,10 @@ class Pretraining:
         plain = plain_sampling(self._sampling)
         jobs = [(index, run) for index in range(len(self._validation)) for run in range(self.plan.validation_runs)]
         total = torch.zeros((), device=self._device)
-        for index, run in jobs[self._rank :: self._processes]:
+        for index, run in jobs[self._rank :: self.processes]:
             random = np.random.default_rng((self.plan.seed, index, run))
             total += self._loss(*draw(self._validation[index], plain, random))
-        if self._processes > 1:
+        if self.processes > 1:
             torch.distributed.all_reduce(total)
         return total.item() / len(jobs)
 

@@ -8,7 +8,7 @@ image carried across it against those at its far end, both ways.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,9 @@ from .instance import appearance
 from .network import RegistrationNetwork
 from .regularisation import diffusion, through_plane
 from .similarity import robust_difference
+
+SQUARINGS = 4
+PREDICTION_REDUCTIONS = (4, 2, 1)  # of a network that is taken as it is
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,10 @@ class Course:
     coupling: float = 0.1
     label_consistency: float = 0.03
     image_consistency: float = 0.02
-    squarings: int = 4
+    squarings: int = SQUARINGS
 
 
 FROM_SCRATCH = Course()
-PREDICTION_REDUCTION = 2  # of a network that is taken as it is
 PRETRAINED = Course(phases=(Phase(2, 60, 2e-3),))
 
 
@@ -62,7 +64,7 @@ def register(
     on_step: Callable[[float], None] = lambda fraction: None,
 ) -> torch.Tensor:
     """Velocity fields of all neighbouring planes by a network trained on them, see `fit` and `predict`."""
-    return predict(fit(images, ends, seed, course, start, on_step), images, course.phases[-1].reduction)
+    return predict(fit(images, ends, seed, course, start, on_step), images, [course.phases[-1].reduction])
 
 
 def fit(
@@ -96,10 +98,29 @@ def fit(
 
 
 @torch.no_grad()
-def predict(network: RegistrationNetwork, images: torch.Tensor, reduction: int) -> torch.Tensor:
-    """Velocity fields (Z - 1, 2, h, w), in pixels of their own grid, of planes (Z, 1, H, W) made coarser."""
-    planes = appearance(images, reduction)
-    return network(planes[:-1], planes[1:])
+def predict(
+    network: RegistrationNetwork, images: torch.Tensor, reductions: Sequence[int], batch_pixels: int = 2**22
+) -> torch.Tensor:
+    """Velocity fields (Z - 1, 2, h, w), in pixels of their own grid, of planes (Z, 1, H, W), without training.
+
+    reductions: how much coarser the planes are made, one after the other. From the second time on the network sees each
+    pair carried halfway to meet by what was found so far, and what it finds is added (to first order the composition,
+    as in symmetric log-demons; Vercauteren et al., 2008). batch_pixels: computed at once, which bounds the memory.
+    """
+    velocity = None
+    for reduction in reductions:
+        planes = appearance(images, reduction)
+        size = planes.shape[-2:]
+        grid = tuple((n + 1) // 2 for n in size)
+        velocity = images.new_zeros(len(images) - 1, 2, *grid) if velocity is None else resize(velocity, grid)
+        for pairs in torch.arange(len(velocity)).split(max(1, batch_pixels // planes[0, 0].numel())):
+            half = velocity[pairs] / 2
+            lower, upper = planes[pairs], planes[pairs + 1]
+            if reduction != reductions[0]:
+                lower = warp(lower, resize(integrate(half, SQUARINGS), size))
+                upper = warp(upper, resize(integrate(-half, SQUARINGS), size))
+            velocity[pairs] += network(lower, upper)
+    return velocity
 
 
 def new_network(seed: int) -> RegistrationNetwork:
