@@ -357,6 +357,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         uncertaintyVolumeNode=None,
         progress=None,
         isCancelled=None,
+        checkpoint="auto",
     ):
         """
         Carry the segments drawn on some slices through the volume, in this process; returns when it is done.
@@ -372,6 +373,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param uncertaintyVolumeNode: a scalar volume node that takes the map of uncertainty, 0 sure to 1 a toss-up.
         :param progress: called as progress(fraction, message).
         :param isCancelled: called now and then; the work stops when it returns True.
+        :param checkpoint: weights of networks: "auto" for those that come with LabelProp, "none", or a file.
         :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
         :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
         :raises Cancelled: `isCancelled` said so. Nothing was written.
@@ -385,6 +387,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             extrapolate=extrapolate,
             directions=directions,
             uncertainty=uncertaintyVolumeNode is not None,
+            checkpoint=str(checkpoint),
         )
         collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles)
         propagation = self.compute(collected, settings, progress, isCancelled)

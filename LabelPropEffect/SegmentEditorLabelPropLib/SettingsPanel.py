@@ -17,6 +17,7 @@ def choices():
             "auto": _("Automatic"),
             "instance": _("Optimised for this scan"),
             "network": _("Network trained on this scan"),
+            "pretrained": _("Network as it comes, not trained on this scan"),
         },
         "Fusion": {
             "auto": _("Automatic"),

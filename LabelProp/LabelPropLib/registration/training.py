@@ -108,7 +108,7 @@ def predict(
     as in symmetric log-demons; Vercauteren et al., 2008). batch_pixels: computed at once, which bounds the memory.
     """
     velocity = None
-    for reduction in reductions:
+    for number, reduction in enumerate(reductions):
         planes = appearance(images, reduction)
         size = planes.shape[-2:]
         grid = tuple((n + 1) // 2 for n in size)
@@ -116,7 +116,7 @@ def predict(
         for pairs in torch.arange(len(velocity)).split(max(1, batch_pixels // planes[0, 0].numel())):
             half = velocity[pairs] / 2
             lower, upper = planes[pairs], planes[pairs + 1]
-            if reduction != reductions[0]:
+            if number > 0:
                 lower = warp(lower, resize(integrate(half, SQUARINGS), size))
                 upper = warp(upper, resize(integrate(-half, SQUARINGS), size))
             velocity[pairs] += network(lower, upper)
