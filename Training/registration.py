@@ -40,7 +40,7 @@ def main() -> int:
     )
     parser.add_argument("--work", type=Path, default=Path("registration-training"), help="folder for made volumes")
     parser.add_argument("--leave-out", metavar="ANATOMY", help="of registration.csv")
-    parser.add_argument("--steps", default="1500")
+    parser.add_argument("--steps", default="600")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     scans = read_scans()
