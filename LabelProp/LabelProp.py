@@ -126,6 +126,8 @@ class LabelPropParameterNode:
     registration - How slices are registered to each other.
     fusion - How what arrives at a slice is combined.
     uncertaintyVolume - Takes the map of uncertainty; none: it is not computed.
+    secondVolume - Another contrast of the same anatomy, if there is one.
+    checkpoint - Weights of networks: auto for those that come with LabelProp, none, or a file.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -139,6 +141,8 @@ class LabelPropParameterNode:
     registration: Annotated[str, Choice(REGISTRATIONS)] = "auto"
     fusion: Annotated[str, Choice(FUSIONS)] = "auto"
     uncertaintyVolume: vtkMRMLScalarVolumeNode
+    secondVolume: vtkMRMLScalarVolumeNode
+    checkpoint: str = "auto"
 
 
 #
@@ -182,6 +186,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
+        self.ui.checkpointButton.connect("clicked(bool)", self.onCheckpointButton)
         self._showRunning(False)
         self.initializeParameterNode()
 
@@ -242,6 +247,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 scene.visible_segments(parameters.segmentation) if parameters.segments == "visible" else None,
                 parameters.axis,
                 parameters.missing,
+                secondVolumeNode=parameters.secondVolume,
             )
             settings = Settings(
                 registration=parameters.registration,
@@ -250,10 +256,19 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 device=parameters.device,
                 extrapolate=parameters.extrapolate,
                 uncertainty=parameters.uncertaintyVolume is not None,
+                checkpoint=parameters.checkpoint.strip() or "auto",
             )
             self._uncertaintyVolume = parameters.uncertaintyVolume
             self._job.submit(self._collected.annotation, settings)
             self._showRunning(self._job.running)
+
+    def onCheckpointButton(self):
+        """Choose a file of weights."""
+        import qt
+
+        fileName = qt.QFileDialog.getOpenFileName(self.parent, _("Weights of networks"), "", _("Weights (*.pt)"))
+        if fileName:
+            self._parameterNode.checkpoint = fileName
 
     def _cancel(self):
         if self._job.running:
@@ -307,7 +322,32 @@ def formatSeconds(seconds):
 def formatReport(report):
     """What is worth reading of the report, for the user."""
     lines = list(report["messages"])
-    lines += [f"{stage}: {seconds:.1f} s" for stage, seconds in report["seconds"].items()]
+    if report.get("expected_mean_dice") is not None:
+        names = report["segments"]
+        lines.append(_("Expected Dice: {mean:.2f}").format(mean=report["expected_mean_dice"]))
+        for label, planes in report.get("expected_dice", {}).items():
+            if planes:
+                worst = min(planes, key=lambda plane: planes[plane])
+                lines.append(
+                    _("  {segment}: {mean:.2f}, least on slice {slice}: {least:.2f}").format(
+                        segment=names[str(label)],
+                        mean=sum(planes.values()) / len(planes),
+                        slice=worst,
+                        least=planes[worst],
+                    )
+                )
+    suggestion = report.get("suggested_slice")
+    if suggestion is not None:
+        lines.append(_("Best slice to draw next: {slice}").format(slice=suggestion["plane"]))
+    seconds = report["seconds"]
+    stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
+    lines.append(
+        _("{total:.1f} s on {device} ({stages})").format(
+            total=sum(seconds.values()), device=report["device"], stages=stages
+        )
+    )
+    if report.get("peak_memory_gb") is not None:
+        lines.append(_("{memory:.1f} GB of memory at most").format(memory=report["peak_memory_gb"]))
     return "\n".join(lines)
 
 
@@ -357,6 +397,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         uncertaintyVolumeNode=None,
         progress=None,
         isCancelled=None,
+        secondVolumeNode=None,
         checkpoint="auto",
     ):
         """
@@ -373,6 +414,8 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param uncertaintyVolumeNode: a scalar volume node that takes the map of uncertainty, 0 sure to 1 a toss-up.
         :param progress: called as progress(fraction, message).
         :param isCancelled: called now and then; the work stops when it returns True.
+        :param secondVolumeNode: another contrast of the same anatomy, for instance the fat image of a Dixon scan; on a
+            grid of its own, if it likes. Registration and fusion look at both.
         :param checkpoint: weights of networks: "auto" for those that come with LabelProp, "none", or a file.
         :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
         :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
@@ -389,19 +432,28 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             uncertainty=uncertaintyVolumeNode is not None,
             checkpoint=str(checkpoint),
         )
-        collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles)
+        collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
         propagation = self.compute(collected, settings, progress, isCancelled)
         self.addDirections(collected, propagation)
         return self.write(collected, propagation, uncertaintyVolumeNode)
 
-    def collect(self, volumeNode, segmentationNode, segmentIds=None, axis="auto", missing="auto", scribbles=None):
+    def collect(
+        self,
+        volumeNode,
+        segmentationNode,
+        segmentIds=None,
+        axis="auto",
+        missing="auto",
+        scribbles=None,
+        secondVolumeNode=None,
+    ):
         """
         Read the annotation that the segments hold of the volume; the parameters are those of `propagate`.
 
         :return: LabelPropLib.scene.SceneAnnotation
         :raises InputError: as `propagate` does.
         """
-        return scene.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles)
+        return scene.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
 
     def compute(self, collected, settings, progress=None, isCancelled=None):
         """

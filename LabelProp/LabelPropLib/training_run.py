@@ -24,8 +24,9 @@ from .annotation import SparseAnnotation
 from .candidates import LabelPlanes, far_ends
 from .dataset import Entry
 from .errors import InputError
+from .machine import thread_count
 from .pipeline import threads
-from .planner import EFFORTS, choose_device, thread_count
+from .planner import EFFORTS, choose_device
 from .preprocessing import prepare
 from .registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, weights
 from .registration.training import FROM_SCRATCH, course_for, fit
@@ -116,7 +117,7 @@ def pretrain(
     start: checkpoint to begin with, see `checkpoint.choose`. half: write the checkpoint as float16. Under torchrun
     every process takes part, and the first one writes. Raises InputError.
     """
-    with processes(device) as (rank, device), threads(max(1, thread_count() // local_processes())):
+    with processes(device) as (rank, device), threads(thread_count()):
         network = load_network(start)
         description = describe(entries, plan, sampling, start)
         state = read_state(run.state, description)
@@ -232,11 +233,6 @@ def plot_log(log: Sequence[Row], path: Path):
     axes.spines[["top", "right"]].set_visible(False)
     with files.replacing([path]) as staged:
         figure.savefig(staged[path], dpi=150)
-
-
-def local_processes() -> int:
-    """Processes of this training on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager

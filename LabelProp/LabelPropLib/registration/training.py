@@ -78,12 +78,12 @@ def fit(
 ) -> RegistrationNetwork:
     """A network trained on neighbouring planes.
 
-    images: (Z, 1, H, W), about 0 to 1. ends: labels on annotated planes. start: the network to begin with, which stays
-    as it is; without one, `seed` is that of the first weights; the same seed gives the same weights on the CPU, and
-    PyTorch's own random state is left as it was. on_step: told the fraction done; may raise to end the training.
+    images: (Z, C, H, W), about 0 to 1. ends: labels on annotated planes. start: the network to begin with, of as many
+    images, which stays as it is; without one, `seed` is that of the first weights; the same seed gives the same weights
+    on the CPU, and PyTorch's own random state is left as it was. on_step: told the fraction done; may raise to end the training.
     on_loss: told the loss before every step.
     """
-    network = copy.deepcopy(start) if start is not None else new_network(seed)
+    network = copy.deepcopy(start) if start is not None else new_network(seed, images.shape[1])
     network = network.to(images.device)
     costs = [phase.steps / phase.reduction**2 for phase in course.phases]
     for number, phase in enumerate(course.phases):
@@ -101,7 +101,7 @@ def fit(
 def predict(
     network: RegistrationNetwork, images: torch.Tensor, reductions: Sequence[int], batch_pixels: int = 2**22
 ) -> torch.Tensor:
-    """Velocity fields (Z - 1, 2, h, w), in pixels of their own grid, of planes (Z, 1, H, W), without training.
+    """Velocity fields (Z - 1, 2, h, w), in pixels of their own grid, of planes (Z, C, H, W), without training.
 
     reductions: how much coarser the planes are made, one after the other. From the second time on the network sees each
     pair carried halfway to meet by what was found so far, and what it finds is added (to first order the composition,
@@ -123,11 +123,14 @@ def predict(
     return velocity
 
 
-def new_network(seed: int) -> RegistrationNetwork:
-    """A network of random weights, the same for the same seed; PyTorch's own random state is left as it was."""
+def new_network(seed: int, images: int = 1) -> RegistrationNetwork:
+    """A network of random weights for scans of one image or several, the same for the same seed.
+
+    PyTorch's own random state is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return RegistrationNetwork()
+        return RegistrationNetwork(channels=2 * images)
 
 
 def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:
