@@ -250,17 +250,22 @@ def pretrain(options):
     entries = dataset.read_table(options.table)
     run.check([options.table, *(path for entry in entries for path in (entry.image, entry.annotations) if path)])
     plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
-    with shown_progress() as progress:
-        pretrain(
-            entries,
-            run,
-            plan,
-            progress,
-            start=options.checkpoint,
-            device=options.device,
-            licence=options.licence,
-            half=options.half,
-        )
+    try:
+        with shown_progress() as progress:
+            pretrain(
+                entries,
+                run,
+                plan,
+                progress,
+                start=options.checkpoint,
+                device=options.device,
+                licence=options.licence,
+                half=options.half,
+            )
+    except KeyboardInterrupt as error:
+        if run.state.exists():
+            raise Cancelled(f"cancelled: the same command goes on from {run.state}") from error
+        raise
 
 
 def evaluate(options):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from LabelPropLib import checkpoint, cli, dataset, files
+from LabelPropLib import checkpoint, cli, dataset, files, training_run
 from LabelPropLib.errors import InputError
 from LabelPropLib.registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, draw
 from LabelPropLib.training_run import RunFiles, pretrain
@@ -131,12 +131,12 @@ def test_gaps_run_between_annotated_planes_with_others_in_between():
 
 def test_the_network_learns():
     training = Pretraining(
-        [volume(0, 3), volume(1)], [volume(2)], Plan(steps=60, batch=2, interval=20, validation_runs=4), SMALL
+        [volume(0, 3), volume(1)], [volume(2)], Plan(steps=30, batch=2, interval=10, validation_runs=4), SMALL
     )
     while not training.is_done:
         training.advance()
     losses = [row["validation_loss"] for row in training.progress.log]
-    assert [row["step"] for row in training.progress.log] == [20, 40, 60]
+    assert [row["step"] for row in training.progress.log] == [10, 20, 30]
     assert losses[-1] < 0.97 * losses[0]
     assert training.progress.best_loss == min(losses)
 
@@ -253,6 +253,20 @@ def test_command_line(tmp_path, capsys):
     assert cli.main([*command[:3], str(tmp_path / "w.zip")]) == 2
     assert cli.main([*command, "--checkpoint", str(table)]) == 2
     assert "not a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_who_cancels_is_told_whether_it_can_go_on(tmp_path, capsys, monkeypatch, begun):
+    table = write_table(tmp_path)
+
+    def interrupted(entries, run, *arguments, **options):
+        if begun:
+            run.state.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_run, "pretrain", interrupted)
+    assert cli.main(["pretrain", str(table), "-o", str(tmp_path / "w.pt")]) == 130
+    assert ("goes on from" if begun else "nothing was written") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
