@@ -132,6 +132,7 @@ def choiceTitles():
             "auto": _("Automatic"),
             "instance": _("Optimised for this scan"),
             "network": _("Network trained on this scan"),
+            "pretrained": _("Network as it comes, not trained on this scan"),
         },
         "fusion": {value: fusions.get(value, value.capitalize()) for value in FUSIONS},
     }
@@ -492,6 +493,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         progress=None,
         isCancelled=None,
         secondVolumeNode=None,
+        checkpoint="auto",
     ):
         """
         Carry the segments drawn on some slices through the volume, in this process; returns when it is done.
@@ -509,6 +511,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param isCancelled: called now and then; the work stops when it returns True.
         :param secondVolumeNode: another contrast of the same anatomy, for instance the fat image of a Dixon scan; on a
             grid of its own, if it likes. Registration and fusion look at both.
+        :param checkpoint: weights of networks: "auto" for those that come with LabelProp, "none", or a file.
         :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
         :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
         :raises Cancelled: `isCancelled` said so. Nothing was written.
@@ -522,6 +525,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             extrapolate=extrapolate,
             directions=directions,
             uncertainty=uncertaintyVolumeNode is not None,
+            checkpoint=str(checkpoint),
         )
         collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
         propagation = self.compute(collected, settings, progress, isCancelled)

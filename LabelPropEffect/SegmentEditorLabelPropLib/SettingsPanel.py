@@ -7,7 +7,6 @@ from slicer.i18n import tr as _
 from LabelProp import choiceTitles
 from LabelPropLib.settings import Settings
 
-
 LARGEST_SEED = 9999
 
 # Parameter of the effect -> of the module, which knows its values.
