@@ -357,6 +357,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         uncertaintyVolumeNode=None,
         progress=None,
         isCancelled=None,
+        secondVolumeNode=None,
     ):
         """
         Carry the segments drawn on some slices through the volume, in this process; returns when it is done.
@@ -372,6 +373,8 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param uncertaintyVolumeNode: a scalar volume node that takes the map of uncertainty, 0 sure to 1 a toss-up.
         :param progress: called as progress(fraction, message).
         :param isCancelled: called now and then; the work stops when it returns True.
+        :param secondVolumeNode: another contrast of the same anatomy, for instance the fat image of a Dixon scan; on a
+            grid of its own, if it likes. Registration and fusion look at both.
         :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
         :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
         :raises Cancelled: `isCancelled` said so. Nothing was written.
@@ -386,19 +389,28 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             directions=directions,
             uncertainty=uncertaintyVolumeNode is not None,
         )
-        collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles)
+        collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
         propagation = self.compute(collected, settings, progress, isCancelled)
         self.addDirections(collected, propagation)
         return self.write(collected, propagation, uncertaintyVolumeNode)
 
-    def collect(self, volumeNode, segmentationNode, segmentIds=None, axis="auto", missing="auto", scribbles=None):
+    def collect(
+        self,
+        volumeNode,
+        segmentationNode,
+        segmentIds=None,
+        axis="auto",
+        missing="auto",
+        scribbles=None,
+        secondVolumeNode=None,
+    ):
         """
         Read the annotation that the segments hold of the volume; the parameters are those of `propagate`.
 
         :return: LabelPropLib.scene.SceneAnnotation
         :raises InputError: as `propagate` does.
         """
-        return scene.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles)
+        return scene.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
 
     def compute(self, collected, settings, progress=None, isCancelled=None):
         """

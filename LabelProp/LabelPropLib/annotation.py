@@ -32,6 +32,7 @@ class SparseAnnotation:
     absent: label -> plane indices on which the label is known not to be.
     scribbles: label (or BACKGROUND) -> (N, 3) int, (k, j, i) indices of scribbled voxels, in any plane.
     missing: how labels missing on annotated planes were read, 'absent' or 'unknown'; for the report.
+    second_image: (K, J, I) float32, another contrast of the same anatomy on the same grid, where there is one.
 
     Raises InputError when these contradict each other or cannot be propagated.
     """
@@ -43,9 +44,12 @@ class SparseAnnotation:
     absent: Mapping[int, frozenset[int]] = field(default_factory=dict)
     scribbles: Mapping[int, np.ndarray] = field(default_factory=dict)
     missing: str = "absent"
+    second_image: np.ndarray | None = None
 
     def __post_init__(self):
         check_image(self.image)
+        if self.second_image is not None:
+            check_second_image(self.second_image, self.image)
         if self.plane_count < 2:
             raise InputError(
                 f"The volume has a single slice along axis {AXIS_NAMES[self.axis]}, so there is nothing to carry labels"
@@ -126,6 +130,7 @@ def annotate_from_masks(
     absent: Mapping[int, set[int]] | None = None,
     ignored: Mapping[int, set[int]] | None = None,
     scribbles: Mapping[int, np.ndarray] | None = None,
+    second_image: np.ndarray | None = None,
 ) -> SparseAnnotation:
     """Annotation from one mask a label, as Slicer keeps segments; masks may overlap.
 
@@ -134,6 +139,7 @@ def annotate_from_masks(
         'auto', see `read_missing`.
     absent, ignored: label -> planes that the user marked as without the label, or as not to be read.
     scribbles: label or BACKGROUND -> (N, 3) voxel indices.
+    second_image: (K, J, I), another contrast of the same anatomy.
 
     Raises InputError.
     """
@@ -169,6 +175,7 @@ def annotate_from_masks(
         absent=absences,
         scribbles=dict(scribbles or {}),
         missing=missing,
+        second_image=None if second_image is None else np.asarray(second_image, np.float32),
     )
 
 
@@ -179,15 +186,16 @@ def annotate_from_label_volume(
     axis: int | None = None,
     missing: str = "auto",
     scribbles: np.ndarray | None = None,
+    second_image: np.ndarray | None = None,
 ) -> SparseAnnotation:
     """Annotation from a label volume: 0 is "not annotated", a plane that bears a label is complete for it.
 
-    image, labels, scribbles: (K, J, I) on one grid; in `scribbles` 0 is nothing and 255 is background.
+    image, labels, scribbles, second_image: (K, J, I) on one grid; in `scribbles` 0 is nothing and 255 is background.
     Raises InputError.
     """
     masks = {int(value): labels == value for value in np.unique(labels) if value != 0}
     strokes = None if scribbles is None else scribbles_from_volume(scribbles)
-    return annotate_from_masks(image, masks, spacing, axis, missing, scribbles=strokes)
+    return annotate_from_masks(image, masks, spacing, axis, missing, scribbles=strokes, second_image=second_image)
 
 
 def scribbles_from_volume(volume: np.ndarray) -> dict[int, np.ndarray]:
@@ -240,14 +248,24 @@ def run_length(planes: np.ndarray) -> tuple[float, int]:
     return len(planes) / runs, len(planes)
 
 
-def check_image(image: np.ndarray):
+def check_image(image: np.ndarray, name: str = "image"):
     """Raise InputError unless `image` is a scalar volume with finite, varying intensities."""
     if image.ndim != 3:
         raise InputError(
-            f"The image has {image.ndim} dimensions: give a 3D scalar volume (one time point, one channel)."
+            f"The {name} has {image.ndim} dimensions: give a 3D scalar volume (one time point, one channel)."
         )
     if not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
-        raise InputError(f"The image has {count} voxels that are NaN or infinite: replace them by a number first.")
+        raise InputError(f"The {name} has {count} voxels that are NaN or infinite: replace them by a number first.")
     if image.min() == image.max():
-        raise InputError(f"The image is constant ({float(image.flat[0]):g} everywhere): choose the scan itself.")
+        raise InputError(f"The {name} is constant ({float(image.flat[0]):g} everywhere): choose the scan itself.")
+
+
+def check_second_image(second: np.ndarray, image: np.ndarray):
+    """Raise InputError unless `second` can be used beside `image`."""
+    check_image(second, "second image")
+    if second.shape != image.shape:
+        raise InputError(
+            f"The second image has the size {second.shape[::-1]}, the image {image.shape[::-1]}:"
+            " resample it to the image's grid, or leave it out."
+        )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .annotation import SparseAnnotation
-from .preprocessing import Stack, signed_distance, smooth
+from .preprocessing import Stack, channel_weights, signed_distance, smooth
 from .registration.consistency import FarEnds
 from .registration.fields import compose, identity, integrate, resize, sample
 
@@ -48,22 +48,36 @@ class Carried:
     """An annotated plane carried to the planes of a gap.
 
     source: its stack index. coordinates: (T, 2, H, W), the point of the source that each point of a target comes from,
-    pixels. images: (T, H, W), the source's image as it should look on the targets.
+    pixels. channels: (T, C, H, W), the source's images as they should look on the targets.
     """
 
     source: int
     coordinates: torch.Tensor
-    images: torch.Tensor
+    channels: torch.Tensor
+
+    @property
+    def images(self) -> torch.Tensor:
+        """(T, H, W) of the first channel, the scan."""
+        return self.channels[:, 0]
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """A gap with what crosses it from both sides. targets: (T, H, W), the images of its planes."""
+    """A gap with what crosses it from both sides.
+
+    channels: (T, C, H, W), the images of its planes. weights: (C,) of mean 1, how far each channel can be trusted.
+    """
 
     gap: Gap
-    targets: torch.Tensor
+    channels: torch.Tensor
+    weights: torch.Tensor
     lower: Carried | None
     upper: Carried | None
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """(T, H, W) of the first channel, the scan."""
+        return self.channels[:, 0]
 
 
 @dataclass(frozen=True)
@@ -184,11 +198,15 @@ def gaps(annotation: SparseAnnotation, stack: Stack, extrapolate: bool) -> Mappi
 
 
 class Chains:
-    """Carries annotated planes along the velocity fields of neighbouring planes."""
+    """Carries annotated planes along the velocity fields of neighbouring planes.
+
+    weights: (C,) of mean 1, how far each channel of the images can be trusted.
+    """
 
     def __init__(self, velocity: torch.Tensor, images: torch.Tensor):
-        """velocity: (Z - 1, 2, h, w), see `registration`; images: (Z, 1, H, W)."""
+        """velocity: (Z - 1, 2, h, w), see `registration`; images: (Z, C, H, W)."""
         self._images = images
+        self.weights = channel_weights(images)
         self._to_lower = resize(integrate(velocity, SQUARINGS), images.shape[-2:])
         self._to_upper = resize(integrate(-velocity, SQUARINGS), images.shape[-2:])
 
@@ -196,7 +214,8 @@ class Chains:
         """Carry the planes that bound `gap` to the planes in it."""
         return Crossing(
             gap=gap,
-            targets=self._images[gap.first : gap.last + 1, 0],
+            channels=self._images[gap.first : gap.last + 1],
+            weights=self.weights,
             lower=None if gap.lower is None else self.carry(gap.lower, gap.targets),
             upper=None if gap.upper is None else self.carry(gap.upper, gap.targets),
         )
@@ -214,7 +233,7 @@ class Chains:
         coordinates = torch.cat([displacements[target] for target in targets])
         coordinates = coordinates + identity(*self._images.shape[-2:], device=coordinates.device)
         source_image = self._images[source][None].expand(len(targets), -1, -1, -1)
-        return Carried(source, coordinates, sample(source_image, coordinates)[:, 0])
+        return Carried(source, coordinates, sample(source_image, coordinates))
 
 
 def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:

@@ -76,6 +76,12 @@ def parser() -> Parser:
         " for it; or a segmentation of Slicer's (.seg.nrrd)",
     )
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="label volume or .seg.nrrd to write")
+    add(
+        "--second-image",
+        metavar="FILE",
+        type=Path,
+        help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
+    )
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
     add(
         "--axis",
@@ -94,6 +100,12 @@ def parser() -> Parser:
     add("--registration", choices=REGISTRATIONS, default="auto")
     add("--fusion", choices=FUSIONS, default="auto")
     add("--preset", choices=PRESETS, default="balanced", help="how much time to spend")
+    add(
+        "--checkpoint",
+        metavar="FILE|auto|none",
+        default="auto",
+        help="weights to start from; auto: those that come with LabelProp",
+    )
     add("--device", choices=DEVICES, default="auto")
     add("--seed", metavar="N", type=int, default=0)
     add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
@@ -140,6 +152,7 @@ def propagate(options):
         extrapolate=options.extrapolate,
         directions=options.directions,
         uncertainty=options.uncertainty is not None,
+        checkpoint=options.checkpoint,
     )
     directions = check_outputs(options)
 
@@ -150,7 +163,12 @@ def propagate(options):
     logic = LabelPropLogic()
     volume_node, segmentation_node, scribbles_node, label_type = read_inputs(options)
     collected = logic.collect(
-        volume_node, segmentation_node, axis=options.axis, missing=options.missing, scribbles=scribbles_node
+        volume_node,
+        segmentation_node,
+        axis=options.axis,
+        missing=options.missing,
+        scribbles=scribbles_node,
+        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
     )
     check_overlap(collected, options.output)
     read = time.monotonic()
@@ -181,21 +199,20 @@ def check_outputs(options) -> dict[str, Path]:
     names = ("up", "down") if options.directions else ()
     directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
     outputs = (options.output, *directions.values(), options.uncertainty, options.report)
-    inputs = (options.image, options.annotations, options.scribbles)
+    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
     files.check_outputs(filter(None, outputs), filter(None, inputs))
     return directions
 
 
 def read_inputs(options):
     """Volume node, segmentation node, segmentation node of scribbles or None, and the type for label values."""
-    import slicer
     import vtk
 
     from LabelPropLib import scene
 
     vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
     scan = files.read_volume(options.image)
-    volume_node = slicer.util.addVolumeFromArray(files.voxels(scan), files.ijk_to_ras(scan), options.image.name)
+    volume_node = add_volume(options.image, scan)
 
     def read_labels(path: Path) -> np.ndarray:
         labels = files.read_labels(path)
@@ -223,6 +240,14 @@ def read_inputs(options):
         strokes = read_labels(options.scribbles)
         scribbles_node = scene.add_segmentation_of_scribbles(strokes, volume_node, options.scribbles.name, segment_ids)
     return volume_node, segmentation_node, scribbles_node, label_type
+
+
+def add_volume(path: Path, image=None):
+    """The volume node of a file, or of the image that was read from it. Raises InputError."""
+    import slicer
+
+    image = files.read_volume(path) if image is None else image
+    return slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
 
 
 def check_overlap(collected, output: Path):

@@ -19,6 +19,8 @@ def write_annotation(folder: str | os.PathLike, annotation: SparseAnnotation):
     """Write `annotation` into the existing `folder`."""
     folder = Path(folder)
     np.save(folder / "image.npy", annotation.image)
+    if annotation.second_image is not None:
+        np.save(folder / "second_image.npy", annotation.second_image)
     arrays = {"spacing": annotation.spacing, "axis": annotation.axis, "missing": annotation.missing}
     for label, planes in annotation.complete.items():
         if planes:
@@ -34,6 +36,7 @@ def write_annotation(folder: str | os.PathLike, annotation: SparseAnnotation):
 def read_annotation(folder: str | os.PathLike) -> SparseAnnotation:
     """The annotation that `write_annotation` left in `folder`. Raises InputError where SparseAnnotation does."""
     folder = Path(folder)
+    second_image = folder / "second_image.npy"
     with np.load(folder / "annotation.npz", allow_pickle=False) as arrays:
         planes, masks, absent, scribbles = (
             {int(name.split()[1]): arrays[name] for name in arrays.files if name.startswith(kind)}
@@ -47,6 +50,7 @@ def read_annotation(folder: str | os.PathLike) -> SparseAnnotation:
             absent={label: frozenset(indices.tolist()) for label, indices in absent.items()},
             scribbles=scribbles,
             missing=str(arrays["missing"]),
+            second_image=np.load(second_image, allow_pickle=False) if second_image.exists() else None,
         )
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from . import checkpoint
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled
@@ -23,6 +24,7 @@ from .settings import Settings
 
 RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse, "appearance": appearance.fuse}
 CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
+LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
 REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
 
@@ -39,10 +41,11 @@ def propagate(
 
     progress: told the fraction done and the stage. is_cancelled: asked often; yes ends the work.
     The same annotation, settings and seed give the same voxels on the CPU.
-    Raises InputError for a device that is not there, Cancelled.
+    Raises InputError for a device that is not there or a checkpoint that cannot be used, Cancelled.
     """
     clock = Clock(progress, is_cancelled)
     device = choose_device(settings.device)
+    pretrained = checkpoint.choose(settings.checkpoint, "registration")
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
@@ -73,7 +76,8 @@ def propagate(
             "fusion": {str(label): rule for label, rule in rules.items()},
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
-            "messages": messages(annotation, settings),
+            "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
+            "messages": messages(annotation, settings, chains.weights),
         },
     )
 
@@ -152,8 +156,8 @@ def fuse(
     return maps, sides
 
 
-def messages(annotation: SparseAnnotation, settings: Settings) -> list[str]:
-    """Sentences for the user about how the input was read."""
+def messages(annotation: SparseAnnotation, settings: Settings, weights: torch.Tensor) -> list[str]:
+    """Sentences for the user about how the input was read; weights: (C,) of mean 1, of the images."""
     said = []
     if len(annotation.labels) > 1:
         reading = {
@@ -166,6 +170,9 @@ def messages(annotation: SparseAnnotation, settings: Settings) -> list[str]:
             f"Only slice {annotation.planes[0]} is annotated and nothing lies between annotated slices:"
             " annotate a second slice, or extrapolate."
         )
+    if weights.min() < LEAST_SHARE * len(weights):
+        weak, strong = ("image", "second image") if weights[0] < weights[1] else ("second image", "image")
+        said.append(f"The {weak} varies like noise from slice to slice: the {strong} counts for almost all.")
     return said
 
 

@@ -27,7 +27,7 @@ SIGNED_DISTANCE_LIMIT = 24.0  # pixels; further away only the sign matters
 class Stack:
     """The planes that are worked on.
 
-    images: (Z, 1, H, W) float32, about 0 to 1, square pixels.
+    images: (Z, C, H, W) float32, about 0 to 1, square pixels; the second image, if there is one, is channel 1.
     first: plane index of images[0] in the volume; given: stack indices of annotated planes, ascending.
     box: the crop's slices (rows, columns) in a plane of the volume; shape: its (rows, columns).
     pixel: mm of a working pixel; slice_spacing: mm from plane to plane.
@@ -84,8 +84,11 @@ def prepare(
     """
     first, last = (0, annotation.plane_count - 1) if extrapolate else marked_range(annotation)
     box = crop_box(annotation)
-    planes = np.moveaxis(annotation.image, annotation.axis, 0)[first : last + 1, box[0], box[1]]
-    images = robust_normalise(torch.from_numpy(np.ascontiguousarray(planes, np.float32)))[:, None]
+    channels = []
+    for volume in filter(lambda volume: volume is not None, (annotation.image, annotation.second_image)):
+        planes = np.moveaxis(volume, annotation.axis, 0)[first : last + 1, box[0], box[1]]
+        channels.append(robust_normalise(torch.from_numpy(np.ascontiguousarray(planes, np.float32))))
+    images = torch.stack(channels, dim=1)
 
     extent = [n * s for n, s in zip(images.shape[-2:], annotation.plane_spacing, strict=True)]
     pixel = max(min(annotation.plane_spacing), max(extent) / pixels)
@@ -150,6 +153,21 @@ def local_contrast_normalise(images: torch.Tensor, sigma: float = 4.0, floor: fl
     mean = smooth(images, sigma)
     variance = smooth((images - mean) ** 2, sigma)
     return (images - mean) / (variance + floor**2).sqrt()
+
+
+def channel_weights(images: torch.Tensor) -> torch.Tensor:
+    """How far each channel of `images` (Z, C, H, W) can be trusted: weights (C,) of mean 1.
+
+    The ratio of signal to noise r / (1 - r), where r is the median correlation of the local contrast of neighbouring
+    planes: anatomy goes on from plane to plane, noise does not. Inverse-variance weights, therefore.
+    """
+    if images.shape[1] == 1:
+        return images.new_ones(1)
+    contrast = local_contrast_normalise(images)
+    contrast = F.normalize((contrast - contrast.mean(dim=(2, 3), keepdim=True)).flatten(2), dim=2)
+    correlation = (contrast[1:] * contrast[:-1]).sum(dim=2).median(dim=0).values.clamp(0.0, 0.99)
+    ratio = correlation / (1 - correlation) + 1e-6
+    return ratio / ratio.mean()
 
 
 def signed_distance(mask: np.ndarray, pixel_spacing: tuple[float, float]) -> np.ndarray:

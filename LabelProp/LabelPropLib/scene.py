@@ -163,6 +163,7 @@ def collect(
     axis: str = "auto",
     missing: str = "auto",
     scribbles_node=None,
+    second_volume_node=None,
 ) -> SceneAnnotation:
     """Read the annotation that the segments hold of the volume.
 
@@ -172,10 +173,14 @@ def collect(
     missing: how a label missing on an annotated slice is read, see `annotate_from_masks`.
     scribbles_node: a segmentation of strokes, its segments named (ID or name) as those of `segmentation_node`, or with
         the role 'background'.
+    second_volume_node: another contrast of the same anatomy, resampled where it lies on another grid.
 
     Raises InputError.
     """
-    _check_nodes(volume_node, segmentation_node)
+    _check_volume(volume_node)
+    if second_volume_node is not None:
+        _check_volume(second_volume_node)
+    _check_segmentation(segmentation_node)
     labels, background_ids = choose_segments(segmentation_node, segment_ids)
     grid = work_grid(volume_node, segmentation_node)
     if min(grid_shape(grid)) < 2:
@@ -211,6 +216,7 @@ def collect(
         absent=planes("absent"),
         ignored={label: scribbled[label] | ignored for label, ignored in planes("ignored").items()},
         scribbles=scribbles,
+        second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
     )
     state = segmentation_state(segmentation_node)
     return SceneAnnotation(annotation, volume_node, segmentation_node, labels, grid, state)
@@ -240,7 +246,7 @@ def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
     return voxels(resampled) > 0
 
 
-def _check_nodes(volume_node, segmentation_node):
+def _check_volume(volume_node):
     if volume_node is None or volume_node.GetImageData() is None:
         raise InputError("There is no scan: choose a volume that has voxels.")
     components = volume_node.GetImageData().GetNumberOfScalarComponents()
@@ -249,6 +255,9 @@ def _check_nodes(volume_node, segmentation_node):
             f"The volume '{volume_node.GetName()}' has {components} components a voxel (colour or vectors):"
             " choose a scalar volume, or convert it to one."
         )
+
+
+def _check_segmentation(segmentation_node):
     if segmentation_node is None:
         raise InputError("There is no segmentation: choose the one that was drawn on some slices.")
     if segmentation_node.GetSegmentation().GetSourceRepresentationName() != BINARY_LABELMAP:

@@ -20,6 +20,7 @@ class Settings:
     preset: a point on the measured curve of time against Dice.
     extrapolate: carry labels beyond the outermost annotated slices too.
     directions: return the upward and the downward propagation as well; uncertainty: return its map.
+    checkpoint: 'auto' for the shipped weights, 'none', or a file, which takes the place of those of its kind.
     """
 
     registration: str = "auto"
@@ -30,6 +31,7 @@ class Settings:
     extrapolate: bool = False
     directions: bool = False
     uncertainty: bool = False
+    checkpoint: str = "auto"
 
     def __post_init__(self):
         for name, choices in (

@@ -11,7 +11,7 @@ from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from LabelPropLib.fusion.choice import LeftOut, choose
 from LabelPropLib.labelmaps import exclusive_layers
-from LabelPropLib.preprocessing import prepare, signed_distance
+from LabelPropLib.preprocessing import channel_weights, prepare, signed_distance
 
 SIZE = 40
 
@@ -77,6 +77,18 @@ def test_arrivals_of_a_standing_scan_are_the_drawn_contours(annotation):
     for candidate in (both.lower, both.upper):
         np.testing.assert_allclose(candidate.distances[1], drawn[both.box], atol=1e-4)
     assert one.lower is None and one.upper.source == 4
+
+
+@given(scale=st.floats(0.2, 5), offset=st.floats(-10, 10), seed=st.integers(0, 100))
+def test_channels_are_weighed_by_what_goes_on_from_plane_to_plane(scale, offset, seed):
+    generator = torch.Generator().manual_seed(seed)
+    anatomy = torch.rand(1, 30, 30, generator=generator).repeat(5, 1, 1)
+    noise = scale * torch.rand(5, 30, 30, generator=generator) + offset
+    for channels in ([anatomy, noise], [noise, anatomy]):
+        weights = channel_weights(torch.stack(channels, dim=1))
+        assert weights.mean() == pytest.approx(1)
+        assert [weight > 1.9 for weight in weights] == [channel is anatomy for channel in channels]
+    assert torch.equal(channel_weights(noise[:, None]), torch.ones(1))
 
 
 def test_far_ends_hold_the_labels_that_both_planes_bear(annotation):

@@ -155,6 +155,42 @@ def test_scribbles(case, monkeypatch, nearest_slice_engine):
         np.testing.assert_array_equal(seen[label], np.argwhere(strokes == value))
 
 
+@pytest.mark.parametrize("ijk_to_ras", [OBLIQUE, OBLIQUE @ np.diag([2, 2, 2, 1.0])], ids=["same grid", "coarser"])
+def test_second_image(case, monkeypatch, nearest_slice_engine, ijk_to_ras):
+    from LabelPropLib import pipeline
+
+    seen = []
+    engine = pipeline.propagate
+
+    def watched(annotation, *arguments):
+        seen.append(annotation.second_image)
+        return engine(annotation, *arguments)
+
+    monkeypatch.setattr(pipeline, "propagate", watched)
+    k, j, i = np.indices(SHAPE).astype(np.float32)
+    linear = np.dot(np.linalg.inv(OBLIQUE) @ ijk_to_ras, np.stack([i, j, k, np.ones(SHAPE)]).reshape(4, -1))
+    write(case / "fat.nii.gz", linear[:3].sum(axis=0).reshape(SHAPE).astype(np.float32), ijk_to_ras)
+    assert propagate(case, "--second-image", case / "fat.nii.gz") == 0
+    assert propagate(case) == 0
+    np.testing.assert_allclose(seen[0], i + j + k, atol=1e-3)
+    assert seen[1] is None
+
+
+def test_second_image_that_cannot_be_used(case, capsys):
+    assert_refused(capsys, case, "no such file", "--second-image", case / "nowhere.nii.gz")
+    write(
+        case / "far.nii.gz",
+        noise(),
+        OBLIQUE @ np.diag([1, 1, 1, 0.0]) + np.array([[0, 0, 0, 900.0]] * 3 + [[0, 0, 0, 1]]),
+    )
+    assert_refused(capsys, case, "far.nii.gz", "--second-image", case / "far.nii.gz")
+    write(case / "constant.nii.gz", np.full(SHAPE, 5, np.int16))
+    assert_refused(capsys, case, "second image is constant", "--second-image", case / "constant.nii.gz")
+    (case / "text.nii.gz").write_text("The patient lay still.")
+    assert_refused(capsys, case, "text.nii.gz", "--second-image", case / "text.nii.gz")
+    assert_refused(capsys, case, "in use", "--second-image", case / "out.nii.gz")
+
+
 def test_volume_of_one_time_point(case, nearest_slice_engine):
     image = sitk.ReadImage(str(case / "image.nii.gz"))
     sitk.WriteImage(sitk.JoinSeries([image]), str(case / "series.nrrd"))

@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slicer
-from samples import OBLIQUE, SHAPE, add_scan, add_segmentation, draw, drawn_masks, propagate_nearest, segment_array
+from samples import (
+    OBLIQUE,
+    SHAPE,
+    add_scan,
+    add_segmentation,
+    draw,
+    drawn_masks,
+    noise,
+    propagate_nearest,
+    segment_array,
+)
 
 import LabelProp
 from LabelProp import LabelPropLogic, LabelPropTest  # noqa: F401  the self test is run here too
@@ -68,6 +78,19 @@ def test_uncertainty_and_directions(drawn, nearest_slice_engine):
     for direction in ("up", "down"):
         added = slicer.util.getNode(f"Segmentation ({direction})")
         assert segment_array(added, "left", volume)[5].any()
+
+
+def test_second_volume(drawn):
+    """It reaches the engine: a second volume of noise is found out, and without one there is a single image."""
+    volume, node = drawn
+    bands = np.add.outer(50 * np.arange(SHAPE[1]), 30 * np.arange(SHAPE[2])) % 400
+    scan = add_scan((bands + noise() // 100).astype(np.int16), OBLIQUE, "Bands")
+    report = LabelPropLogic().propagate(scan, node, preset="fast", device="cpu", secondVolumeNode=volume)
+    assert report["image_shares"][0] > 0.9
+    assert "second image varies like noise" in report["messages"][-1]
+    redrawn = add_segmentation(volume, drawn_masks())
+    report = LabelPropLogic().propagate(volume, redrawn, preset="fast", device="cpu")
+    assert report["image_shares"] == [1.0]
 
 
 def test_cancelled_run_writes_nothing(drawn):

@@ -65,9 +65,13 @@ def test_demons_force_is_at_most_half_a_pixel(seed, contrast):
     assert demons_force(mean, difference).norm(dim=1).max() <= 0.5 + 1e-5
 
 
-def test_training_finds_the_motion_of_a_scan():
+@pytest.mark.parametrize("channels", [1, 2])
+def test_training_finds_the_motion_of_a_scan(channels):
+    """Also where a first channel of noise does not show it."""
     images = moving_ellipse(6)
-    velocity = register(images, course=Course(phases=(Phase(reduction=1, steps=40, rate=4e-3),)))
+    noise = torch.rand(6, channels - 1, 48, 56, generator=torch.Generator().manual_seed(0))
+    course = Course(phases=(Phase(reduction=1, steps=40, rate=4e-3),))
+    velocity = register(torch.cat([noise, images], dim=1), course=course)
     to_lower = resize(integrate(velocity, 4), images.shape[-2:])
     to_upper = resize(integrate(-velocity, 4), images.shape[-2:])
     still = ((images[:-1] - images[1:]) ** 2).mean()

@@ -230,3 +230,62 @@ def test_large_scans_are_worked_on_at_a_coarser_grid_and_come_back_on_their_own(
     assert result.label_maps[0].shape == image.shape
     for label in (3, 700):
         assert dice(result.mask(label), labels == label) > 0.9
+
+
+@pytest.fixture(scope="module")
+def contrasts():
+    """Two contrasts of the tubes that show one of them each, and the labels."""
+    _, labels = tubes()
+    rng = np.random.default_rng(5)
+    texture = ndimage.gaussian_filter(rng.normal(size=(2, *labels.shape)), (0, 2, 2, 2)) * 60
+    first, second = (100 * (labels == label) + texture[n] for n, label in enumerate((3, 700)))
+    return first.astype(np.float32), second.astype(np.float32), labels
+
+
+def mean_dice(image, labels, second_image=None):
+    sparse = keep(labels, [0, 8, 16])
+    found = propagate(annotate_from_label_volume(image, sparse, SPACING, second_image=second_image))
+    return np.mean([dice(found.mask(label), labels == label) for label in (3, 700)]), found.report
+
+
+def test_a_second_image_shows_what_the_first_does_not(contrasts):
+    first, second, labels = contrasts
+    alone, _ = mean_dice(first, labels)
+    both, report = mean_dice(first, labels, second)
+    assert both > alone + 0.02
+    assert report["image_shares"] == pytest.approx([0.5, 0.5], abs=0.15)
+
+
+def test_a_second_image_of_noise_costs_nothing_and_is_told(volume, found):
+    image, labels = volume
+    noise = 1e4 * np.random.default_rng(7).normal(size=image.shape).astype(np.float32)
+    alone = np.mean([dice(found.mask(label), labels == label) for label in (3, 700)])
+    both, report = mean_dice(image, labels, noise)
+    assert both > alone - 0.01
+    assert report["image_shares"][1] < 0.05
+    assert any("second image varies like noise" in message for message in report["messages"])
+    swapped, report = mean_dice(noise, labels, image)
+    assert swapped > alone - 0.01
+    assert any("The image varies like noise" in message for message in report["messages"])
+
+
+def test_the_same_image_twice_is_that_image(volume, found):
+    image, labels = volume
+    twice = propagate(annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING, second_image=3 * image + 5))
+    for label in (3, 700):
+        assert dice(twice.mask(label), found.mask(label)) > 0.99
+
+
+@pytest.mark.parametrize(
+    "second, message",
+    [
+        (np.zeros((17, 56, 56)), "second image is constant"),
+        (np.full((17, 56, 56), np.nan), "second image has 53312 voxels that are NaN"),
+        (np.random.default_rng(0).random((17, 56, 55)), "second image has the size"),
+        (np.random.default_rng(0).random((56, 56)), "second image has 2 dimensions"),
+    ],
+)
+def test_a_second_image_that_cannot_be_used(volume, second, message):
+    image, labels = volume
+    with pytest.raises(InputError, match=message):
+        annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING, second_image=second)

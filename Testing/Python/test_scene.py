@@ -638,3 +638,41 @@ def test_annotation_can_be_given_another_target():
     before = segment_array(node, "left", volume)
     scene.write_segments(dataclasses.replace(collected, segmentation_node=preview), propagation.label_maps)
     np.testing.assert_array_equal(segment_array(node, "left", volume), before)
+
+
+@GEOMETRIES
+def test_second_volume_on_the_scans_grid(ijk_to_ras):
+    volume, second = (add_scan(array, ijk_to_ras) for array in (noise(), noise()[::-1].copy()))
+    collected = scene.collect(volume, add_segmentation(volume, drawn_masks()), second_volume_node=second)
+    np.testing.assert_array_equal(collected.annotation.image, noise())
+    np.testing.assert_array_equal(collected.annotation.second_image, noise()[::-1])
+
+
+def test_second_volume_on_a_grid_of_its_own():
+    """Intensities that are linear in space are the same on any grid, whatever transforms lie over both."""
+    k, j, i = np.indices(SHAPE).astype(np.float32)
+    volume = add_scan(ijk_to_ras=OBLIQUE)
+    node = add_segmentation(volume, drawn_masks())
+    coarse = OBLIQUE @ np.diag([2, 2, 2, 1.0])
+    coarse[:3, 3] = (OBLIQUE @ (-2, -2, -2, 1))[:3]
+    second = add_scan((2 * k + 3 * j - i)[:9, :14, :16], coarse, "Coarse")
+    for transform in (None, add_transform(OBLIQUE)):
+        for each in (volume, node, second):
+            each.SetAndObserveTransformNodeID(transform.GetID() if transform else None)
+        found = scene.collect(volume, node, second_volume_node=second).annotation.second_image
+        np.testing.assert_allclose(found, ((2 * (k + 2) + 3 * (j + 2) - (i + 2)) / 2), atol=1e-3)
+
+
+def test_second_volume_that_cannot_be_used():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    with pytest.raises(InputError, match="'Far away' and the segmentation 'Segmentation' lie apart"):
+        scene.collect(
+            volume, node, second_volume_node=add_scan(ijk_to_ras=shift(500, 0, 0) @ STRAIGHT, name="Far away")
+        )
+    with pytest.raises(InputError, match="no voxels|has voxels"):
+        scene.collect(
+            volume, node, second_volume_node=slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Empty")
+        )
+    with pytest.raises(InputError, match="The second image is constant"):
+        scene.collect(volume, node, second_volume_node=add_scan(np.full(SHAPE, 5, np.int16)))

@@ -71,10 +71,12 @@ def test_annotation_survives_its_files(tmp_path, data, axis):
         absent={label: frozenset({shape[axis] - 1}) for label in complete},
         scribbles=data.draw(st.dictionaries(st.sampled_from([0, *complete]), strokes)),
         missing="unknown",
+        second_image=np.random.default_rng(1).random(shape, np.float32),
     )
     write_annotation(tmp_path, annotation)
     again = read_annotation(tmp_path)
     np.testing.assert_array_equal(again.image, annotation.image)
+    np.testing.assert_array_equal(again.second_image, annotation.second_image)
     assert (again.spacing, again.axis, again.missing) == ((2.5, 0.7, 0.9), axis, "unknown")
     assert again.absent == annotation.absent
     assert {label: sorted(planes) for label, planes in again.complete.items()} == {
@@ -101,6 +103,11 @@ def test_propagation_survives_its_files(tmp_path, uncertain):
         np.testing.assert_array_equal(again.directions[name], directions[name])
     assert (again.uncertainty is not None) == uncertain
     assert again.report == {"axis": "k", "seconds": {"all": 1.5}}
+
+
+def test_one_image_stays_one_image(tmp_path):
+    write_annotation(tmp_path, tube())
+    assert read_annotation(tmp_path).second_image is None
 
 
 def test_pickles_are_not_read(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..candidates import Arrivals, Carried
+from ..candidates import Arrivals, Carried, Crossing
 from ..preprocessing import local_contrast_normalise, smooth
 from .distance import distance_way, pool
 
@@ -18,8 +18,8 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
 
     Weights w_s ~ d_s exp(-b D_s / (D_lower + D_upper)), d the distance weight, D the absolute difference of carried
     image and slice in a Gaussian window, relative to its mean over the label's box: spatially varying weighted voting
-    (Artaechevarria et al., IEEE TMI 2009) on signed distances. A label that only one side bears ends, pixel by pixel,
-    where the slice begins to look more like the other side.
+    (Artaechevarria et al., IEEE TMI 2009) on signed distances. Channels count as far as they can be trusted. A label
+    that only one side bears ends, pixel by pixel, where the slice begins to look more like the other side.
     """
     return pool(arrivals, similarity_way(arrivals))
 
@@ -33,15 +33,14 @@ def similarity_way(arrivals: Arrivals, vote: torch.Tensor | float = 0.0) -> torc
     way = distance_way(arrivals)
     if crossing.lower is None or crossing.upper is None:
         return way
-    lower, upper = (
-        _difference(carried, crossing.targets, arrivals.box) for carried in (crossing.lower, crossing.upper)
-    )
+    lower, upper = (_difference(carried, crossing, arrivals.box) for carried in (crossing.lower, crossing.upper))
     scale = SHARPNESS / (lower + upper).mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)
     return torch.sigmoid(torch.logit(way) + scale * (lower - upper) + vote)
 
 
-def _difference(carried: Carried, targets: torch.Tensor, box: tuple[slice, slice]) -> torch.Tensor:
+def _difference(carried: Carried, crossing: Crossing, box: tuple[slice, slice]) -> torch.Tensor:
     """(T, h, w) local difference of carried images and slices within `box`."""
-    images, targets = carried.images[:, box[0], box[1]], targets[:, box[0], box[1]]
+    images, targets = (side.channels[..., box[0], box[1]] for side in (carried, crossing))
     contrast = (local_contrast_normalise(images) - local_contrast_normalise(targets)).abs()
-    return smooth((images - targets).abs() + CONTRAST * contrast, WINDOW)
+    difference = crossing.weights[:, None, None] * ((images - targets).abs() + CONTRAST * contrast)
+    return smooth(difference.mean(dim=1), WINDOW)

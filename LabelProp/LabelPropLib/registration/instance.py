@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..preprocessing import local_contrast_normalise, smooth
+from ..preprocessing import channel_weights, local_contrast_normalise, smooth
 from .consistency import FarEnds, far_displacements, label_consistency
 from .fields import integrate, resize, warp
 from .regularisation import diffusion
@@ -57,7 +57,7 @@ def register(
 ) -> torch.Tensor:
     """Velocity fields of all neighbouring planes.
 
-    images: (Z, 1, H, W), about 0 to 1. ends: labels on annotated planes, for the finest level. start: fields to begin
+    images: (Z, C, H, W), about 0 to 1. ends: labels on annotated planes, for the finest level. start: fields to begin
     with, of any size, for instance the network's. on_step: told the fraction done; may raise to end the optimisation.
     Returns (Z - 1, 2, h, w) in pixels of its own grid.
     """
@@ -78,14 +78,16 @@ def register(
 
 
 def appearance(images: torch.Tensor, reduction: int) -> torch.Tensor:
-    """What is compared: (Z, 2, h, w), local contrast and raw intensity, on a grid `reduction` times coarser.
+    """What is compared: (Z, 2 C, h, w), local contrast and raw intensity, on a grid `reduction` times coarser.
 
-    Local contrast finds edges under any bias; raw intensity tells tissues apart where there are no edges.
+    images: (Z, C, H, W). Local contrast finds edges under any bias; raw intensity tells tissues apart where there are
+    no edges. Several channels are scaled by how far each can be trusted.
     """
+    weights = channel_weights(images)[:, None, None]
     if reduction > 1:
         size = [max(8, n // reduction) for n in images.shape[-2:]]
         images = F.interpolate(smooth(images, 0.4 * reduction), size=size, mode="bilinear", align_corners=True)
-    return torch.cat([local_contrast_normalise(images), 4 * images], dim=1)
+    return torch.cat([weights * local_contrast_normalise(images), 4 * weights * images], dim=1)
 
 
 def optimise(

@@ -51,13 +51,13 @@ def register(
 ) -> torch.Tensor:
     """Velocity fields of all neighbouring planes by a network trained on them.
 
-    images: (Z, 1, H, W), about 0 to 1. ends: labels on annotated planes. seed: of the network's first weights; the same
+    images: (Z, C, H, W), about 0 to 1. ends: labels on annotated planes. seed: of the network's first weights; the same
     seed gives the same fields on the CPU, and PyTorch's own random state is left as it was. on_step: told the fraction
     done; may raise to end the training. Returns (Z - 1, 2, h, w) in pixels of its own grid.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = RegistrationNetwork().to(images.device)
+        network = RegistrationNetwork(channels=2 * images.shape[1]).to(images.device)
     costs = [phase.steps / phase.reduction**2 for phase in course.phases]
     for number, phase in enumerate(course.phases):
         before, cost = sum(costs[:number]), costs[number]
