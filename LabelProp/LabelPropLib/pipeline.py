@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from . import checkpoint
 from .annotation import AXIS_NAMES, SparseAnnotation
-from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
+from .candidates import Arrivals, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled
-from .fusion import appearance, distance, similarity
+from .fusion import appearance, deep, distance, similarity
 from .fusion.choice import LeftOut, Rule, choose
+from .fusion.subnets import DeepLabelFusion
 from .labelmaps import LabelMaps
 from .planner import EFFORTS, Effort, choose_device, describe_device, peak_memory_gb, thread_count
 from .preprocessing import Stack, prepare
@@ -23,6 +24,7 @@ from .registration.consistency import FarEnds
 from .settings import Settings
 
 RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse, "appearance": appearance.fuse}
+DEEP = "deep"  # the rule that needs weights, and all labels of a gap at once
 CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
@@ -46,6 +48,7 @@ def propagate(
     clock = Clock(progress, is_cancelled)
     device = choose_device(settings.device)
     pretrained = checkpoint.choose(settings.checkpoint, "registration")
+    networks = deep.load(settings.checkpoint, settings.fusion == DEEP, device)
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
@@ -57,9 +60,9 @@ def propagate(
         with torch.no_grad():
             chains = Chains(velocity, stack.images)
             with clock.stage("Choosing"):
-                rules = choose_rules(annotation, stack, planes, chains, settings.fusion)
+                rules = choose_rules(annotation, stack, planes, chains, networks, settings.fusion)
             with clock.stage("Fusing"):
-                maps, sides = fuse(annotation, stack, planes, chains, rules, settings, clock)
+                maps, sides = fuse(annotation, stack, planes, chains, networks, rules, settings, clock)
     clock.tell(1.0)
     return Propagation(
         label_maps=maps.volumes(),
@@ -92,7 +95,12 @@ def register(
 
 
 def choose_rules(
-    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains, fusion: str
+    annotation: SparseAnnotation,
+    stack: Stack,
+    planes: LabelPlanes,
+    chains: Chains,
+    networks: DeepLabelFusion | None,
+    fusion: str,
 ) -> dict[int, str]:
     """The fusion rule of every label; with 'auto' the one that finds hidden annotated slices best.
 
@@ -102,15 +110,20 @@ def choose_rules(
         return dict.fromkeys(annotation.labels, fusion)
     return {
         label: choose(results, CHOICE_MARGIN)
-        for label, results in leave_one_out(annotation, stack, planes, chains).items()
+        for label, results in leave_one_out(annotation, stack, planes, chains, networks).items()
     }
 
 
 def leave_one_out(
-    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains
+    annotation: SparseAnnotation,
+    stack: Stack,
+    planes: LabelPlanes,
+    chains: Chains,
+    networks: DeepLabelFusion | None,
 ) -> Mapping[int, Mapping[str, LeftOut]]:
     """What each of the CHOICES makes of hidden annotated slices, label -> rule -> result."""
-    results = {label: {rule: LeftOut() for rule in CHOICES} for label in annotation.labels}
+    choices = (*CHOICES, DEEP) if networks else CHOICES
+    results = {label: {rule: LeftOut() for rule in choices} for label in annotation.labels}
     hidden: dict[Gap, list[int]] = {}
     for label in annotation.labels:
         known = sorted(plane - stack.first for plane in annotation.known_planes(label))
@@ -119,14 +132,26 @@ def leave_one_out(
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
     for gap, labels in hidden.items():
         crossing = chains.cross(gap)
-        for label in labels:
-            arrived = arrivals(label, crossing, planes)
-            drawn = planes.distances(label, gap.first)
-            for rule in CHOICES:
+        arrived = [arrivals(label, crossing, planes) for label in labels]
+        for rule in choices:
+            for label, scored in zip(arrived, scores(arrived, dict.fromkeys(labels, rule), networks), strict=True):
+                drawn = planes.distances(label.label, gap.first)
                 score = torch.full_like(drawn, -1.0)
-                score[arrived.box] = RULES[rule](arrived)[0]
-                results[label][rule].add(score, drawn)
+                score[label.box] = scored[0]
+                results[label.label][rule].add(score, drawn)
     return results
+
+
+def scores(
+    arrived: Sequence[Arrivals], rules: Mapping[int, str], networks: DeepLabelFusion | None
+) -> list[torch.Tensor]:
+    """Scores (T, h, w) of all labels of a gap, each by its own rule and in its own box."""
+    is_deep = any(rules[label.label] == DEEP for label in arrived)
+    corrected = deep.fuse(arrived, networks) if is_deep else [None] * len(arrived)
+    return [
+        score if rules[label.label] == DEEP else RULES[rules[label.label]](label)
+        for label, score in zip(arrived, corrected, strict=True)
+    ]
 
 
 def fuse(
@@ -134,6 +159,7 @@ def fuse(
     stack: Stack,
     planes: LabelPlanes,
     chains: Chains,
+    networks: DeepLabelFusion | None,
     rules: Mapping[int, str],
     settings: Settings,
     clock: Clock,
@@ -144,13 +170,13 @@ def fuse(
     labels_of = gaps(annotation, stack, settings.extrapolate)
     for number, (gap, labels) in enumerate(labels_of.items()):
         crossing = chains.cross(gap)
-        for label in labels:
-            clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
-            arrived = arrivals(label, crossing, planes)
-            maps.enter(label, gap.targets, arrived.box, RULES[rules[label]](arrived))
-            for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
+        clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
+        arrived = [arrivals(label, crossing, planes) for label in labels]
+        for label, score in zip(arrived, scores(arrived, rules, networks), strict=True):
+            maps.enter(label.label, gap.targets, label.box, score)
+            for name, candidate in (("up", label.lower), ("down", label.upper)):
                 if name in sides and candidate is not None:
-                    sides[name].enter(label, gap.targets, arrived.box, candidate.distances)
+                    sides[name].enter(label.label, gap.targets, label.box, candidate.distances)
     for result in (maps, *sides.values()):
         result.keep_given()
     return maps, sides

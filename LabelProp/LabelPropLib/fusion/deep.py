@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals
+from .. import checkpoint
+from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, Candidate
+from ..errors import InputError
 from . import similarity
 from .appearance import log_odds
 from .distance import distance_way, pool
@@ -65,6 +67,27 @@ class Evidence:
         return torch.stack([*distances, *images, self.odds, way, self.way, self.length], dim=1)
 
 
+def load(choice: str, needed: bool, device: torch.device) -> DeepLabelFusion | None:
+    """The networks of a checkpoint on a device, chosen as `checkpoint.choose` does; None for none.
+
+    Raises InputError if the checkpoint cannot be used, or if there is none although deep fusion is `needed`.
+    """
+    chosen = checkpoint.choose(choice, "fusion")
+    if chosen is None:
+        if needed:
+            raise InputError("Deep fusion needs weights: choose the checkpoint 'auto' or a file, or another fusion.")
+        return None
+    tensors, _ = chosen
+    networks = DeepLabelFusion()
+    try:
+        networks.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(
+            f"The checkpoint '{choice}' holds networks of another size: train anew, or choose another checkpoint."
+        ) from error
+    return networks.eval().to(device, memory_format=torch.channels_last)
+
+
 def fuse(arrivals: Sequence[Arrivals], networks: DeepLabelFusion) -> list[torch.Tensor]:
     """Scores (T, h, w), one an arrival, of all labels of one gap, each in its own box.
 
@@ -81,7 +104,7 @@ def fuse(arrivals: Sequence[Arrivals], networks: DeepLabelFusion) -> list[torch.
     ]
     consensus = [pool(arrived, way) for arrived, way in zip(arrivals, ways, strict=True)]
     scores = []
-    for index, (arrived, heard) in enumerate(zip(arrivals, told, strict=True)):
+    for index, heard in enumerate(told):
         rivals = best_rival(index, arrivals, consensus)
         correction = networks.correction(heard.of_label(consensus[index], ways[index], rivals))
         outside = torch.maximum(heard.lower, heard.upper) < -MASK_MARGIN
@@ -111,7 +134,7 @@ def evidence(arrivals: Arrivals) -> Evidence:
     )
 
 
-def present(arrivals: Arrivals) -> list:
+def present(arrivals: Arrivals) -> list[Candidate]:
     """The candidates that bear the label."""
     return [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]
 
