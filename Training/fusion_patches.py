@@ -4,7 +4,8 @@
 
 Every row of the table is a stack of planes of a volume under DATA. In each episode some labels are drawn on a few
 planes of a part of the stack, the planes between are registered, and patches are taken where the similarity rule is
-unsure or wrong. One file a row, named by the volume, is written to the folder PATCHES.
+unsure or wrong. So it is with volumes of synthetic shapes. One file a row, named by the volume, is written to the
+folder PATCHES.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from synthetic_shapes import make_shapes
 
 from LabelPropLib.annotation import AXIS_NAMES, SparseAnnotation, annotate_from_label_volume
 from LabelPropLib.candidates import Arrivals, Chains, LabelPlanes, arrivals, far_ends, gaps
@@ -55,17 +57,24 @@ def main():
     command.add_argument("table", type=Path)
     command.add_argument("data", type=Path)
     command.add_argument("-o", "--output", type=Path, required=True)
+    command.add_argument("--shapes", type=int, default=12, help="files of patches of synthetic shapes")
     command.add_argument("--seed", type=int, default=0, help="another seed, other episodes")
     options = command.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     with options.table.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    for number, row in enumerate(rows):
-        path = options.output / f"{Path(row['image']).parent.name}-{row['axis']}{row['step']}s{options.seed}.pt"
+    for number in range(len(rows) + options.shapes):
+        random = np.random.default_rng(1000 * options.seed + number)
         started = time.perf_counter()
-        patches = patches_of_stack(options.data, row, np.random.default_rng(1000 * options.seed + number))
-        torch.save(vars(patches), path)
-        print(f"{path.name}: {len(patches.planes)} patches, {time.perf_counter() - started:.0f} s", flush=True)
+        if number < len(rows):
+            row = rows[number]
+            name = f"{Path(row['image']).parent.name}-{row['axis']}{row['step']}s{options.seed}"
+            patches = patches_of_stack(options.data, row, random)
+        else:
+            name = f"shapes-{number - len(rows)}s{options.seed}"
+            patches = patches_of_shapes(random)
+        torch.save(vars(patches), options.output / f"{name}.pt")
+        print(f"{name}: {len(patches.planes)} patches, {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def patches_of_stack(data: Path, row: dict[str, str], generator: np.random.Generator) -> Patches:
@@ -76,6 +85,20 @@ def patches_of_stack(data: Path, row: dict[str, str], generator: np.random.Gener
         span = min(len(image), int(generator.integers(SPAN // 2, SPAN + 1)))
         first = int(generator.integers(0, len(image) - span + 1))
         taken += episode(image[first : first + span], labels[first : first + span], spacing, generator)
+    return stacked(taken)
+
+
+def patches_of_shapes(generator: np.random.Generator) -> Patches:
+    """The patches of some volumes of synthetic shapes, one episode each."""
+    taken = []
+    while len(taken) < EPISODES * PATCHES // 4:
+        image, labels, spacing = make_shapes(generator)
+        taken += episode(image, labels, spacing, generator)
+    return stacked(taken)
+
+
+def stacked(taken: list[tuple]) -> Patches:
+    """Patches from what `episode` gives."""
     planes, numbers, truth, valid = (torch.stack(part) for part in zip(*taken))
     return Patches(planes, numbers, truth, valid)
 
