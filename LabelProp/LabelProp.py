@@ -126,6 +126,7 @@ class LabelPropParameterNode:
     registration - How slices are registered to each other.
     fusion - How what arrives at a slice is combined.
     uncertaintyVolume - Takes the map of uncertainty; none: it is not computed.
+    secondVolume - Another contrast of the same anatomy, if there is one.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -139,6 +140,7 @@ class LabelPropParameterNode:
     registration: Annotated[str, Choice(REGISTRATIONS)] = "auto"
     fusion: Annotated[str, Choice(FUSIONS)] = "auto"
     uncertaintyVolume: vtkMRMLScalarVolumeNode
+    secondVolume: vtkMRMLScalarVolumeNode
 
 
 #
@@ -242,6 +244,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 scene.visible_segments(parameters.segmentation) if parameters.segments == "visible" else None,
                 parameters.axis,
                 parameters.missing,
+                secondVolumeNode=parameters.secondVolume,
             )
             settings = Settings(
                 registration=parameters.registration,

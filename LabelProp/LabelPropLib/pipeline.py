@@ -16,6 +16,7 @@ from .fusion import appearance, deep, distance, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .fusion.subnets import DeepLabelFusion
 from .labelmaps import LabelMaps
+from .memory import Memory, Update
 from .planner import EFFORTS, Effort, choose_device, describe_device, peak_memory_gb, thread_count
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
@@ -38,11 +39,15 @@ def propagate(
     settings: Settings = Settings(),
     progress: Progress | None = None,
     is_cancelled: Callable[[], bool] | None = None,
+    memory: Memory | None = None,
 ) -> Propagation:
     """Carry the annotated labels through the volume.
 
     progress: told the fraction done and the stage. is_cancelled: asked often; yes ends the work.
-    The same annotation, settings and seed give the same voxels on the CPU.
+    memory: of runs on the same scan; what has not changed since the last one is not registered again. It is filled
+    here: hand in the same one each time.
+    The same annotation, settings and seed give the same voxels on the CPU. With a memory that holds for its first run;
+    a later one gives other voxels, as good, depending on the runs before.
     Raises InputError for a device that is not there or a checkpoint that cannot be used, Cancelled.
     """
     clock = Clock(progress, is_cancelled)
@@ -52,11 +57,18 @@ def propagate(
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
-            stack = prepare(annotation, effort.pixels, settings.extrapolate, device)
+            remembered = None if memory is None else memory.recall(annotation, settings)
+            box = None if remembered is None else remembered.box_around(annotation)
+            stack = prepare(annotation, effort.pixels, settings.extrapolate, device, box)
             planes = LabelPlanes(annotation, stack)
             ends = far_ends(annotation, stack, planes)
         with clock.stage("Registering"):
-            velocity = register(stack, ends, settings, effort, lambda done: clock.tell(REGISTRATION_SHARE * done))
+            update = None if remembered is None else remembered.update(annotation, stack)
+            velocity = register(
+                stack, ends, settings, effort, lambda done: clock.tell(REGISTRATION_SHARE * done), update
+            )
+            if memory is not None:
+                memory.keep(annotation, stack, velocity)
         with torch.no_grad():
             chains = Chains(velocity, stack.images)
             with clock.stage("Choosing"):
@@ -75,20 +87,31 @@ def propagate(
             "missing": annotation.missing,
             "device": describe_device(device),
             "preset": settings.preset,
-            "registration": "network" if settings.registration == "network" else "instance",
+            "registration": ("network" if settings.registration == "network" else "instance")
+            + (", reused" if update else ""),
             "fusion": {str(label): rule for label, rule in rules.items()},
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
-            "messages": messages(annotation, settings, chains.weights),
+            "messages": messages(annotation, settings, chains.weights, update),
         },
     )
 
 
 def register(
-    stack: Stack, ends: FarEnds | None, settings: Settings, effort: Effort, on_step: Callable[[float], None]
+    stack: Stack,
+    ends: FarEnds | None,
+    settings: Settings,
+    effort: Effort,
+    on_step: Callable[[float], None],
+    update: Update | None = None,
 ) -> torch.Tensor:
-    """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance."""
+    """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance.
+
+    update: what is known of them from a run before, and what is left to do.
+    """
+    if update is not None:
+        return update.register(stack, ends, instance.Schedule(levels=effort.levels), on_step)
     if settings.registration == "network":
         return training.register(stack.images, ends, seed=settings.seed, on_step=on_step)
     return instance.register(stack.images, ends, instance.Schedule(levels=effort.levels), on_step=on_step)
@@ -182,8 +205,13 @@ def fuse(
     return maps, sides
 
 
-def messages(annotation: SparseAnnotation, settings: Settings, weights: torch.Tensor) -> list[str]:
-    """Sentences for the user about how the input was read; weights: (C,) of mean 1, of the images."""
+def messages(
+    annotation: SparseAnnotation, settings: Settings, weights: torch.Tensor, update: Update | None = None
+) -> list[str]:
+    """Sentences for the user about how the input was read, and what was taken over from a run before.
+
+    weights: (C,) of mean 1, of the images.
+    """
     said = []
     if len(annotation.labels) > 1:
         reading = {
@@ -199,6 +227,11 @@ def messages(annotation: SparseAnnotation, settings: Settings, weights: torch.Te
     if weights.min() < LEAST_SHARE * len(weights):
         weak, strong = ("image", "second image") if weights[0] < weights[1] else ("second image", "image")
         said.append(f"The {weak} varies like noise from slice to slice: the {strong} counts for almost all.")
+    if update is not None:
+        said.append(
+            f"The registration of the last run was reused: {len(update.pairs)} of {update.pair_count} pairs of"
+            " neighbouring slices were registered again."
+        )
     return said
 
 

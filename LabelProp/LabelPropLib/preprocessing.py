@@ -75,15 +75,20 @@ class Stack:
 
 
 def prepare(
-    annotation: SparseAnnotation, pixels: int, extrapolate: bool = False, device: torch.device | str = "cpu"
+    annotation: SparseAnnotation,
+    pixels: int,
+    extrapolate: bool = False,
+    device: torch.device | str = "cpu",
+    box: tuple[slice, slice] | None = None,
 ) -> Stack:
     """Crop, resample and normalise.
 
     pixels: the most that the longer side of a working plane may have.
     extrapolate: keep the planes beyond the outermost annotated ones. device: where the stack's images go.
+    box: rows and columns to crop to, `crop_box` by default.
     """
     first, last = (0, annotation.plane_count - 1) if extrapolate else marked_range(annotation)
-    box = crop_box(annotation)
+    box = box or crop_box(annotation)
     channels = []
     for volume in filter(lambda volume: volume is not None, (annotation.image, annotation.second_image)):
         planes = np.moveaxis(volume, annotation.axis, 0)[first : last + 1, box[0], box[1]]
@@ -110,8 +115,11 @@ def marked_range(annotation: SparseAnnotation) -> tuple[int, int]:
     return int(marked.min()), int(marked.max())
 
 
-def crop_box(annotation: SparseAnnotation) -> tuple[slice, slice]:
-    """Rows and columns of a plane that hold all labels and scribbles with a margin, 15 % of their extent or 12 mm."""
+def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[slice, slice]:
+    """Rows and columns of a plane that hold all labels and scribbles with a margin, 15 % of their extent or 12 mm.
+
+    margin_share: of that margin, to be taken.
+    """
     height, width = (n for a, n in enumerate(annotation.image.shape) if a != annotation.axis)
     marked = np.zeros((height, width), bool)
     for planes in annotation.complete.values():
@@ -124,7 +132,7 @@ def crop_box(annotation: SparseAnnotation) -> tuple[slice, slice]:
     for lines, spacing in zip((marked.any(axis=1), marked.any(axis=0)), annotation.plane_spacing, strict=True):
         used = np.flatnonzero(lines)
         extent = (used[-1] - used[0] + 1) * spacing
-        margin = math.ceil(max(MARGIN_MM, MARGIN_FRACTION * extent) / spacing)
+        margin = math.ceil(margin_share * max(MARGIN_MM, MARGIN_FRACTION * extent) / spacing)
         box.append(slice(max(0, int(used[0]) - margin), min(len(lines), int(used[-1]) + 1 + margin)))
     return box[0], box[1]
 

@@ -239,11 +239,35 @@ def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
 
 def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
     """(K, J, I) bool of one segment, whatever layer, extent and lattice it is kept in."""
-    labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
-    if not segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap) or labelmap.IsEmpty():
-        return np.zeros(grid_shape(grid), bool)
-    Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
-    return voxels(resampled) > 0
+    stored = stored_voxels(segmentation_node, segment_id, grid)
+    if stored is None:
+        labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+        segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap)
+        Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
+        return voxels(resampled) > 0
+    mask, first = stored
+    array = np.zeros(grid_shape(grid), bool)
+    start = np.subtract(first, grid.GetExtent()[::2][::-1])
+    stop = np.minimum(start + mask.shape, array.shape)
+    skipped = np.maximum(-start, 0)  # of a layer that reaches beyond the grid
+    target = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(start, stop))
+    source = tuple(slice(low, max(low, low + s.stop - s.start)) for low, s in zip(skipped, target))
+    array[target] = mask[source]
+    return array
+
+
+def stored_voxels(segmentation_node, segment_id: str, grid) -> tuple[np.ndarray, tuple[int, int, int]] | None:
+    """The voxels of a segment as they are kept, cropped, and (k, j, i) of the first one on the lattice of `grid`.
+
+    Empty for an empty segment; None if the segment is kept on another lattice.
+    """
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    layer = segment.GetRepresentation(BINARY_LABELMAP)
+    if layer is None or layer.IsEmpty():
+        return np.zeros((0, 0, 0), bool), (0, 0, 0)
+    if not Resample.DoGeometriesMatch(layer, grid):
+        return None
+    return voxels(layer) == segment.GetLabelValue(), layer.GetExtent()[::2][::-1]
 
 
 def _check_volume(volume_node):

@@ -16,7 +16,7 @@ import vtk
 
 from .annotation import AXIS_NAMES, run_length
 from .roles import SLICE_ROLES, Roles
-from .scene import BINARY_LABELMAP, Resample, grid_shape, read_roles, segment_on_grid, voxels, work_grid, write_roles
+from .scene import grid_shape, read_roles, segment_on_grid, stored_voxels, work_grid, write_roles
 
 COMPLETE = "complete"
 ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S directions
@@ -101,13 +101,10 @@ class SegmentBox:
 
 def segment_box(segmentation_node, segment_id: str, grid) -> SegmentBox:
     """The voxels of a segment, as far as its labelmap reaches; read into the grid where it lies on another lattice."""
-    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
-    labelmap = segment.GetRepresentation(BINARY_LABELMAP)
-    if labelmap is None or labelmap.IsEmpty():
-        return SegmentBox(np.zeros((0, 0, 0), bool), (0, 0, 0))
-    if Resample.DoGeometriesMatch(labelmap, grid):
-        return SegmentBox(voxels(labelmap) == segment.GetLabelValue(), labelmap.GetExtent()[::2][::-1])
-    return SegmentBox(segment_on_grid(segmentation_node, segment_id, grid), grid.GetExtent()[::2][::-1])
+    stored = stored_voxels(segmentation_node, segment_id, grid)
+    if stored is None:
+        return SegmentBox(segment_on_grid(segmentation_node, segment_id, grid), grid.GetExtent()[::2][::-1])
+    return SegmentBox(*stored)
 
 
 def _find_axis(boxes: Iterable[SegmentBox], roles: Iterable[Roles], grid) -> int:

@@ -13,11 +13,12 @@ On stdout:
     {"job": "job-1", "error": {"kind": "input", "text": "..."}}      kind: input, cancelled, memory or failed
 
 The process ends when stdin closes, whatever it is doing, and removes FOLDER: nothing is left behind when the
-application that started it is killed.
+application that started it is killed. A job on the same scan as the one before starts from its registration.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -52,12 +53,14 @@ class Worker:
         """Serve until the requests end, which ends the process."""
         threading.Thread(target=self._listen, daemon=True).start()
         # Loading PyTorch takes seconds, in which the end of the requests must not go unnoticed.
+        from LabelPropLib.memory import Memory
         from LabelPropLib.pipeline import propagate
 
+        memory = Memory()
         self._reply(ready=devices())
         while True:
             request = self._jobs.get()
-            self._work(propagate, request["propagate"], request["settings"])
+            self._work(functools.partial(propagate, memory=memory), request["propagate"], request["settings"])
 
     def _listen(self):
         for line in self._requests:

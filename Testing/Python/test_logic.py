@@ -254,6 +254,7 @@ def panel(drawn, monkeypatch):
     widget._parameterNode.inputVolume = volume
     widget._parameterNode.segmentation = node
     widget._parameterNode.uncertaintyVolume = None
+    widget._parameterNode.secondVolume = None
     widget._showRunning(False)
     return widget
 
@@ -286,6 +287,12 @@ def test_panel_writes_uncertainty(panel):
     assert panel._job.settings.uncertainty
     finish(panel)
     assert (slicer.util.arrayFromVolume(panel._parameterNode.uncertaintyVolume) == 0.25).all()
+
+
+def test_panel_gives_the_second_volume(panel):
+    panel._parameterNode.secondVolume = add_scan(noise()[::-1].copy(), OBLIQUE, "Fat")
+    panel.onApplyButton()
+    np.testing.assert_array_equal(panel._job.annotation.second_image, noise()[::-1])
 
 
 def test_panel_cancels(panel, drawn):
