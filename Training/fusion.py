@@ -106,18 +106,13 @@ def training_loss(networks: DeepLabelFusion, batch: Patches) -> tuple[torch.Tens
     lower, upper, target, lower_image, upper_image, rivals, odds, similarity, way = batch.planes.unbind(dim=1)
     depth_lower, depth_upper, length = (number[:, None, None] for number in batch.numbers.unbind(dim=1))
     told = Evidence(lower, upper, target, lower_image, upper_image, odds, way, length.expand_as(way))
-    vote = networks.voting(channels_last(told.of_upper())) - networks.voting(channels_last(told.of_lower()))
+    vote = networks.voting(told.of_upper()) - networks.voting(told.of_lower())
     voted = torch.sigmoid(similarity + vote.float())
     consensus = pooled(lower, upper, depth_lower, depth_upper, voted)
-    correction = networks.correction(channels_last(told.of_label(consensus, voted, rivals)))
+    correction = networks.correction(told.of_label(consensus, voted, rivals))
     prior = pooled(lower, upper, depth_lower, depth_upper, torch.sigmoid(similarity))
     losses = [segmentation_loss(score, batch) for score in (prior, consensus, consensus + correction.float())]
     return losses[2] + VOTING_LOSS * losses[1], tuple(loss.item() for loss in losses)
-
-
-def channels_last(features: torch.Tensor) -> torch.Tensor:
-    """The memory format in which convolutions with few channels are fastest on a processor."""
-    return features.contiguous(memory_format=torch.channels_last)
 
 
 def pooled(lower, upper, depth_lower, depth_upper, way) -> torch.Tensor:

@@ -245,7 +245,7 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
         spread = distances[None, None].expand(len(side.coordinates), -1, -1, -1)
         carried[side.source] = (sample(spread, side.coordinates)[:, 0], float(distances.max()))
     nearest = torch.stack([distances.amax(dim=0) for distances, _ in carried.values()]).amax(dim=0)
-    box = _bounding_box(nearest > -BOX_MARGIN)
+    box = bounding_box(nearest > -BOX_MARGIN)
 
     def candidate(side: Carried | None) -> Candidate | None:
         if side is None or side.source not in carried:
@@ -257,7 +257,8 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
     return Arrivals(label, crossing, box, candidate(crossing.lower), candidate(crossing.upper))
 
 
-def _bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:
+def bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:
+    """Rows and columns of an (H, W) mask that hold all of it; it must not be empty."""
     rows = np.flatnonzero(mask.any(dim=1).cpu().numpy())
     columns = np.flatnonzero(mask.any(dim=0).cpu().numpy())
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

@@ -48,8 +48,8 @@ def test_networks_that_say_nothing_leave_the_similarity_rule_as_it_is():
     arrived = arrivals_of_discs()
     for label, score in zip(arrived, deep.fuse(arrived, DeepLabelFusion()), strict=True):
         expected = similarity.fuse(label)
-        near = torch.maximum(*(deep.evidence(label).lower, deep.evidence(label).upper)) >= -deep.MASK_MARGIN
-        assert torch.equal(score[near], expected[near])
+        window = deep.look(label)
+        assert torch.equal(window.of(score)[window.mask], window.of(expected)[window.mask])
         assert torch.equal(score > 0, expected > 0)
 
 
@@ -70,10 +70,11 @@ def test_no_label_leaves_the_surroundings_of_its_votes():
     networks.correction.out.bias += 50
     arrived = arrivals_of_discs()
     for label, score in zip(arrived, deep.fuse(arrived, networks), strict=True):
-        told = deep.evidence(label)
-        votes = torch.maximum(told.lower, told.upper)
-        assert (score[votes < -deep.MASK_MARGIN] < 0).all()
-        assert (score[votes > -1] > 0).all()
+        window = deep.look(label)
+        inside = torch.zeros_like(score, dtype=torch.bool)
+        window.of(inside).copy_(window.mask)
+        assert (score[~inside] < 0).all()
+        assert (score[inside] > 0).any()
 
 
 @settings(deadline=None, max_examples=10)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import checkpoint
-from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, Candidate
+from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, Candidate, bounding_box
 from ..errors import InputError
 from . import similarity
 from .appearance import log_odds
@@ -28,8 +28,24 @@ MASK_MARGIN = 6.0  # pixels beyond the union of the votes that a label may go
 
 
 @dataclass(frozen=True)
+class Window:
+    """The part of a label's box that the networks look at: rows, columns, and the label mask (T, h, w) in it.
+
+    The mask is the union of the candidates' votes and MASK_MARGIN pixels around them; no label leaves it.
+    """
+
+    rows: slice
+    columns: slice
+    mask: torch.Tensor
+
+    def of(self, planes: torch.Tensor) -> torch.Tensor:
+        """The window's part of planes (T, H, W) in the label's box; a view."""
+        return planes[:, self.rows, self.columns]
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """What the networks are told of a label on T planes of a gap, all (T, h, w).
+    """What the networks are told of a label on T planes of a gap, within its window: all (T, h, w).
 
     lower, upper: signed distances of the candidates in pixels, -DISTANCE_LIMIT where the label is absent.
     target, lower_image, upper_image: the slices and the carried images, intensities relative to those in and around the
@@ -97,37 +113,51 @@ def fuse(arrivals: Sequence[Arrivals], networks: DeepLabelFusion) -> list[torch.
     crossing = arrivals[0].crossing
     if crossing.lower is None or crossing.upper is None:
         return [similarity.fuse(arrived) for arrived in arrivals]
-    told = [evidence(arrived) for arrived in arrivals]
-    ways = [
-        similarity_way(arrived, networks.voting(heard.of_upper()) - networks.voting(heard.of_lower()))
-        for arrived, heard in zip(arrivals, told, strict=True)
-    ]
+    windows = [look(arrived) for arrived in arrivals]
+    told = [evidence(arrived, window) for arrived, window in zip(arrivals, windows, strict=True)]
+    ways = []
+    for arrived, window, heard in zip(arrivals, windows, told, strict=True):
+        votes = torch.zeros_like(crossing.targets[:, arrived.box[0], arrived.box[1]])
+        window.of(votes).copy_(networks.voting(heard.of_upper()) - networks.voting(heard.of_lower()))
+        ways.append(similarity_way(arrived, votes))
     consensus = [pool(arrived, way) for arrived, way in zip(arrivals, ways, strict=True)]
     scores = []
-    for index, heard in enumerate(told):
+    for index, (window, heard) in enumerate(zip(windows, told, strict=True)):
         rivals = best_rival(index, arrivals, consensus)
-        correction = networks.correction(heard.of_label(consensus[index], ways[index], rivals))
-        outside = torch.maximum(heard.lower, heard.upper) < -MASK_MARGIN
-        scores.append((consensus[index] + correction).masked_fill(outside, -DISTANCE_LIMIT))
+        features = heard.of_label(*(window.of(planes) for planes in (consensus[index], ways[index], rivals)))
+        correction = networks.correction(features).masked_fill(~window.mask, -DISTANCE_LIMIT)
+        score = consensus[index] - DISTANCE_LIMIT
+        window.of(score).copy_(window.of(consensus[index]) + correction)
+        scores.append(score)
     return scores
 
 
-def evidence(arrivals: Arrivals) -> Evidence:
+def look(arrivals: Arrivals) -> Window:
+    """The window that holds the label mask of all planes."""
+    candidates = [candidate.distances for candidate in present(arrivals)]
+    mask = torch.stack(candidates).amax(dim=0) > -MASK_MARGIN
+    rows, columns = bounding_box(mask.any(dim=0))
+    return Window(rows, columns, mask[:, rows, columns])
+
+
+def evidence(arrivals: Arrivals, window: Window) -> Evidence:
     """What the networks are told of one label's arrivals."""
-    rows, columns = arrivals.box
-    crossing = arrivals.crossing
-    slices = crossing.targets[:, rows, columns]
+    crossing, (rows, columns) = arrivals.crossing, arrivals.box
+    slices = window.of(crossing.targets[:, rows, columns])
     intensity = label_intensity(arrivals)
     lower, upper = (
-        torch.full_like(slices, -DISTANCE_LIMIT) if candidate is None else candidate.distances
+        torch.full_like(slices, -DISTANCE_LIMIT) if candidate is None else window.of(candidate.distances)
         for candidate in (arrivals.lower, arrivals.upper)
+    )
+    lower_image, upper_image = (
+        relative(window.of(carried.images[:, rows, columns]), intensity) for carried in (crossing.lower, crossing.upper)
     )
     return Evidence(
         lower=lower,
         upper=upper,
         target=relative(slices, intensity),
-        lower_image=relative(crossing.lower.images[:, rows, columns], intensity),
-        upper_image=relative(crossing.upper.images[:, rows, columns], intensity),
+        lower_image=lower_image,
+        upper_image=upper_image,
         odds=log_odds(present(arrivals), slices).clamp(-4, 4) / 2,
         way=distance_way(arrivals).expand_as(slices),
         length=torch.full_like(slices, math.log(len(slices) + 1) / 3),

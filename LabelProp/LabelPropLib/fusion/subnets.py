@@ -64,7 +64,8 @@ class CorrectionSubnet(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         height, width = features.shape[-2:]
-        x = self.reduce(to_even(features))
+        features = to_even(features)
+        x = self.reduce(features)
         skips = []
         for encoder in self.encoders:
             skips.append(encoder(x))
@@ -73,8 +74,8 @@ class CorrectionSubnet(nn.Module):
         for decoder in self.decoders:
             skip = skips.pop()
             x = decoder(torch.cat([enlarge(x, skip), skip], dim=1))
-        x = F.pixel_shuffle(self.expand(x), 2)[..., :height, :width]
-        return self.out(F.leaky_relu(self.refine(torch.cat([x, features], dim=1)), 0.1))[:, 0]
+        x = F.pixel_shuffle(self.expand(x), 2)
+        return self.out(F.leaky_relu(self.refine(torch.cat([x, features], dim=1)), 0.1))[:, 0, :height, :width]
 
 
 class ConvolutionBlock(nn.Sequential):
@@ -97,9 +98,13 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 def to_even(planes: torch.Tensor) -> torch.Tensor:
-    """`planes` with even height and width, the last row or column repeated."""
+    """`planes` with even height and width, the last row or column repeated.
+
+    With the channels last in memory, in which convolutions with few channels are fastest on a processor.
+    """
     height, width = planes.shape[-2:]
-    return F.pad(planes, (0, width % 2, 0, height % 2), mode="replicate")
+    padded = F.pad(planes, (0, width % 2, 0, height % 2), mode="replicate")
+    return padded.contiguous(memory_format=torch.channels_last)
 
 
 def enlarge(planes: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
