@@ -127,6 +127,7 @@ class LabelPropParameterNode:
     fusion - How what arrives at a slice is combined.
     uncertaintyVolume - Takes the map of uncertainty; none: it is not computed.
     secondVolume - Another contrast of the same anatomy, if there is one.
+    checkpoint - Weights of networks: auto for those that come with LabelProp, none, or a file.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -141,6 +142,7 @@ class LabelPropParameterNode:
     fusion: Annotated[str, Choice(FUSIONS)] = "auto"
     uncertaintyVolume: vtkMRMLScalarVolumeNode
     secondVolume: vtkMRMLScalarVolumeNode
+    checkpoint: str = "auto"
 
 
 #
@@ -184,6 +186,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
+        self.ui.checkpointButton.connect("clicked(bool)", self.onCheckpointButton)
         self._showRunning(False)
         self.initializeParameterNode()
 
@@ -253,10 +256,19 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 device=parameters.device,
                 extrapolate=parameters.extrapolate,
                 uncertainty=parameters.uncertaintyVolume is not None,
+                checkpoint=parameters.checkpoint.strip() or "auto",
             )
             self._uncertaintyVolume = parameters.uncertaintyVolume
             self._job.submit(self._collected.annotation, settings)
             self._showRunning(self._job.running)
+
+    def onCheckpointButton(self):
+        """Choose a file of weights."""
+        import qt
+
+        fileName = qt.QFileDialog.getOpenFileName(self.parent, _("Weights of networks"), "", _("Weights (*.pt)"))
+        if fileName:
+            self._parameterNode.checkpoint = fileName
 
     def _cancel(self):
         if self._job.running:
@@ -310,7 +322,32 @@ def formatSeconds(seconds):
 def formatReport(report):
     """What is worth reading of the report, for the user."""
     lines = list(report["messages"])
-    lines += [f"{stage}: {seconds:.1f} s" for stage, seconds in report["seconds"].items()]
+    if report.get("expected_mean_dice") is not None:
+        names = report["segments"]
+        lines.append(_("Expected Dice: {mean:.2f}").format(mean=report["expected_mean_dice"]))
+        for label, planes in report.get("expected_dice", {}).items():
+            if planes:
+                worst = min(planes, key=lambda plane: planes[plane])
+                lines.append(
+                    _("  {segment}: {mean:.2f}, least on slice {slice}: {least:.2f}").format(
+                        segment=names[str(label)],
+                        mean=sum(planes.values()) / len(planes),
+                        slice=worst,
+                        least=planes[worst],
+                    )
+                )
+    suggestion = report.get("suggested_slice")
+    if suggestion is not None:
+        lines.append(_("Best slice to draw next: {slice}").format(slice=suggestion["plane"]))
+    seconds = report["seconds"]
+    stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
+    lines.append(
+        _("{total:.1f} s on {device} ({stages})").format(
+            total=sum(seconds.values()), device=report["device"], stages=stages
+        )
+    )
+    if report.get("peak_memory_gb") is not None:
+        lines.append(_("{memory:.1f} GB of memory at most").format(memory=report["peak_memory_gb"]))
     return "\n".join(lines)
 
 

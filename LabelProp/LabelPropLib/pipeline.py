@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from . import checkpoint
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Arrivals, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled
-from .fusion import appearance, deep, distance, similarity
+from .fusion import appearance, deep, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .fusion.subnets import DeepLabelFusion
 from .labelmaps import LabelMaps
+from .machine import peak_memory_gb, thread_count
 from .memory import Memory, Update
-from .planner import EFFORTS, Effort, choose_device, describe_device, peak_memory_gb, thread_count
+from .planner import EFFORTS, Effort, choose_device, describe_device
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
 from .registration.consistency import FarEnds
 from .settings import Settings
 
-RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse, "appearance": appearance.fuse}
+RULES: dict[str, Rule] = {
+    "majority": majority.fuse,
+    "distance": distance.fuse,
+    "similarity": similarity.fuse,
+    "appearance": appearance.fuse,
+    "joint": joint.fuse,
+}
 DEEP = "deep"  # the rule that needs weights, and all labels of a gap at once
 CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
@@ -76,14 +85,16 @@ def propagate(
             with clock.stage("Fusing"):
                 maps, sides = fuse(annotation, stack, planes, chains, networks, rules, settings, clock)
     clock.tell(1.0)
+    label_maps = maps.volumes()
     return Propagation(
-        label_maps=maps.volumes(),
+        label_maps=label_maps,
         directions={name: side.volumes() for name, side in sides.items()},
         uncertainty=maps.uncertainty() if settings.uncertainty else None,
         report={
             "axis": AXIS_NAMES[annotation.axis],
             "annotated_slices": annotation.planes,
             "labels": list(annotation.labels),
+            "volume_ml": volume_ml(annotation, label_maps),
             "missing": annotation.missing,
             "device": describe_device(device),
             "preset": settings.preset,
@@ -203,6 +214,15 @@ def fuse(
     for result in (maps, *sides.values()):
         result.keep_given()
     return maps, sides
+
+
+def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:
+    """Millilitres of each label in label maps (K, J, I)."""
+    voxel = math.prod(annotation.spacing) / 1000
+    return {
+        str(label): round(voxel * sum(np.count_nonzero(plane == label) for planes in label_maps for plane in planes), 3)
+        for label in annotation.labels
+    }
 
 
 def messages(

@@ -1,9 +1,7 @@
-"""Where to compute, with how many threads, and how thoroughly."""
+"""Where to compute, and how thoroughly."""
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +23,6 @@ EFFORTS = {
     "balanced": Effort(pixels=200, levels=(Level(4, 60), Level(2, 30), Level(1, 20, rate=0.1))),
     "best": Effort(pixels=320, levels=(Level(4, 80), Level(2, 60), Level(1, 50, rate=0.06))),
 }
-MOST_THREADS = 8  # batches of planes this small gain nothing from more
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,24 +36,8 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def thread_count() -> int:
-    """As many threads as processors this process may use, at most MOST_THREADS."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, MOST_THREADS)
-
-
 def describe_device(device: torch.device) -> str:
     """For the user: the device's name, and the graphics card's."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return device.type
-
-
-def peak_memory_gb() -> float | None:
-    """Most memory that this process has held, GB; None where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)

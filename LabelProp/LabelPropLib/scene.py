@@ -38,8 +38,13 @@ REFERENCE_GEOMETRY = Converter.GetReferenceImageGeometryParameterName()
 
 def read_roles(segment: slicer.vtkSegment) -> Roles:
     """The roles in a segment's tag. Raises InputError when it is malformed."""
+    return Roles.parse(_roles_text(segment))
+
+
+def _roles_text(segment: slicer.vtkSegment) -> str:
+    """The segment's tag, empty without one."""
     text = vtk.reference("")
-    return Roles.parse(text.get()) if segment.GetTag(ROLES_TAG, text) else Roles()
+    return text.get() if segment.GetTag(ROLES_TAG, text) else ""
 
 
 def write_roles(segment: slicer.vtkSegment, roles: Roles):
@@ -147,12 +152,15 @@ class SceneAnnotation:
 
 
 def segmentation_state(segmentation_node) -> tuple:
-    """Differs when voxels of a segment, the segments, or the geometry of the segmentation have been changed."""
+    """Differs when voxels or roles of a segment, the segments, or the segmentation's geometry have been changed."""
     segmentation = segmentation_node.GetSegmentation()
     return (
         segmentation.GetConversionParameter(REFERENCE_GEOMETRY),
         segmentation_node.GetTransformNodeID(),
-        *((name, _labelmap(segmentation, name).GetMTime()) for name in segmentation.GetSegmentIDs()),
+        *(
+            (name, _labelmap(segmentation, name).GetMTime(), _roles_text(segmentation.GetSegment(name)))
+            for name in segmentation.GetSegmentIDs()
+        ),
     )
 
 
@@ -406,10 +414,10 @@ def _set_labelmaps(node, label_maps: Iterable[np.ndarray], collected: SceneAnnot
     written = [collected.segment_ids[label] for label in collected.annotation.labels]
     kept = {_labelmap(segmentation, name) for name in segmentation.GetSegmentIDs() if name not in written}
     for label_map in label_maps:
-        labels = [int(label) for label in np.unique(label_map) if label]
-        if not labels:
+        if not label_map.any():
             continue
         box, first = _crop(label_map)
+        labels = [int(label) for label in np.unique(box) if label]
         layer = image_from_array(box.astype(np.min_scalar_type(max(labels))), collected.grid, first)
         for label in labels:
             segment_id = collected.segment_ids[label]

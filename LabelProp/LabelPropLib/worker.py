@@ -4,6 +4,7 @@ One JSON object a line. On stdin:
 
     {"propagate": "job-1", "settings": {...}}      a folder in FOLDER that holds an annotation, see exchange.py
     {"cancel": "job-1"}
+    {"forget": true}                               the next job starts from nothing
 
 On stdout:
 
@@ -60,6 +61,9 @@ class Worker:
         self._reply(ready=devices())
         while True:
             request = self._jobs.get()
+            if "forget" in request:
+                memory = Memory()
+                continue
             self._work(functools.partial(propagate, memory=memory), request["propagate"], request["settings"])
 
     def _listen(self):

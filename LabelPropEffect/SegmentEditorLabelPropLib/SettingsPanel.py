@@ -4,11 +4,20 @@ import ctk
 import qt
 from slicer.i18n import tr as _
 
-from LabelPropLib.settings import Settings
+from LabelPropLib.settings import FUSIONS, Settings
 
 
 def choices():
     """Parameter -> its values and what they are called."""
+    fusions = {
+        "auto": _("Automatic"),
+        "majority": _("Majority vote"),
+        "distance": _("By distance"),
+        "similarity": _("By similarity of the slices"),
+        "appearance": _("By similarity and intensity"),
+        "joint": _("Joint label fusion"),
+        "deep": _("Network"),
+    }
     return {
         "Direction": {"auto": _("Automatic"), "k": _("Axis k"), "j": _("Axis j"), "i": _("Axis i")},
         "Preset": {"fast": _("Fast"), "balanced": _("Balanced"), "best": _("Best")},
@@ -18,11 +27,7 @@ def choices():
             "instance": _("Optimised for this scan"),
             "network": _("Network trained on this scan"),
         },
-        "Fusion": {
-            "auto": _("Automatic"),
-            "distance": _("By distance"),
-            "similarity": _("By similarity of the slices"),
-        },
+        "Fusion": {name: fusions.get(name, name.capitalize()) for name in FUSIONS},
         "Missing": {
             "auto": _("Automatic"),
             "absent": _("Segment ends there"),
