@@ -31,7 +31,8 @@ from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume
 from LabelPropLib.candidates import Arrivals, Atlas, Chains, LabelPlanes, arrivals, far_ends, gaps  # noqa: E402
 from LabelPropLib.evaluation import score_labels  # noqa: E402
 from LabelPropLib.labelmaps import LabelMaps  # noqa: E402
-from LabelPropLib.planner import EFFORTS, thread_count  # noqa: E402
+from LabelPropLib.machine import thread_count  # noqa: E402
+from LabelPropLib.planner import EFFORTS  # noqa: E402
 from LabelPropLib.preprocessing import Stack, prepare  # noqa: E402
 from LabelPropLib.settings import FUSIONS, Settings  # noqa: E402
 
@@ -40,6 +41,14 @@ RULES = (*(rule for rule in FUSIONS if rule != "auto"), "auto")
 CANDIDATES = ("lower", "upper", "next lower", "next upper", "shape")
 ORACLES = {"oracle, nearest two": (CANDIDATES[:2], 0.0), "oracle": (CANDIDATES, 0.0), "oracle, 10 %": (CANDIDATES, 0.1)}
 MANY_SLICES = 5  # annotated ones, from which a case counts for the second line of means
+NOTES = (
+    "All rules fuse the same registration. Single candidates: the annotated planes that bound a gap, the next ones behind"
+    " them, and the shape between the nearest two whatever the images say; for one that is not there stands the plane that"
+    " bounds the gap on its side, for the shape the lower one. Oracle: a voxel is right where at least one candidate is"
+    " right, or at least 10 % of them, which with {candidates} candidates is the same. Gap closed: (rule - best single"
+    " candidate) / (oracle - best single candidate), of the sums over the cases, the best candidate being that of the"
+    " case. Seconds and memory (beyond what is held before) of choosing and fusing; registration takes {seconds:.2f} s."
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,7 @@ def volume(maps: LabelMaps) -> np.ndarray:
 
 
 def candidates_alone(registered: Registered) -> dict[str, LabelMaps]:
-    """What each candidate says without the others; the nearest annotated plane stands in for one that is not there."""
+    """What each candidate says without the others; a plane that bounds the gap stands in for one that is not there."""
     maps = {name: LabelMaps(registered.annotation, registered.stack) for name in CANDIDATES}
     for gap, labels in gaps(registered.annotation, registered.stack, extrapolate=False).items():
         crossing = registered.chains.cross(gap)
@@ -212,52 +221,43 @@ def format_dice(rows: list[Row], case: str) -> str:
 
 
 def format_report(rows: list[Row], registration_seconds: float, machine: str) -> str:
-    """The tables and what they say, as Markdown."""
-    methods = (*RULES, *CANDIDATES, *ORACLES)
+    """The tables and how to read them, as Markdown."""
     cases = list(dict.fromkeys(row.case for row in rows))
+    many = list(dict.fromkeys(row.case for row in rows if row.slice_count >= MANY_SLICES))
     dice = {(row.case, row.method): row.dice for row in rows}
+    notes = NOTES.format(candidates=len(CANDIDATES), seconds=registration_seconds)
+    return "\n".join(
+        [*dice_table(dice, cases, many), "", *rule_table(rows, dice, cases, many), "", notes, "", machine, ""]
+    )
+
+
+def dice_table(dice: dict[tuple[str, str], float], cases: list[str], many: list[str]) -> list[str]:
+    """Lines of Markdown: Dice of every method on every case and the means of all, and of the `many` alone."""
+    methods = (*RULES, *CANDIDATES, *ORACLES)
     lines = table_head(["Dice", *methods])
     lines += [table_line([case, *(f"{dice[case, method]:.3f}" for method in methods)]) for case in cases]
-    many = [row.case for row in rows if row.slice_count >= MANY_SLICES]
-    groups = {f"mean of {len(cases)} cases": cases, f"mean of those with {MANY_SLICES} slices or more": many}
-    for title, group in groups.items():
+    for title, group in (("mean", cases), (f"mean, {MANY_SLICES} slices or more", many)):
         if group:
             means = [np.mean([dice[case, method] for case in group]) for method in methods]
             lines.append(table_line([f"**{title}**", *(f"{mean:.4f}" for mean in means)]))
+    return lines
 
-    lines += ["", *table_head(["rule", "Dice", "ASSD, mm", "HD95, mm", "worst label", "gap closed", "gap closed, "
-              f"{MANY_SLICES} slices or more", "below distance, most", "s", "MB"])]  # fmt: skip
+
+def rule_table(rows: list[Row], dice: dict[tuple[str, str], float], cases: list[str], many: list[str]) -> list[str]:
+    """Lines of Markdown: quality and cost of every rule."""
+    head = ["rule", "Dice", "ASSD, mm", "HD95, mm", "worst label", "gap closed", f"gap closed, K>={MANY_SLICES}"]
+    lines = table_head([*head, "most below distance", "s", "MB"])
+    digits = {"dice": 4, "assd": 2, "hd95": 1, "worst_label_dice": 3, "seconds": 2, "megabytes": 0}
     for rule in RULES:
         own = [row for row in rows if row.method == rule]
-        means = {field.name: np.mean([getattr(row, field.name) for row in own]) for field in fields(Row)[2:]}
+        means = {name: f"{np.mean([getattr(row, name) for row in own]):.{places}f}" for name, places in digits.items()}
+        cost = (means.pop("seconds"), means.pop("megabytes"))
         closed = [f"{100 * gap_closed(dice, group, rule):.0f} %" if group else "-" for group in (cases, many)]
         below, where = max((dice[case, "distance"] - dice[case, rule], case) for case in cases)
         lines.append(
-            table_line(
-                [
-                    rule,
-                    f"{means['dice']:.4f}",
-                    f"{means['assd']:.2f}",
-                    f"{means['hd95']:.1f}",
-                    f"{means['worst_label_dice']:.3f}",
-                    *closed,
-                    f"{below:.3f} ({where})",
-                    f"{means['seconds']:.2f}",
-                    f"{means['megabytes']:.0f}",
-                ]
-            )  # fmt: skip
+            table_line([rule, *means.values(), *closed, f"{below:.3f} ({where})" if below > 0 else "-", *cost])
         )
-    lines += [
-        "",
-        "All rules fuse the same registration. Single candidates: the annotated planes that bound a gap, the next ones"
-        " behind them, and the shape between the nearest two whatever the images say; the nearest plane stands in for a"
-        " candidate that is not there. Oracle: a voxel is right where at least one candidate is right, or at least"
-        f" 10 % of them, which with {len(CANDIDATES)} candidates is the same. Gap closed: (rule - best single"
-        " candidate) / (oracle - best single candidate), of the sums over the cases, the best candidate being that of"
-        " the case. Seconds and memory (beyond what is held before) of choosing and fusing; registration takes"
-        f" {registration_seconds:.2f} s. {machine}",
-    ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def gap_closed(dice: dict[tuple[str, str], float], cases: list[str], rule: str) -> float:
