@@ -41,14 +41,14 @@ RULES = (*(rule for rule in FUSIONS if rule != "auto"), "auto")
 CANDIDATES = ("lower", "upper", "next lower", "next upper", "shape")
 ORACLES = {"oracle, nearest two": (CANDIDATES[:2], 0.0), "oracle": (CANDIDATES, 0.0), "oracle, 10 %": (CANDIDATES, 0.1)}
 MANY_SLICES = 5  # annotated ones, from which a case counts for the second line of means
-NOTES = (
-    "All rules fuse the same registration. Single candidates: the annotated planes that bound a gap, the next ones behind"
-    " them, and the shape between the nearest two whatever the images say; for one that is not there stands the plane that"
-    " bounds the gap on its side, for the shape the lower one. Oracle: a voxel is right where at least one candidate is"
-    " right, or at least 10 % of them, which with {candidates} candidates is the same. Gap closed: (rule - best single"
-    " candidate) / (oracle - best single candidate), of the sums over the cases, the best candidate being that of the"
-    " case. Seconds and memory (beyond what is held before) of choosing and fusing; registration takes {seconds:.2f} s."
-)
+NOTES = """\
+All rules fuse the same registration. Single candidates: the annotated planes that bound a gap, the next ones behind
+them, and the shape between the nearest two whatever the images say; for one that is not there stands the plane that
+bounds the gap on its side, for the shape the lower one. Oracle: a voxel is right where at least one candidate is right,
+or at least 10 % of them, which with {candidates} candidates is the same. Gap closed: (rule - best single candidate) /
+(oracle - best single candidate), of the sums over the cases, the best candidate being that of the case. Seconds and
+memory (beyond what is held before) of choosing and fusing; registration takes {seconds:.2f} s.
+"""
 
 
 @dataclass(frozen=True)
