@@ -260,8 +260,8 @@ class Chains:
         """velocity: (Z - 1, 2, h, w), see `registration`; images: (Z, C, H, W)."""
         self._images = images
         self.weights = channel_weights(images)
-        self._to_lower = resize(integrate(velocity, SQUARINGS), images.shape[-2:])
-        self._to_upper = resize(integrate(-velocity, SQUARINGS), images.shape[-2:])
+        self._to_lower = integrate(velocity, SQUARINGS)
+        self._to_upper = integrate(-velocity, SQUARINGS)
 
     def cross(self, gap: Gap) -> Crossing:
         """Carry the planes that bound `gap` to the planes in it."""
@@ -278,11 +278,12 @@ class Chains:
         """Carry plane `source` to `targets`, all on one side of it, by all planes in between."""
         upwards = source < targets[0]
         path = range(source + 1, targets[-1] + 1) if upwards else range(source - 1, targets[0] - 1, -1)
-        displacement = torch.zeros_like(self._to_lower[:1])
+        size = self._images.shape[-2:]
+        displacement = self._images.new_zeros(1, 2, *size)
         displacements = {}
         for plane in path:
             hop = self._to_lower[plane - 1] if upwards else self._to_upper[plane]
-            displacement = compose(hop[None], displacement)
+            displacement = compose(resize(hop[None], size), displacement)
             displacements[plane] = displacement
         coordinates = torch.cat([displacements[target] for target in targets])
         coordinates = coordinates + identity(*self._images.shape[-2:], device=coordinates.device)
