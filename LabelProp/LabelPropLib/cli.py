@@ -149,6 +149,7 @@ def add_settings(add: Callable):
         help="weights to start from; auto: those that come with LabelProp",
     )
     add("--device", choices=DEVICES, default="auto")
+    add("--memory", dest="memory_gb", metavar="GB", type=float, help="of memory to hold at most (all that is free)")
     add("--seed", metavar="N", type=int, default=0)
 
 
@@ -193,6 +194,7 @@ def settings_of(options) -> Settings:
         seed=options.seed,
         extrapolate=options.extrapolate,
         checkpoint=options.checkpoint,
+        memory_gb=options.memory_gb,
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from . import planner
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled, InputError
@@ -18,7 +19,7 @@ from .fusion.choice import LeftOut, Rule, choose
 from .labelmaps import LabelMaps
 from .machine import peak_memory_gb, thread_count
 from .memory import Memory, Update
-from .planner import EFFORTS, Effort, choose_device, describe_device
+from .planner import EFFORTS, Effort, Plan
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
@@ -59,20 +60,37 @@ def propagate(
     Raises InputError for a device that is not there or a checkpoint that cannot be used, Cancelled.
     """
     clock = Clock(progress, is_cancelled)
-    device = choose_device(settings.device)
+    *plans, last = planner.plans(planner.choose_device(settings.device))
+    for plan in plans:
+        try:
+            return compute(annotation, settings, clock, memory, plan)
+        except (MemoryError, RuntimeError) as error:
+            if not planner.is_out_of_memory(error):
+                raise
+        planner.release_memory(plan.device)
+    return compute(annotation, settings, clock, memory, last)
+
+
+def compute(
+    annotation: SparseAnnotation, settings: Settings, clock: Clock, memory: Memory | None, plan: Plan
+) -> Propagation:
+    """`propagate` by a plan. Raises what `planner.is_out_of_memory` knows where there is not enough."""
+    device = plan.device
     network = load_network(settings.checkpoint)
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
             remembered = None if memory is None else memory.recall(annotation, settings)
             box = None if remembered is None else remembered.box_around(annotation)
-            stack = prepare(annotation, effort.pixels, settings.extrapolate, device, box)
+            free = planner.memory_to_use(device, settings.memory_gb)
+            pixels = planner.fitting_pixels(effort.pixels, annotation.plane_count, free)
+            stack = prepare(annotation, pixels, settings.extrapolate, device, box)
             planes = LabelPlanes(annotation, stack)
             ends = far_ends(annotation, stack, planes)
         with clock.stage("Registering"):
             update = None if remembered is None else remembered.update(annotation, stack)
             velocity = register(
-                stack, ends, settings, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done), update
+                stack, ends, settings, plan, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done), update
             )
             if memory is not None:
                 memory.keep(annotation, stack, velocity)
@@ -94,7 +112,7 @@ def propagate(
             "labels": list(annotation.labels),
             "volume_ml": volume_ml(annotation, label_maps),
             "missing": annotation.missing,
-            "device": describe_device(device),
+            "device": planner.describe_device(device),
             "preset": settings.preset,
             "registration": ("instance" if settings.registration == "auto" else settings.registration)
             + (", reused" if update else ""),
@@ -102,7 +120,7 @@ def propagate(
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
-            "messages": messages(annotation, settings, chains.weights, update),
+            "messages": planner.messages(plan, pixels, effort) + messages(annotation, settings, chains.weights, update),
         },
     )
 
@@ -111,6 +129,7 @@ def register(
     stack: Stack,
     ends: FarEnds | None,
     settings: Settings,
+    plan: Plan,
     effort: Effort,
     network: RegistrationNetwork | None,
     on_step: Callable[[float], None],
@@ -121,8 +140,10 @@ def register(
     network: pretrained, None for none; 'network' trains it on the scan, 'pretrained' takes it as it is.
     update: what is known of them from a run before, and what is left to do.
     """
+    free = planner.memory_to_use(plan.device, settings.memory_gb)
+    schedule = instance.Schedule(levels=effort.levels, batch_pixels=planner.batch_pixels(plan, free))
     if update is not None:
-        return update.register(stack, ends, instance.Schedule(levels=effort.levels), on_step)
+        return update.register(stack, ends, schedule, on_step)
     if stack.images.shape[1] > 1:
         network = None  # the weights are of networks that look at one image
     if settings.registration == "network":
@@ -135,7 +156,10 @@ def register(
                 " out the second image, or choose another registration."
             )
         return training.predict(network.to(stack.images.device), stack.images, training.PREDICTION_REDUCTIONS)
-    return instance.register(stack.images, ends, instance.Schedule(levels=effort.levels), on_step=on_step)
+    pairs = planner.pairs_at_once(stack.size, free)
+    if pairs < len(stack.images) - 1:
+        return instance.register_in_parts(stack.images, stack.given, pairs, ends, schedule, on_step)
+    return instance.register(stack.images, ends, schedule, on_step=on_step)
 
 
 def choose_rules(

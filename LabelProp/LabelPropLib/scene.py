@@ -233,6 +233,8 @@ def collect(
 def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
     """(K, J, I) of the volume's intensities, as they are if it lies on the grid, else interpolated linearly."""
     image, warp = volume_image(volume_node, segmentation_node)
+    if warp is None and image.GetExtent() == grid.GetExtent() and Resample.DoGeometriesMatch(image, grid):
+        return voxels(image)
     resampled = slicer.vtkOrientedImageData()
     outside = volume_node.GetImageBackgroundScalarComponentAsDouble(0)
     Resample.ResampleOrientedImageToReferenceOrientedImage(image, grid, resampled, True, False, warp, outside)
@@ -260,7 +262,7 @@ def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
     skipped = np.maximum(-start, 0)  # of a layer that reaches beyond the grid
     target = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(start, stop))
     source = tuple(slice(low, max(low, low + s.stop - s.start)) for low, s in zip(skipped, target))
-    array[target] = mask[source]
+    np.copyto(array[target], mask[source], where=mask[source])  # zeros that nobody writes take no memory
     return array
 
 
