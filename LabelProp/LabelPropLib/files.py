@@ -51,7 +51,8 @@ def read_labels(path: Path) -> sitk.Image:
     image = read_volume(path)
     labels = sitk.GetArrayViewFromImage(image)
     lowest, highest = labels.min(), labels.max()
-    if not (lowest >= 0 and highest <= LARGEST_LABEL and (labels % 1 == 0).all()):
+    whole = labels.dtype.kind in "iu" or (labels % 1 == 0).all()
+    if not (lowest >= 0 and highest <= LARGEST_LABEL and whole):
         raise InputError(
             f"{path}: values from {lowest:g} to {highest:g} that are no labels: give a volume of whole numbers from 0"
             f" (not annotated) to {LARGEST_LABEL}."
@@ -114,8 +115,8 @@ def check_same_grid(image: sitk.Image, path: Path, reference: sitk.Image, refere
 
 
 def voxels(image: sitk.Image) -> np.ndarray:
-    """The (K, J, I) array of an image, a copy."""
-    return sitk.GetArrayFromImage(image)
+    """The (K, J, I) array of an image, read-only and not copied; it keeps the image."""
+    return sitk.GetArrayViewFromImage(image)
 
 
 def size_text(image: sitk.Image) -> str:
