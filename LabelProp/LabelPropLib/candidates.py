@@ -24,6 +24,7 @@ SURROUND = 8.0  # pixels; how far around a label its surround goes
 INTENSITY_BINS = 32
 INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images, see preprocessing
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
+SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ class Candidate:
 class Atlas:
     """An annotated plane registered to the planes of a gap, image and label, as multi-atlas label fusion sees it.
 
-    source: what it was made from; atlases of one source err together. hops: (T,) planes from its source to each target.
-    channels: (T, C, h, w), its image as it should look on the targets. distances: (T, h, w) signed distance to the
-    carried contour in pixels, None where the label is absent on the source: such an atlas votes "not here".
+    source: what it was made from; atlases of one source err together. hops: (T,) planes from its source to each target,
+    by which its error grows. channels: (T, C, h, w), its image as it should look on the targets. distances: (T, h, w)
+    signed distance to the carried contour in pixels, None where the label is absent on the source: such an atlas votes
+    "not here".
     depth: the largest distance on the source.
     """
 
@@ -355,7 +357,7 @@ def _shape(label: int, gap: Gap, box: tuple[slice, slice], planes: LabelPlanes) 
     way = way.to(lower)[..., None]
     distances = (1 - way) * lower + way * upper
     channels = torch.where(way[..., None] < 0.5, lower_channels, upper_channels)
-    hops = torch.tensor([min(target - gap.lower, gap.upper - target) for target in gap.targets])
+    hops = SHAPE_HOPS * torch.tensor([min(target - gap.lower, gap.upper - target) for target in gap.targets])
     depth = max(float(planes.distances(label, plane).max()) for plane in (gap.lower, gap.upper))
     return [Atlas(("shape", gap.lower, gap.upper), hops, channels, distances, depth)]
 

@@ -105,7 +105,7 @@ def parser() -> Parser:
         "table",
         metavar="TABLE.csv",
         type=Path,
-        help="a line for each volume; columns image, annotations, if need be second_image, scribbles, axis, name;"
+        help="a line for each volume; columns image, annotations and, if need be, second_image, scribbles, axis, name;"
         " paths are relative to the table's folder",
     )
     add("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results and their overview")
@@ -113,6 +113,8 @@ def parser() -> Parser:
     where.add_argument("--jobs", metavar="N", type=positive, help="volumes at once (one for every 8 processors)")
     where.add_argument("--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler")
     add_settings(add)
+
+    add_training(verbs)
 
     verb = verbs.add_parser("evaluate", help="Dice and distances in mm of each label")
     verb.set_defaults(run=evaluate)
@@ -149,6 +151,37 @@ def add_settings(add: Callable):
     add("--device", choices=DEVICES, default="auto")
     add("--memory", dest="memory_gb", metavar="GB", type=float, help="of memory to hold at most (all that is free)")
     add("--seed", metavar="N", type=int, default=0)
+
+
+def add_training(verbs):
+    """The verbs `train` and `pretrain`."""
+    verb = verbs.add_parser("train", help="train the registration network on one scan and keep it")
+    verb.set_defaults(run=train, scribbles=None, second_image=None)
+    add = verb.add_argument
+    add("image", metavar="IMAGE", type=Path, help="the scan")
+    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
+    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add("--missing", choices=MISSING_CHOICES, default="auto", help="as for propagate")
+    add("--preset", choices=PRESETS, default="balanced", help="as for propagate; here it is the size of the planes")
+    add_training_options(add)
+
+    verb = verbs.add_parser("pretrain", help="train the registration network on a data set")
+    verb.set_defaults(run=pretrain)
+    add = verb.add_argument
+    add("table", metavar="TABLE.csv", type=Path, help="columns image, annotations (optional), axis (optional)")
+    add_training_options(add)
+    add("--steps", metavar="N", type=positive, default=2000, help="at most")
+    add("--batch", metavar="N", type=positive, default=4, help="samples a step, of each process")
+    add("--half", action="store_true", help="write the weights as 16 bit numbers")
+
+
+def add_training_options(add: Callable):
+    """What `train` and `pretrain` share; `add` is a parser's `add_argument`."""
+    add("-o", "--output", metavar="CHECKPOINT.pt", type=Path, required=True, help="weights to write; log and plot too")
+    add("--checkpoint", metavar="FILE|auto|none", default="auto", help="weights to begin with; auto: LabelProp's own")
+    add("--device", choices=DEVICES, default="auto")
+    add("--seed", metavar="N", type=int, default=0)
+    add("--licence", metavar="TEXT", default="not stated", help="of the weights, kept with them")
 
 
 def settings_of(options) -> Settings:
@@ -190,6 +223,51 @@ def batch(options) -> int:
     for result in failed:
         complain(f"{result.name}: {result.failure}")
     return FAILED if failed else DONE
+
+
+def train(options):
+    """labelprop train: reads its input as `propagate` does."""
+    from LabelPropLib.training_run import RunFiles, train
+
+    settings = Settings(preset=options.preset, device=options.device, seed=options.seed, checkpoint=options.checkpoint)
+    run = RunFiles(options.output)
+    run.check([options.image, options.annotations])
+
+    from LabelProp import LabelPropLogic
+
+    volume_node, segmentation_node, _, _ = read_inputs(options)
+    collected = LabelPropLogic().collect(volume_node, segmentation_node, axis=options.axis, missing=options.missing)
+    with shown_progress() as progress:
+        train(collected.annotation, run, settings, options.licence, progress)
+    print(f"Written: {run.checkpoint}, log {run.log.name}.", file=sys.stderr)
+
+
+def pretrain(options):
+    """labelprop pretrain"""
+    from LabelPropLib import dataset
+    from LabelPropLib.registration.pretraining import Plan
+    from LabelPropLib.training_run import RunFiles, pretrain
+
+    run = RunFiles(options.output)
+    entries = dataset.read_table(options.table)
+    run.check([options.table, *(path for entry in entries for path in (entry.image, entry.annotations) if path)])
+    plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
+    try:
+        with shown_progress() as progress:
+            pretrain(
+                entries,
+                run,
+                plan,
+                progress,
+                start=options.checkpoint,
+                device=options.device,
+                licence=options.licence,
+                half=options.half,
+            )
+    except KeyboardInterrupt as error:
+        if run.state.exists():
+            raise Cancelled(f"cancelled: the same command goes on from {run.state}") from error
+        raise
 
 
 def evaluate(options):

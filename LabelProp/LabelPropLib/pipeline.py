@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from . import checkpoint, planner
+from . import planner
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
-from .errors import Cancelled
+from .errors import Cancelled, InputError
 from .fusion import appearance, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .labelmaps import LabelMaps
@@ -24,6 +24,8 @@ from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
 from .registration.consistency import FarEnds
+from .registration.network import RegistrationNetwork
+from .registration_weights import load_network
 from .settings import Settings
 
 RULES: dict[str, Rule] = {
@@ -74,7 +76,7 @@ def compute(
 ) -> Propagation:
     """`propagate` by a plan. Raises what `planner.is_out_of_memory` knows where there is not enough."""
     device = plan.device
-    pretrained = checkpoint.choose(settings.checkpoint, "registration")
+    network = load_network(settings.checkpoint)
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
@@ -88,7 +90,7 @@ def compute(
         with clock.stage("Registering"):
             update = None if remembered is None else remembered.update(annotation, stack)
             velocity = register(
-                stack, ends, settings, plan, effort, lambda done: clock.tell(REGISTRATION_SHARE * done), update
+                stack, ends, settings, plan, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done), update
             )
             if memory is not None:
                 memory.keep(annotation, stack, velocity)
@@ -112,7 +114,7 @@ def compute(
             "missing": annotation.missing,
             "device": planner.describe_device(device),
             "preset": settings.preset,
-            "registration": ("network" if settings.registration == "network" else "instance")
+            "registration": ("instance" if settings.registration == "auto" else settings.registration)
             + (", reused" if update else ""),
             "fusion": {str(label): rule for label, rule in rules.items()},
             "seconds": clock.seconds,
@@ -129,19 +131,31 @@ def register(
     settings: Settings,
     plan: Plan,
     effort: Effort,
+    network: RegistrationNetwork | None,
     on_step: Callable[[float], None],
     update: Update | None = None,
 ) -> torch.Tensor:
     """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance.
 
+    network: pretrained, None for none; 'network' trains it on the scan, 'pretrained' takes it as it is.
     update: what is known of them from a run before, and what is left to do.
     """
     free = planner.memory_to_use(plan.device, settings.memory_gb)
     schedule = instance.Schedule(levels=effort.levels, batch_pixels=planner.batch_pixels(plan, free))
     if update is not None:
         return update.register(stack, ends, schedule, on_step)
+    if stack.images.shape[1] > 1:
+        network = None  # the weights are of networks that look at one image
     if settings.registration == "network":
-        return training.register(stack.images, ends, seed=settings.seed, on_step=on_step)
+        course = training.course_for(network)
+        return training.register(stack.images, ends, settings.seed, course, network, on_step)
+    if settings.registration == "pretrained":
+        if network is None:
+            raise InputError(
+                "No weights for the registration 'pretrained', which looks at a single image: give a checkpoint, leave"
+                " out the second image, or choose another registration."
+            )
+        return training.predict(network.to(stack.images.device), stack.images, training.PREDICTION_REDUCTIONS)
     pairs = planner.pairs_at_once(stack.size, free)
     if pairs < len(stack.images) - 1:
         return instance.register_in_parts(stack.images, stack.given, pairs, ends, schedule, on_step)

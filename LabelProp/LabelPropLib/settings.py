@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .errors import InputError
 
-REGISTRATIONS = ("auto", "instance", "network")
+REGISTRATIONS = ("auto", "instance", "network", "pretrained")
 FUSIONS = ("auto", "majority", "distance", "similarity", "appearance", "joint")
 PRESETS = ("fast", "balanced", "best")
 DEVICES = ("auto", "cpu", "cuda", "mps")
