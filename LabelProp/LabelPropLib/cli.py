@@ -303,7 +303,7 @@ def propagate(options):
         axis=options.axis,
         missing=options.missing,
         scribbles=scribbles_node,
-        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
+        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
     )
     check_overlap(collected, options.output)
     read = time.monotonic()
@@ -352,12 +352,11 @@ def read_inputs(options):
     from LabelPropLib import scene
 
     vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
-    scan = files.read_volume(options.image)
-    volume_node = add_volume(options.image, scan)
+    volume_node, grid = add_volume(options.image)
 
     def read_labels(path: Path) -> np.ndarray:
         labels = files.read_labels(path)
-        files.check_same_grid(labels, path, scan, options.image)
+        files.check_same_grid(files.Grid.of(labels), path, grid, options.image)
         return files.voxels(labels)
 
     def load_segmentation(path: Path):
@@ -383,12 +382,13 @@ def read_inputs(options):
     return volume_node, segmentation_node, scribbles_node, label_type
 
 
-def add_volume(path: Path, image=None):
-    """The volume node of a file, or of the image that was read from it. Raises InputError."""
+def add_volume(path: Path):
+    """The volume node of a file, and its grid. Raises InputError."""
     import slicer
 
-    image = files.read_volume(path) if image is None else image
-    return slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
+    image = files.read_volume(path)
+    node = slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
+    return node, files.Grid.of(image)
 
 
 def check_overlap(collected, output: Path):

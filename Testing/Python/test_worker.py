@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import LabelPropLib
-from LabelPropLib import worker
+from LabelPropLib import planner
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_masks
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
 from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
@@ -234,9 +234,9 @@ def test_worker_does_not_outlive_a_killed_application(tmp_path):
 def test_out_of_memory_is_recognised():
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 58, dtype=torch.uint8)
-    assert worker.is_out_of_memory(error.value)
-    assert worker.is_out_of_memory(MemoryError())
-    assert not worker.is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
+    assert planner.is_out_of_memory(error.value)
+    assert planner.is_out_of_memory(MemoryError())
+    assert not planner.is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
 
 
 #
