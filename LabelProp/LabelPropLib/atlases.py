@@ -160,7 +160,9 @@ def _surroundings(image: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tu
     moved = matrix.copy()
     moved[:3, 3] += matrix[:3, :3] @ start
     points = (found @ matrix[:3, :3].T + matrix[:3, 3])[:, ::-1]
-    return sitk.Normalize(_sitk_image(image[part], moved)), np.stack([points.min(axis=0), points.max(axis=0)])
+    return sitk.Normalize(_sitk_image(image[part].astype(np.float32), moved)), np.stack(
+        [points.min(axis=0), points.max(axis=0)]
+    )
 
 
 def signed_distances(atlas: AtlasVolume, label: int, transform: sitk.Transform, grid: sitk.Image) -> np.ndarray:
@@ -196,7 +198,7 @@ def grid_matrix(annotation: SparseAnnotation) -> np.ndarray:
 def _sitk_image(array: np.ndarray, matrix: np.ndarray) -> sitk.Image:
     """An array (K, J, I) whose voxel (k, j, i) lies at `matrix` @ (k, j, i, 1), in the order x, y, z = i, j, k."""
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(array.astype(np.float32) if array.dtype.kind == "f" else array)
+    image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing[::-1].tolist())
     image.SetOrigin(matrix[2::-1, 3].tolist())
     image.SetDirection((matrix[:3, :3] / spacing)[::-1, ::-1].ravel().tolist())

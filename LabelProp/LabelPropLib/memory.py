@@ -121,7 +121,9 @@ class Memory:
 
 def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
     """Equal for runs whose fields may be taken over: the same voxels, axis, and way of registration."""
-    way = replace(settings, fusion="auto", device="auto", extrapolate=False, directions=False, uncertainty=False)
+    way = replace(
+        settings, fusion="auto", device="auto", extrapolate=False, directions=False, uncertainty=False, memory_gb=None
+    )
     digest = hashlib.blake2b(digest_size=16)
     for image in (annotation.image, annotation.second_image):
         if image is not None:

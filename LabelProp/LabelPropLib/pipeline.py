@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-from . import atlases, checkpoint
+from . import atlases, planner
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
-from .errors import Cancelled
-from .fusion import appearance, distance, similarity
+from .errors import Cancelled, InputError
+from .fusion import appearance, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .labelmaps import LabelMaps
+from .machine import peak_memory_gb, thread_count
 from .memory import Memory, Update
-from .planner import EFFORTS, Effort, choose_device, describe_device, peak_memory_gb, thread_count
+from .planner import EFFORTS, Effort, Plan
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
 from .registration.consistency import FarEnds
+from .registration.network import RegistrationNetwork
+from .registration_weights import load_network
 from .settings import Settings
 
-RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse, "appearance": appearance.fuse}
+RULES: dict[str, Rule] = {
+    "majority": majority.fuse,
+    "distance": distance.fuse,
+    "similarity": similarity.fuse,
+    "appearance": appearance.fuse,
+    "joint": joint.fuse,
+}
 CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
@@ -49,20 +60,37 @@ def propagate(
     Raises InputError for a device that is not there or a checkpoint that cannot be used, Cancelled.
     """
     clock = Clock(progress, is_cancelled)
-    device = choose_device(settings.device)
-    pretrained = checkpoint.choose(settings.checkpoint, "registration")
+    *plans, last = planner.plans(planner.choose_device(settings.device))
+    for plan in plans:
+        try:
+            return compute(annotation, settings, clock, memory, plan)
+        except (MemoryError, RuntimeError) as error:
+            if not planner.is_out_of_memory(error):
+                raise
+        planner.release_memory(plan.device)
+    return compute(annotation, settings, clock, memory, last)
+
+
+def compute(
+    annotation: SparseAnnotation, settings: Settings, clock: Clock, memory: Memory | None, plan: Plan
+) -> Propagation:
+    """`propagate` by a plan. Raises what `planner.is_out_of_memory` knows where there is not enough."""
+    device = plan.device
+    network = load_network(settings.checkpoint)
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
             remembered = None if memory is None else memory.recall(annotation, settings)
             box = None if remembered is None else remembered.box_around(annotation)
-            stack = prepare(annotation, effort.pixels, settings.extrapolate, device, box)
+            free = planner.memory_to_use(device, settings.memory_gb)
+            pixels = planner.fitting_pixels(effort.pixels, annotation.plane_count, free)
+            stack = prepare(annotation, pixels, settings.extrapolate, device, box)
             planes = LabelPlanes(annotation, stack)
             ends = far_ends(annotation, stack, planes)
         with clock.stage("Registering"):
             update = None if remembered is None else remembered.update(annotation, stack)
             velocity = register(
-                stack, ends, settings, effort, lambda done: clock.tell(REGISTRATION_SHARE * done), update
+                stack, ends, settings, plan, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done), update
             )
             if memory is not None:
                 memory.keep(annotation, stack, velocity)
@@ -78,25 +106,29 @@ def propagate(
             with clock.stage("Fusing"):
                 maps, sides = fuse(annotation, stack, planes, chains, rules, priors, settings, clock)
     clock.tell(1.0)
+    label_maps = maps.volumes()
     return Propagation(
-        label_maps=maps.volumes(),
+        label_maps=label_maps,
         directions={name: side.volumes() for name, side in sides.items()},
         uncertainty=maps.uncertainty() if settings.uncertainty else None,
         report={
             "axis": AXIS_NAMES[annotation.axis],
             "annotated_slices": annotation.planes,
             "labels": list(annotation.labels),
+            "volume_ml": volume_ml(annotation, label_maps),
             "missing": annotation.missing,
-            "device": describe_device(device),
+            "device": planner.describe_device(device),
             "preset": settings.preset,
-            "registration": ("network" if settings.registration == "network" else "instance")
+            "registration": ("instance" if settings.registration == "auto" else settings.registration)
             + (", reused" if update else ""),
             "fusion": {str(label): rule for label, rule in rules.items()},
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
             "atlases_used": sorted(priors),
-            "messages": messages(annotation, settings, chains.weights, update) + atlases.messages(annotation, priors),
+            "messages": planner.messages(plan, pixels, effort)
+            + messages(annotation, settings, chains.weights, update)
+            + atlases.messages(annotation, priors),
         },
     )
 
@@ -105,19 +137,37 @@ def register(
     stack: Stack,
     ends: FarEnds | None,
     settings: Settings,
+    plan: Plan,
     effort: Effort,
+    network: RegistrationNetwork | None,
     on_step: Callable[[float], None],
     update: Update | None = None,
 ) -> torch.Tensor:
     """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance.
 
+    network: pretrained, None for none; 'network' trains it on the scan, 'pretrained' takes it as it is.
     update: what is known of them from a run before, and what is left to do.
     """
+    free = planner.memory_to_use(plan.device, settings.memory_gb)
+    schedule = instance.Schedule(levels=effort.levels, batch_pixels=planner.batch_pixels(plan, free))
     if update is not None:
-        return update.register(stack, ends, instance.Schedule(levels=effort.levels), on_step)
+        return update.register(stack, ends, schedule, on_step)
+    if stack.images.shape[1] > 1:
+        network = None  # the weights are of networks that look at one image
     if settings.registration == "network":
-        return training.register(stack.images, ends, seed=settings.seed, on_step=on_step)
-    return instance.register(stack.images, ends, instance.Schedule(levels=effort.levels), on_step=on_step)
+        course = training.course_for(network)
+        return training.register(stack.images, ends, settings.seed, course, network, on_step)
+    if settings.registration == "pretrained":
+        if network is None:
+            raise InputError(
+                "No weights for the registration 'pretrained', which looks at a single image: give a checkpoint, leave"
+                " out the second image, or choose another registration."
+            )
+        return training.predict(network.to(stack.images.device), stack.images, training.PREDICTION_REDUCTIONS)
+    pairs = planner.pairs_at_once(stack.size, free)
+    if pairs < len(stack.images) - 1:
+        return instance.register_in_parts(stack.images, stack.given, pairs, ends, schedule, on_step)
+    return instance.register(stack.images, ends, schedule, on_step=on_step)
 
 
 def choose_rules(
@@ -190,6 +240,15 @@ def fuse(
     for result in (maps, *sides.values()):
         result.keep_given()
     return maps, sides
+
+
+def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:
+    """Millilitres of each label in label maps (K, J, I)."""
+    voxel = math.prod(annotation.spacing) / 1000
+    return {
+        str(label): round(voxel * sum(np.count_nonzero(plane == label) for planes in label_maps for plane in planes), 3)
+        for label in annotation.labels
+    }
 
 
 def messages(

@@ -4,6 +4,7 @@ One JSON object a line. On stdin:
 
     {"propagate": "job-1", "settings": {...}}      a folder in FOLDER that holds an annotation, see exchange.py
     {"cancel": "job-1"}
+    {"forget": true}                               the next job starts from nothing
 
 On stdout:
 
@@ -60,6 +61,9 @@ class Worker:
         self._reply(ready=devices())
         while True:
             request = self._jobs.get()
+            if "forget" in request:
+                memory = Memory()
+                continue
             self._work(functools.partial(propagate, memory=memory), request["propagate"], request["settings"])
 
     def _listen(self):
@@ -84,6 +88,8 @@ class Worker:
         except InputError as error:
             self._fail(job, "input", str(error))
         except Exception as error:
+            from LabelPropLib.planner import is_out_of_memory
+
             traceback.print_exc()
             kind = "memory" if is_out_of_memory(error) else "failed"
             self._fail(job, kind, f"{type(error).__name__}: {error}".partition("\n")[0])
@@ -121,15 +127,6 @@ def devices() -> dict[str, str]:
         found["mps"] = "Apple GPU"
     found["cpu"] = "CPU"
     return found
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the machine or the GPU ran out of memory; on the CPU PyTorch says so in the text alone."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
 
 
 def main():
