@@ -85,6 +85,16 @@ def parser() -> Parser:
         type=Path,
         help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
     )
+    add(
+        "--atlas",
+        metavar=("IMAGE", "LABELS"),
+        nargs=2,
+        type=Path,
+        action="append",
+        default=[],
+        dest="atlases",
+        help="a finished volume of another subject with the same labels, used where it helps; may be repeated",
+    )
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
     add(
         "--axis",
@@ -304,6 +314,7 @@ def propagate(options):
         missing=options.missing,
         scribbles=scribbles_node,
         secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
+        atlases=[read_atlas(*paths) for paths in options.atlases],
     )
     check_overlap(collected, options.output)
     read = time.monotonic()
@@ -340,7 +351,7 @@ def check_outputs(options) -> dict[str, Path]:
     names = ("up", "down") if options.directions else ()
     directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
     outputs = (options.output, *directions.values(), options.uncertainty, options.picture, options.report)
-    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
+    inputs = (options.image, options.annotations, options.scribbles, options.second_image, *sum(options.atlases, []))
     files.check_outputs(filter(None, outputs), filter(None, inputs))
     return directions
 
@@ -389,6 +400,19 @@ def add_volume(path: Path):
     image = files.read_volume(path)
     node = slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
     return node, files.Grid.of(image)
+
+
+def read_atlas(image_path: Path, labels_path: Path):
+    """Volume node and segmentation node of a finished volume. Raises InputError."""
+    from LabelPropLib import scene
+
+    volume_node, grid = add_volume(image_path)
+    if files.is_segmentation(labels_path):
+        files.check_readable(labels_path)
+        return volume_node, scene.load_segmentation(labels_path)
+    labels = files.read_labels(labels_path)
+    files.check_same_grid(files.Grid.of(labels), labels_path, grid, image_path)
+    return volume_node, scene.add_segmentation_of_labels(files.voxels(labels), volume_node, labels_path.name)
 
 
 def check_overlap(collected, output: Path):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from . import planner
+from . import atlases, planner
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled, InputError
@@ -98,8 +98,13 @@ def compute(
             chains = Chains(velocity, stack.images)
             with clock.stage("Choosing"):
                 rules = choose_rules(annotation, stack, planes, chains, settings.fusion)
+            priors: Mapping[int, torch.Tensor] = {}
+            if annotation.atlases:
+                with clock.stage("Aligning atlases"):
+                    chosen = {label: RULES[rule] for label, rule in rules.items()}
+                    priors = atlases.helpful(annotation, stack, planes, chains, chosen)
             with clock.stage("Fusing"):
-                maps, sides = fuse(annotation, stack, planes, chains, rules, settings, clock)
+                maps, sides = fuse(annotation, stack, planes, chains, rules, priors, settings, clock)
     clock.tell(1.0)
     label_maps = maps.volumes()
     return Propagation(
@@ -120,7 +125,10 @@ def compute(
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
-            "messages": planner.messages(plan, pixels, effort) + messages(annotation, settings, chains.weights, update),
+            "atlases_used": sorted(priors),
+            "messages": planner.messages(plan, pixels, effort)
+            + messages(annotation, settings, chains.weights, update)
+            + atlases.messages(annotation, priors),
         },
     )
 
@@ -206,10 +214,14 @@ def fuse(
     planes: LabelPlanes,
     chains: Chains,
     rules: Mapping[int, str],
+    priors: Mapping[int, torch.Tensor],
     settings: Settings,
     clock: Clock,
 ) -> tuple[LabelMaps, dict[str, LabelMaps]]:
-    """Label maps of all gaps, and with `settings.directions` those of what was carried up and down alone."""
+    """Label maps of all gaps, and with `settings.directions` those of what was carried up and down alone.
+
+    priors: what the atlases say of the labels that they help to find, see `atlases.helpful`.
+    """
     maps = LabelMaps(annotation, stack)
     sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
     labels_of = gaps(annotation, stack, settings.extrapolate)
@@ -218,7 +230,10 @@ def fuse(
         for label in labels:
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
             arrived = arrivals(label, crossing, planes)
-            maps.enter(label, gap.targets, arrived.box, RULES[rules[label]](arrived))
+            score = RULES[rules[label]](arrived)
+            if label in priors:
+                score = atlases.blend(score, arrived, priors[label], planes)
+            maps.enter(label, gap.targets, arrived.box, score)
             for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
                 if name in sides and candidate is not None:
                     sides[name].enter(label, gap.targets, arrived.box, candidate.distances)
