@@ -21,6 +21,7 @@ class Settings:
     extrapolate: carry labels beyond the outermost annotated slices too.
     directions: return the upward and the downward propagation as well; uncertainty: return its map.
     checkpoint: 'auto' for the shipped weights, 'none', or a file, which takes the place of those of its kind.
+    suggestions: how many slices to draw next are suggested, each as if those before it had been drawn.
     """
 
     registration: str = "auto"
@@ -32,6 +33,7 @@ class Settings:
     directions: bool = False
     uncertainty: bool = False
     checkpoint: str = "auto"
+    suggestions: int = 1
 
     def __post_init__(self):
         for name, choices in (
@@ -43,3 +45,5 @@ class Settings:
             value = getattr(self, name)
             if value not in choices:
                 raise InputError(f"Unknown {name} '{value}': choose one of {', '.join(choices)}.")
+        if self.suggestions < 1:
+            raise InputError(f"{self.suggestions} suggested slices: give 1 or more.")
