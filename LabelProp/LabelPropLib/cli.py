@@ -112,6 +112,22 @@ def parser() -> Parser:
     add("--uncertainty", metavar="FILE", type=Path, help="volume to write, from 0 sure to 1 a toss-up")
     add("--report", metavar="FILE.json", type=Path, help="what was done, as JSON")
 
+    verb = verbs.add_parser("suggest", help="which slice to annotate next, and what it would gain")
+    verb.set_defaults(run=suggest)
+    add = verb.add_argument
+    add("image", metavar="IMAGE", type=Path, help="the scan")
+    add("annotations", metavar="ANNOTATIONS", type=Path, help="as for propagate")
+    add(
+        "--count", metavar="N", type=int, default=1, help="slices to suggest, each as if those before it were drawn (1)"
+    )
+    add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
+    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
+    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add("--missing", choices=MISSING_CHOICES, default="auto", help="what a label is on an annotated slice without it")
+    add("--preset", choices=PRESETS, default="fast", help="how much time to spend (fast)")
+    add("--device", choices=DEVICES, default="auto")
+    add("--report", metavar="FILE.json", type=Path, help="the suggestions and what they rest on, as JSON")
+
     verb = verbs.add_parser("evaluate", help="Dice and distances in mm of each label")
     verb.set_defaults(run=evaluate)
     verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
@@ -123,6 +139,48 @@ def parser() -> Parser:
     folder = Path("labelprop-demo")
     verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
     return command
+
+
+def suggest(options):
+    """labelprop suggest: propagate, write nothing of it, and say which slices to draw."""
+    settings = Settings(preset=options.preset, device=options.device, suggestions=options.count)
+    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
+    files.check_outputs(filter(None, [options.report]), filter(None, inputs))
+
+    from LabelProp import LabelPropLogic
+
+    logic = LabelPropLogic()
+    volume_node, segmentation_node, scribbles_node, _ = read_inputs(options)
+    collected = logic.collect(
+        volume_node,
+        segmentation_node,
+        axis=options.axis,
+        missing=options.missing,
+        scribbles=scribbles_node,
+        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
+    )
+    with shown_progress() as progress:
+        report = logic.compute(collected, settings, progress).report
+    report["segments"] = {str(label): segment_id for label, segment_id in collected.segment_ids.items()}
+    if options.report:
+        with files.replacing([options.report]) as staged:
+            staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(report["messages"]), file=sys.stderr)
+    print(format_suggestions(report))
+
+
+def format_suggestions(report: dict) -> str:
+    """A line for each slice to draw, for the user."""
+    lines = [f"Expected Dice between the annotated slices: {report['expected_mean_dice']:.3f}."]
+    if not report["suggested_slices"]:
+        lines.append("No slice to suggest: none between annotated ones is likely to bear a label.")
+    for suggested in report["suggested_slices"]:
+        labels = ", ".join(f"{label} ({report['segments'][str(label)]})" for label in suggested["labels"])
+        lines.append(
+            f"Slice {suggested['plane']} across {report['axis']}: expected Dice +{suggested['gain']:.4f} for"
+            f" {suggested['boundary_mm']:.0f} mm to trace, labels {labels}."
+        )
+    return "\n".join(lines)
 
 
 def evaluate(options):

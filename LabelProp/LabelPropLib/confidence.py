@@ -43,7 +43,8 @@ class Prior:
 
     drift: of log mm where both sides bear the label: 1, log bridge (mm), log disagreement (mm), unlikeness.
     drift_of_one: where one does: 1, log distance (mm), unlikeness.
-    end: mean of the logit of the way to a label's end: 1, trend, known before; and the log of its spread.
+    end: mean of the logit of the way to a label's end: 1, trend, known before, the same of the end that was found; and
+        the log of its spread.
     presence: log-odds that a label is on a slice: 1, intensities in it, likeness to this side more than to the other.
     own: what the hidden slices of the label and of the whole scan count in scaling the drift.
     growth: exponent of the drift over the bridge alone, for gaps that are not there yet.
@@ -60,13 +61,13 @@ class Prior:
 
 
 PRIOR = Prior(
-    drift=(-1.0, 0.21, 0.45, 1.97),
-    drift_of_one=(-0.32, 0.1, 2.44),
-    end=(1.61, 1.71, 1.04, 0.61),
-    presence=(-0.56, 0.55, 2.95),
-    own=(0.2, 0.2),
-    growth=0.6,
-    surface=1.0,
+    drift=(-0.750, 0.271, 0.423, 1.803),
+    drift_of_one=(-0.400, 0.017, 2.975),
+    end=(1.459, 0.768, -1.954, 1.981, 0.703),
+    presence=(-0.038, 0.078, 0.147),
+    own=(0.264, 0.228),
+    growth=0.786,
+    surface=1.216,
 )
 
 
@@ -288,18 +289,18 @@ def linear(coefficients: Sequence[float], *terms: np.ndarray) -> np.ndarray:
     return coefficients[0] + sum(c * term for c, term in zip(coefficients[1:], terms, strict=True))
 
 
-def end_probabilities(prior: Prior, ending: Ending) -> np.ndarray:
+def end_probabilities(prior: Prior, ending: Ending, found: np.ndarray) -> np.ndarray:
     """(T + 1,) probability that the label is on the first n planes away from the side that bears it, and no further.
 
-    A logit-normal prior on the way to the end, times the odds of presence on each plane up to it: the posterior of a
-    change point, with planes independent of each other given where it is.
+    A logit-normal prior on the way to the end, around where it was found to end, times the odds of presence on each
+    plane up to it: the posterior of a change point, with planes independent of each other given where it is.
+    found: (T,) mm^2 that were found, in the order of the planes.
     """
     count = len(ending.steps)
-    spacing = ending.length / (count + 1)
-    way = (np.arange(count + 1) + 0.5) * spacing / ending.length
-    mean = linear(prior.end[:3], ending.trend, float(ending.known_before))
+    way = special.logit((np.arange(count + 1) + 0.5) / (count + 1))
+    mean = linear(prior.end[:4], ending.trend, float(ending.known_before), way[np.count_nonzero(found)])
     odds = linear(prior.presence, *ending.presence.T)
-    logarithm = -0.5 * ((special.logit(way) - mean) / np.exp(prior.end[3])) ** 2
+    logarithm = -0.5 * ((way - mean) / np.exp(prior.end[4])) ** 2
     return special.softmax(logarithm + np.concatenate([[0], np.cumsum(odds)]))
 
 
@@ -324,7 +325,7 @@ def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 
     if evidence.ending is None:
         return Stretch(evidence, drift, kept, prior.surface * drift, found, perimeter)
     ending = evidence.ending
-    ends, left = end_probabilities(prior, ending), remaining(ending)
+    ends, left = end_probabilities(prior, ending, found), remaining(ending)
     shapes = ending.area[:, None] * left**INSET
     own = ending.by_plane(found)[:, None]
     nested = 2 * np.minimum(own, shapes) / np.maximum(own + shapes, 1e-6)

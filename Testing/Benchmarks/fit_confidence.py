@@ -283,18 +283,19 @@ def fit_drift(runs: Sequence[Run], prior: Prior) -> Prior:
 def fit_ends(runs: Sequence[Run], prior: Prior) -> Prior:
     """end and presence, by the likelihood of where the labels truly end; every anatomy counts the same."""
     gaps = [(run.anatomy, gap) for run in runs for gap in run.gaps if gap.evidence.ending is not None]
+    ends = len(prior.end)
     counts = {anatomy: sum(other == anatomy for other, _ in gaps) for anatomy, _ in gaps}
 
     def loss(values: np.ndarray) -> float:
-        trial = replace(prior, end=tuple(values[:4]), presence=tuple(values[4:]))
+        trial = replace(prior, end=tuple(values[:ends]), presence=tuple(values[ends:]))
         surprise = 0.0
         for anatomy, gap in gaps:
-            probability = confidence.end_probabilities(trial, gap.evidence.ending)[gap.end]
+            probability = confidence.end_probabilities(trial, gap.evidence.ending, gap.contours.area)[gap.end]
             surprise -= np.log(probability + 1e-6) / counts[anatomy]
         return surprise + 1e-2 * float(np.square(values).sum())
 
     values = optimize.minimize(loss, (*prior.end, *prior.presence), method="L-BFGS-B", options={"maxiter": 60}).x
-    return replace(prior, end=tuple(values[:4]), presence=tuple(values[4:]))
+    return replace(prior, end=tuple(values[:ends]), presence=tuple(values[ends:]))
 
 
 def fit_drift_of_one(runs: Sequence[Run], prior: Prior) -> Prior:
