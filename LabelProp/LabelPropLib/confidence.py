@@ -32,6 +32,7 @@ MOST_TREND = (-1.5, 2.3)
 THINNEST = 3.0  # 1/mm, the most boundary per area
 REACH = 8.0  # drifts; further from a contour nothing is in doubt
 INSET = 1.5  # area goes with depth to the power of this: 2 for a disc, 1 for a band
+LEAST_DRIFT = 0.05  # half pixels
 LEAST_DEPTH = 1e-3  # mm inside the carried contour where a label was found
 HIGHEST_DICE = 0.995  # of a hidden slice that is taken seriously
 CROFTON = np.pi / 4  # length of a contour per length of its pixels' edges, for contours of all directions
@@ -509,12 +510,16 @@ class Confidence:
     def _doubt_contours(self, stretch: Stretch, wrong: np.ndarray):
         """Enter the probabilities that the true contour lies beyond a voxel: it drifts by a Laplacian distance."""
         label, first = stretch.evidence.label, stretch.evidence.planes.start - self.stack.first
-        for index, (labels, drift) in enumerate(zip(self._layer(stretch), stretch.drift, strict=True)):
+        half = min(self.annotation.plane_spacing) / 2
+        for index, (labels, drift) in enumerate(
+            zip(self._layer(stretch), np.maximum(stretch.drift, LEAST_DRIFT * half), strict=True)
+        ):
             found = labels == label
             if found.any():
                 window = around(found, REACH * drift, self.annotation.plane_spacing)
                 distances = np.abs(signed_distance(found[window], self.annotation.plane_spacing))
-                enter(0.5 * np.exp(-distances / drift), label, labels[window], wrong[first + index][window])
+                doubt = 0.5 * np.exp(-distances / drift) * np.sinh(half / drift) / (half / drift)  # mean over a pixel
+                enter(doubt, label, labels[window], wrong[first + index][window])
 
     def _doubt_end(self, stretch: Stretch, wrong: np.ndarray):
         """Enter the probabilities that the label has ended before a voxel where it was found, or goes on elsewhere."""
