@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -110,6 +111,33 @@ def addSampleThigh():
 #
 
 
+def choiceTitles():
+    """Parameter -> its values and what they are called in panels."""
+    fusions = {
+        "auto": _("Automatic"),
+        "majority": _("Majority vote"),
+        "distance": _("By distance"),
+        "similarity": _("By similarity of the slices"),
+        "appearance": _("By similarity and intensity"),
+        "joint": _("Joint label fusion"),
+        "deep": _("Network"),
+    }
+    return {
+        "segments": {"visible": _("Visible"), "all": _("All")},
+        "axis": {"auto": _("Automatic"), "k": _("Axis k"), "j": _("Axis j"), "i": _("Axis i")},
+        "missing": {"auto": _("Automatic"), "absent": _("Segment ends there"), "unknown": _("Not drawn there")},
+        "preset": {"fast": _("Fast"), "balanced": _("Balanced"), "best": _("Best")},
+        "device": {"auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("GPU (CUDA)"), "mps": _("GPU (Apple)")},
+        "registration": {
+            "auto": _("Automatic"),
+            "instance": _("Optimised for this scan"),
+            "network": _("Network trained on this scan"),
+            "pretrained": _("Network as it comes, not trained on this scan"),
+        },
+        "fusion": {value: fusions.get(value, value.capitalize()) for value in FUSIONS},
+    }
+
+
 @parameterNodeWrapper
 class LabelPropParameterNode:
     """
@@ -126,6 +154,10 @@ class LabelPropParameterNode:
     registration - How slices are registered to each other.
     fusion - How what arrives at a slice is combined.
     uncertaintyVolume - Takes the map of uncertainty; none: it is not computed.
+    secondVolume - Another contrast of the same anatomy, if there is one.
+    checkpoint - Weights of networks: auto for those that come with LabelProp, none, or a file.
+    batchTable - A table of volumes and their annotations in files.
+    batchFolder - Takes the results of the table's volumes.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -139,6 +171,10 @@ class LabelPropParameterNode:
     registration: Annotated[str, Choice(REGISTRATIONS)] = "auto"
     fusion: Annotated[str, Choice(FUSIONS)] = "auto"
     uncertaintyVolume: vtkMRMLScalarVolumeNode
+    secondVolume: vtkMRMLScalarVolumeNode
+    checkpoint: str = "auto"
+    batchTable: str
+    batchFolder: str
 
 
 #
@@ -160,12 +196,14 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._job = None
         self._collected = None  # what the running job was given
         self._uncertaintyVolume = None  # where it is to write
+        self._batch = None
 
     def setup(self):
         """Called when the user opens the module the first time and the widget is initialized."""
         ScriptedLoadableModuleWidget.setup(self)
         import qt
 
+        from LabelPropLib.command_process import BackgroundCommand
         from LabelPropLib.process import BackgroundPropagation
 
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/LabelProp.ui"))
@@ -178,16 +216,24 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._job.on_progress = self._onProgress
         self._job.on_done = self._onDone
         self._job.on_failed = self._onFailed
+        self._batch = BackgroundCommand(qt.QProcess())
+        self._batch.on_line = self.ui.resultText.appendPlainText
+        self._batch.on_ended = self._onBatchEnded
 
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
+        self.ui.checkpointButton.connect("clicked(bool)", self.onCheckpointButton)
+        self.ui.batchTableButton.connect("clicked(bool)", self.onBatchTableButton)
+        self.ui.batchFolderButton.connect("clicked(bool)", self.onBatchFolderButton)
+        self.ui.batchButton.connect("clicked(bool)", self.onBatchButton)
         self._showRunning(False)
         self.initializeParameterNode()
 
     def cleanup(self):
         """Called when the application closes and the module widget is destroyed."""
         self._job.close()
+        self._batch.close()
         self.removeObservers()
 
     def enter(self):
@@ -224,8 +270,16 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = inputParameterNode
         if self._parameterNode:
             self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
+            self._nameChoices()
             self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._checkCanApply)
             self._checkCanApply()
+
+    def _nameChoices(self):
+        """The combo boxes list the values of the parameters; give them names."""
+        for name, titles in choiceTitles().items():
+            box = getattr(self.ui, f"{name}ComboBox")
+            for index in range(box.count):
+                box.setItemText(index, titles.get(box.itemText(index), box.itemText(index)))
 
     def onApplyButton(self):
         """Run the job in the background, or cancel the one that runs."""
@@ -242,18 +296,74 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 scene.visible_segments(parameters.segmentation) if parameters.segments == "visible" else None,
                 parameters.axis,
                 parameters.missing,
+                secondVolumeNode=parameters.secondVolume,
             )
-            settings = Settings(
-                registration=parameters.registration,
-                fusion=parameters.fusion,
-                preset=parameters.preset,
-                device=parameters.device,
-                extrapolate=parameters.extrapolate,
-                uncertainty=parameters.uncertaintyVolume is not None,
-            )
+            settings = replace(self._settings(), uncertainty=parameters.uncertaintyVolume is not None)
             self._uncertaintyVolume = parameters.uncertaintyVolume
             self._job.submit(self._collected.annotation, settings)
             self._showRunning(self._job.running)
+
+    def _settings(self):
+        """The parameters as the pipeline takes them. Raises InputError."""
+        parameters = self._parameterNode
+        return Settings(
+            registration=parameters.registration,
+            fusion=parameters.fusion,
+            preset=parameters.preset,
+            device=parameters.device,
+            extrapolate=parameters.extrapolate,
+            checkpoint=parameters.checkpoint.strip() or "auto",
+        )
+
+    def onBatchButton(self):
+        """Run all volumes of a table in the background, with the settings of the panel; or stop."""
+        from LabelPropLib.batch import arguments
+
+        if self._batch.running:
+            self.ui.batchButton.enabled = False  # until those that run have removed what they have half written
+            self._batch.cancel()
+            return
+        parameters = self._parameterNode
+        with slicer.util.tryWithErrorDisplay(_("The table could not be run.")):
+            if not installPyTorchIfMissing():
+                return
+            table, folder = parameters.batchTable.strip(), parameters.batchFolder.strip()
+            if not table or not folder:
+                raise InputError(_("Choose a table and a folder for the results."))
+            command = ["batch", table, "-o", folder, "--missing", parameters.missing, *arguments(self._settings())]
+            self.ui.resultText.plainText = ""
+            self.ui.batchButton.text = _("Cancel")
+            self._batch.start(command)
+
+    def _onBatchEnded(self, status):
+        self.ui.batchButton.enabled = True
+        self.ui.batchButton.text = _("Run table")
+        if status != 0:
+            self.ui.resultText.appendPlainText(_("Not all volumes were done; the lines above say why."))
+
+    def onBatchTableButton(self):
+        """Choose a table of volumes."""
+        import qt
+
+        fileName = qt.QFileDialog.getOpenFileName(self.parent, _("Table of volumes"), "", _("Tables (*.csv)"))
+        if fileName:
+            self._parameterNode.batchTable = fileName
+
+    def onBatchFolderButton(self):
+        """Choose the folder for the results."""
+        import qt
+
+        folder = qt.QFileDialog.getExistingDirectory(self.parent, _("Folder for the results"))
+        if folder:
+            self._parameterNode.batchFolder = folder
+
+    def onCheckpointButton(self):
+        """Choose a file of weights."""
+        import qt
+
+        fileName = qt.QFileDialog.getOpenFileName(self.parent, _("Weights of networks"), "", _("Weights (*.pt)"))
+        if fileName:
+            self._parameterNode.checkpoint = fileName
 
     def _cancel(self):
         if self._job.running:
@@ -307,7 +417,32 @@ def formatSeconds(seconds):
 def formatReport(report):
     """What is worth reading of the report, for the user."""
     lines = list(report["messages"])
-    lines += [f"{stage}: {seconds:.1f} s" for stage, seconds in report["seconds"].items()]
+    if report.get("expected_mean_dice") is not None:
+        names = report["segments"]
+        lines.append(_("Expected Dice: {mean:.2f}").format(mean=report["expected_mean_dice"]))
+        for label, planes in report.get("expected_dice", {}).items():
+            if planes:
+                worst = min(planes, key=lambda plane: planes[plane])
+                lines.append(
+                    _("  {segment}: {mean:.2f}, least on slice {slice}: {least:.2f}").format(
+                        segment=names[str(label)],
+                        mean=sum(planes.values()) / len(planes),
+                        slice=worst,
+                        least=planes[worst],
+                    )
+                )
+    suggestion = report.get("suggested_slice")
+    if suggestion is not None:
+        lines.append(_("Best slice to draw next: {slice}").format(slice=suggestion["plane"]))
+    seconds = report["seconds"]
+    stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
+    lines.append(
+        _("{total:.1f} s on {device} ({stages})").format(
+            total=sum(seconds.values()), device=report["device"], stages=stages
+        )
+    )
+    if report.get("peak_memory_gb") is not None:
+        lines.append(_("{memory:.1f} GB of memory at most").format(memory=report["peak_memory_gb"]))
     return "\n".join(lines)
 
 
@@ -358,6 +493,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         progress=None,
         isCancelled=None,
         secondVolumeNode=None,
+        checkpoint="auto",
     ):
         """
         Carry the segments drawn on some slices through the volume, in this process; returns when it is done.
@@ -375,6 +511,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param isCancelled: called now and then; the work stops when it returns True.
         :param secondVolumeNode: another contrast of the same anatomy, for instance the fat image of a Dixon scan; on a
             grid of its own, if it likes. Registration and fusion look at both.
+        :param checkpoint: weights of networks: "auto" for those that come with LabelProp, "none", or a file.
         :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
         :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
         :raises Cancelled: `isCancelled` said so. Nothing was written.
@@ -388,6 +525,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             extrapolate=extrapolate,
             directions=directions,
             uncertainty=uncertaintyVolumeNode is not None,
+            checkpoint=str(checkpoint),
         )
         collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
         propagation = self.compute(collected, settings, progress, isCancelled)

@@ -196,6 +196,19 @@ class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
         self.assertEqual(self.effect.slicesPanel.overview.roles["tube"][3], "complete")
         self.assertSame(self.preview()[3], corrected[3])
 
+    def test_UpdateStartsFromTheFirstPreview(self):
+        first = self.preview()
+        corrected = self.drawn.copy()
+        corrected[3] = self.truth[3]
+        self.setVoxels("tube", corrected)
+        second = self.preview()
+        self.assertIn("reused", self.effect.messageLabel.text)
+        self.assertSame(second[[0, 3, 6, 12]], self.truth[[0, 3, 6, 12]])
+        self.setVoxels("tube", self.drawn)
+        self.effect.onCancel()
+        self.assertSame(self.preview(), first)  # made from nothing again
+        self.assertNotIn("reused", self.effect.messageLabel.text)
+
     def test_AutoUpdate(self):
         self.preview()
         self.effect.autoUpdateCheckBox.checked = True
@@ -378,6 +391,54 @@ class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
         self.assertFalse(preview[9].any())
         self.effect.onApply()
         self.assertFalse(self.voxels("tube")[9].any())
+
+    def test_BackgroundScribblesKeepTheSegmentsOut(self):
+        stroke = np.zeros(self.drawn.shape, bool)
+        stroke[9, 18:22, 24:30] = True
+        self.assertTrue((self.preview() & stroke).any())
+        self.effect.onCancel()
+        self.addSegment("ground", stroke)
+        self.editor.setCurrentSegmentID("ground")
+        panel = self.effect.slicesPanel
+        panel.refresh()
+        panel.backgroundCheckBox.click()
+        self.assertEqual(panel.overview.roles["ground"], {9: "scribble"})
+        self.assertFalse((self.preview() & stroke).any())
+        self.assertIsNone(self.effect.getPreviewNode().GetSegmentation().GetSegment("ground"))
+        self.effect.onApply()
+        self.assertSame(self.voxels("ground"), stroke)
+        panel.refresh()
+        panel.backgroundCheckBox.click()
+        self.assertEqual(panel.overview.roles["ground"], {9: "complete"})
+
+    def test_ChangedRoleIsSaid(self):
+        self.preview()
+        self.assertFalse(self.effect.previewOutOfDate)
+        self.effect.slicesPanel.showSlice(9)
+        self.effect.slicesPanel.setRole("absent")
+        self.assertTrue(self.effect.previewOutOfDate)
+        self.assertIn("Out of date", self.effect.messageLabel.text)
+
+    def test_ExpectedQualityAndSuggestedSlice(self):
+        from LabelPropLib.slices import ExpectedQuality
+
+        panel = self.effect.slicesPanel
+        self.assertEqual((panel.qualityLabel.text, panel.strip.suggested), ("", None))
+        self.assertTrue(panel.suggestedButton.isHidden())
+        expected = {k: 0.9 for k in range(13) if k not in (0, 6, 12)}
+        panel.showQuality(ExpectedQuality(axis=0, dice={"tube": expected}, mean=0.9, suggested=9))
+        self.assertIn("0.90", panel.qualityLabel.text)
+        self.assertIn("expected Dice 0.90", panel.strip.describe(3))
+        self.assertIn("9", panel.suggestedButton.text)
+        panel.suggestedButton.click()
+        self.assertEqual(panel.currentSlice, 9)
+        drawn = self.drawn.copy()
+        drawn[9] = self.truth[9]
+        self.setVoxels("tube", drawn)
+        panel.refresh()
+        self.assertTrue(panel.suggestedButton.isHidden())  # it was followed
+        self.effect.onCancel()
+        self.assertEqual(panel.qualityLabel.text, "")
 
     def test_DirectionIsFoundAndCanBeChanged(self):
         panel = self.effect.slicesPanel

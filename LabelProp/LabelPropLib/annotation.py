@@ -23,7 +23,7 @@ AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical image
 class SparseAnnotation:
     """A scan annotated on some of its slices.
 
-    image: (K, J, I) float32, any of the three axes may be the stack's.
+    image: (K, J, I), see `intensities`; any of the three axes may be the stack's.
     spacing: mm along (K, J, I).
     axis: the array axis across which labels are carried; a *plane* is an index along it, its pixels are the two
         remaining axes in their order.
@@ -32,7 +32,7 @@ class SparseAnnotation:
     absent: label -> plane indices on which the label is known not to be.
     scribbles: label (or BACKGROUND) -> (N, 3) int, (k, j, i) indices of scribbled voxels, in any plane.
     missing: how labels missing on annotated planes were read, 'absent' or 'unknown'; for the report.
-    second_image: (K, J, I) float32, another contrast of the same anatomy on the same grid, where there is one.
+    second_image: (K, J, I), another contrast of the same anatomy on the same grid, where there is one.
 
     Raises InputError when these contradict each other or cannot be propagated.
     """
@@ -168,14 +168,14 @@ def annotate_from_masks(
         without = annotated - set(planes) - set((ignored or {}).get(label, ())) if missing == "absent" else frozenset()
         absences[label] = marked.get(label, frozenset()) | without
     return SparseAnnotation(
-        image=np.asarray(image, np.float32),
+        image=intensities(image),
         spacing=spacing,
         axis=axis,
         complete=complete,
         absent=absences,
         scribbles=dict(scribbles or {}),
         missing=missing,
-        second_image=None if second_image is None else np.asarray(second_image, np.float32),
+        second_image=None if second_image is None else intensities(second_image),
     )
 
 
@@ -248,13 +248,18 @@ def run_length(planes: np.ndarray) -> tuple[float, int]:
     return len(planes) / runs, len(planes)
 
 
+def intensities(image: np.ndarray) -> np.ndarray:
+    """The (K, J, I) image as it is if its numbers are float32 or take less memory than that, else as float32."""
+    return image if image.dtype.kind in "iu" and image.dtype.itemsize <= 2 else np.asarray(image, np.float32)
+
+
 def check_image(image: np.ndarray, name: str = "image"):
     """Raise InputError unless `image` is a scalar volume with finite, varying intensities."""
     if image.ndim != 3:
         raise InputError(
             f"The {name} has {image.ndim} dimensions: give a 3D scalar volume (one time point, one channel)."
         )
-    if not np.isfinite(image).all():
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
         raise InputError(f"The {name} has {count} voxels that are NaN or infinite: replace them by a number first.")
     if image.min() == image.max():

@@ -6,8 +6,9 @@ signed distance. A mask interpolated anew at every hop would blur by 1/6 pixel^2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ SURROUND = 8.0  # pixels; how far around a label its surround goes
 INTENSITY_BINS = 32
 INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images, see preprocessing
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
+SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Crossing:
     """A gap with what crosses it from both sides.
 
     channels: (T, C, H, W), the images of its planes. weights: (C,) of mean 1, how far each channel can be trusted.
+    carry: carries any other annotated plane to the planes of the gap; each only once, for all labels.
     """
 
     gap: Gap
@@ -73,6 +76,7 @@ class Crossing:
     weights: torch.Tensor
     lower: Carried | None
     upper: Carried | None
+    carry: Callable[[int], Carried]
 
     @property
     def targets(self) -> torch.Tensor:
@@ -97,10 +101,30 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Atlas:
+    """An annotated plane registered to the planes of a gap, image and label, as multi-atlas label fusion sees it.
+
+    source: what it was made from; atlases of one source err together. hops: (T,) planes from its source to each target,
+    by which its error grows. channels: (T, C, h, w), its image as it should look on the targets. distances: (T, h, w)
+    signed distance to the carried contour in pixels, None where the label is absent on the source: such an atlas votes
+    "not here".
+    depth: the largest distance on the source.
+    """
+
+    source: Hashable
+    hops: torch.Tensor
+    channels: torch.Tensor
+    distances: torch.Tensor | None
+    depth: float = 0.0
+
+
+@dataclass(frozen=True)
 class Arrivals:
     """What reaches the planes of a gap for one label, within the label's box (rows, columns) of the working grid.
 
     lower, upper: the candidates from the two sides, None where the label is absent or nothing is known.
+    nearest: the planes that bound the gap as atlases, also those without the label. more: makes all other atlases, for
+    the rules that ask for them.
     """
 
     label: int
@@ -108,10 +132,17 @@ class Arrivals:
     box: tuple[slice, slice]
     lower: Candidate | None
     upper: Candidate | None
+    nearest: tuple[Atlas, ...]
+    more: Callable[[], tuple[Atlas, ...]]
 
     @property
     def gap(self) -> Gap:
         return self.crossing.gap
+
+    @cached_property
+    def atlases(self) -> tuple[Atlas, ...]:
+        """The nearest planes, the next ones behind them, and the shape between the nearest two."""
+        return self.nearest + self.more()
 
 
 class LabelPlanes:
@@ -126,6 +157,11 @@ class LabelPlanes:
     def bears(self, label: int, plane: int | None) -> bool:
         """Whether `label` is drawn on the stack's plane `plane`."""
         return plane is not None and plane + self._stack.first in self._annotation.complete[label]
+
+    def known(self, label: int) -> list[int]:
+        """The stack's planes on which `label` is drawn or absent, ascending."""
+        known = (plane - self._stack.first for plane in self._annotation.known_planes(label))
+        return sorted(plane for plane in known if 0 <= plane < len(self._stack.images))
 
     def distances(self, label: int, plane: int) -> torch.Tensor:
         """(H, W) signed distance in working pixels, cut off at DISTANCE_LIMIT."""
@@ -146,6 +182,23 @@ class LabelPlanes:
                 torch.histc(image[region].cpu(), INTENSITY_BINS, *INTENSITY_RANGE).to(image) for region in regions
             )
         return self._histograms[label, plane]
+
+    def centroid(self, label: int, plane: int) -> torch.Tensor:
+        """(2,) row and column of the middle of `label` on `plane`."""
+        distances = self.distances(label, plane)
+        inside = distances >= distances.max().clamp(max=0.0)  # on a coarse grid a thin label may have no pixel inside
+        return torch.nonzero(inside).float().mean(dim=0).cpu()
+
+    def translated(
+        self, label: int, plane: int, moves: torch.Tensor, box: tuple[slice, slice]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distances (T, h, w) and channels (T, C, h, w) in `box` as sampled `moves` (T, 2) pixels away on `plane`."""
+        height, width = self._stack.size
+        points = identity(height, width, self._stack.images.device)[..., box[0], box[1]]
+        points = points + moves.to(points)[:, :, None, None]
+        both = torch.cat([self.distances(label, plane)[None], self._stack.images[plane]])
+        moved = sample(both[None].expand(len(moves), -1, -1, -1), points)
+        return moved[:, 0], moved[:, 1:]
 
 
 def far_ends(annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes) -> FarEnds | None:
@@ -207,8 +260,8 @@ class Chains:
         """velocity: (Z - 1, 2, h, w), see `registration`; images: (Z, C, H, W)."""
         self._images = images
         self.weights = channel_weights(images)
-        self._to_lower = resize(integrate(velocity, SQUARINGS), images.shape[-2:])
-        self._to_upper = resize(integrate(-velocity, SQUARINGS), images.shape[-2:])
+        self._to_lower = integrate(velocity, SQUARINGS)
+        self._to_upper = integrate(-velocity, SQUARINGS)
 
     def cross(self, gap: Gap) -> Crossing:
         """Carry the planes that bound `gap` to the planes in it."""
@@ -218,17 +271,19 @@ class Chains:
             weights=self.weights,
             lower=None if gap.lower is None else self.carry(gap.lower, gap.targets),
             upper=None if gap.upper is None else self.carry(gap.upper, gap.targets),
+            carry=cache(lambda source: self.carry(source, gap.targets)),
         )
 
     def carry(self, source: int, targets: range) -> Carried:
         """Carry plane `source` to `targets`, all on one side of it, by all planes in between."""
         upwards = source < targets[0]
         path = range(source + 1, targets[-1] + 1) if upwards else range(source - 1, targets[0] - 1, -1)
-        displacement = torch.zeros_like(self._to_lower[:1])
+        size = self._images.shape[-2:]
+        displacement = self._images.new_zeros(1, 2, *size)
         displacements = {}
         for plane in path:
             hop = self._to_lower[plane - 1] if upwards else self._to_upper[plane]
-            displacement = compose(hop[None], displacement)
+            displacement = compose(resize(hop[None], size), displacement)
             displacements[plane] = displacement
         coordinates = torch.cat([displacements[target] for target in targets])
         coordinates = coordinates + identity(*self._images.shape[-2:], device=coordinates.device)
@@ -238,23 +293,73 @@ class Chains:
 
 def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
     """Sample the signed distances of `label` on the planes that bound the gap and bear it."""
-    sides = [side for side in (crossing.lower, crossing.upper) if side is not None and planes.bears(label, side.source)]
-    carried = {}
-    for side in sides:
-        distances = planes.distances(label, side.source)
-        spread = distances[None, None].expand(len(side.coordinates), -1, -1, -1)
-        carried[side.source] = (sample(spread, side.coordinates)[:, 0], float(distances.max()))
-    nearest = torch.stack([distances.amax(dim=0) for distances, _ in carried.values()]).amax(dim=0)
+    sides = [side for side in (crossing.lower, crossing.upper) if side is not None]
+    bearing = [side for side in sides if planes.bears(label, side.source)]
+    everywhere = tuple(slice(0, size) for size in crossing.targets.shape[-2:])
+    carried = {side.source: _candidate(label, side, everywhere, planes) for side in bearing}
+    nearest = torch.stack([candidate.distances.amax(dim=0) for candidate in carried.values()]).amax(dim=0)
     box = _bounding_box(nearest > -BOX_MARGIN)
+    carried = {
+        source: replace(candidate, distances=candidate.distances[:, box[0], box[1]])
+        for source, candidate in carried.items()
+    }
+    return Arrivals(
+        label,
+        crossing,
+        box,
+        lower=carried.get(crossing.gap.lower),
+        upper=carried.get(crossing.gap.upper),
+        nearest=tuple(_atlas(side, carried.get(side.source), crossing.gap, box) for side in sides),
+        more=lambda: (*_further(label, crossing, box, planes), *_shape(label, crossing.gap, box, planes)),
+    )
 
-    def candidate(side: Carried | None) -> Candidate | None:
-        if side is None or side.source not in carried:
-            return None
-        distances, depth = carried[side.source]
-        inside, around = planes.histograms(label, side.source)
-        return Candidate(side.source, distances[:, box[0], box[1]], depth, inside, around)
 
-    return Arrivals(label, crossing, box, candidate(crossing.lower), candidate(crossing.upper))
+def _candidate(label: int, carried: Carried, box: tuple[slice, slice], planes: LabelPlanes) -> Candidate:
+    distances = planes.distances(label, carried.source)
+    coordinates = carried.coordinates[..., box[0], box[1]]
+    sampled = sample(distances[None, None].expand(len(coordinates), -1, -1, -1), coordinates)[:, 0]
+    return Candidate(carried.source, sampled, float(distances.max()), *planes.histograms(label, carried.source))
+
+
+def _atlas(carried: Carried, candidate: Candidate | None, gap: Gap, box: tuple[slice, slice]) -> Atlas:
+    hops = torch.tensor([abs(target - carried.source) for target in gap.targets])
+    channels = carried.channels[..., box[0], box[1]]
+    if candidate is None:
+        return Atlas(carried.source, hops, channels, None)
+    return Atlas(carried.source, hops, channels, candidate.distances, candidate.depth)
+
+
+def _further(label: int, crossing: Crossing, box: tuple[slice, slice], planes: LabelPlanes) -> list[Atlas]:
+    """The next known plane of the label on either side, carried on through the one that bounds the gap."""
+    gap = crossing.gap
+    below = [plane for plane in planes.known(label) if gap.lower is not None and plane < gap.lower]
+    above = [plane for plane in planes.known(label) if gap.upper is not None and plane > gap.upper]
+    atlases = []
+    for source in below[-1:] + above[:1]:
+        carried = crossing.carry(source)
+        candidate = _candidate(label, carried, box, planes) if planes.bears(label, source) else None
+        atlases.append(_atlas(carried, candidate, gap, box))
+    return atlases
+
+
+def _shape(label: int, gap: Gap, box: tuple[slice, slice], planes: LabelPlanes) -> list[Atlas]:
+    """The contour between the two drawn ones, whatever the images say; none unless both planes bear the label.
+
+    Both signed distances are moved onto the line between their centroids and averaged by the way (shape-based
+    interpolation, Raya & Udupa, IEEE TMI 1990, with aligned centroids); the image is the nearer plane's.
+    """
+    if not (planes.bears(label, gap.lower) and planes.bears(label, gap.upper)):
+        return []
+    way = torch.tensor([(target - gap.lower) / (gap.upper - gap.lower) for target in gap.targets])[:, None]
+    shift = planes.centroid(label, gap.upper) - planes.centroid(label, gap.lower)
+    lower, lower_channels = planes.translated(label, gap.lower, -way * shift, box)
+    upper, upper_channels = planes.translated(label, gap.upper, (1 - way) * shift, box)
+    way = way.to(lower)[..., None]
+    distances = (1 - way) * lower + way * upper
+    channels = torch.where(way[..., None] < 0.5, lower_channels, upper_channels)
+    hops = SHAPE_HOPS * torch.tensor([min(target - gap.lower, gap.upper - target) for target in gap.targets])
+    depth = max(float(planes.distances(label, plane).max()) for plane in (gap.lower, gap.upper))
+    return [Atlas(("shape", gap.lower, gap.upper), hops, channels, distances, depth)]
 
 
 def _bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ if __name__ == "__main__":  # run as a file: make the package that the file lies
 from LabelPropLib import files
 from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError
+from LabelPropLib.provenance import provenance
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
@@ -36,12 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with interruptible():
             options = parser().parse_args(argv)
-            options.run(options)
+            return options.run(options) or DONE
     except InputError as error:
         complain(" ".join(str(error).split()))
         return BAD_INPUT
-    except (KeyboardInterrupt, Cancelled):
-        complain("cancelled, nothing was written")
+    except (KeyboardInterrupt, Cancelled) as stopped:
+        complain(str(stopped) or "cancelled, nothing was written")
         return CANCELLED
     except (OSError, ImportError) as error:
         complain(str(error))
@@ -49,7 +53,6 @@ def main(argv: list[str] | None = None) -> int:
     except Exception:  # Slicer would stay open after an exception that nobody caught
         traceback.print_exc()
         return FAILED
-    return DONE
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,6 +92,57 @@ def parser() -> Parser:
         default="auto",
         help="file axis across the slices; i is fastest",
     )
+    add_settings(add)
+    add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
+    add("--uncertainty", metavar="FILE", type=Path, help="volume to write, from 0 sure to 1 a toss-up")
+    add("--report", metavar="FILE.json", type=Path, help="what was done, as JSON")
+    add("--picture", metavar="FILE.png", type=Path, help="picture of the slice that needs a look most")
+
+    verb = verbs.add_parser("suggest", help="which slice to annotate next, and what it would gain")
+    verb.set_defaults(run=suggest)
+    add = verb.add_argument
+    add("image", metavar="IMAGE", type=Path, help="the scan")
+    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
+    add("--count", metavar="N", type=positive, default=1, help="slices, each as if those before it were drawn (1)")
+    add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
+    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
+    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add_settings(add)
+    add("--report", metavar="FILE.json", type=Path, help="the suggestions and what they rest on, as JSON")
+
+    verb = verbs.add_parser("batch", help="propagate on many volumes, and rank the results")
+    verb.set_defaults(run=batch)
+    add = verb.add_argument
+    add(
+        "table",
+        metavar="TABLE.csv",
+        type=Path,
+        help="a line for each volume; columns image, annotations and, if need be, second_image, scribbles, axis, name;"
+        " paths are relative to the table's folder",
+    )
+    add("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results and their overview")
+    where = verb.add_mutually_exclusive_group()
+    where.add_argument("--jobs", metavar="N", type=positive, help="volumes at once (one for every 8 processors)")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler")
+    add_settings(add)
+
+    add_training(verbs)
+
+    verb = verbs.add_parser("evaluate", help="Dice and distances in mm of each label")
+    verb.set_defaults(run=evaluate)
+    verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
+    verb.add_argument("reference", metavar="REFERENCE", type=Path, help="label volume of the whole scan")
+    verb.add_argument("--annotations", metavar="A", type=Path, help="label volume whose slices are left out")
+
+    verb = verbs.add_parser("demo", help="try it on a synthetic scan")
+    verb.set_defaults(run=demo)
+    folder = Path("labelprop-demo")
+    verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
+    return command
+
+
+def add_settings(add: Callable):
+    """The options of a propagation that do not depend on its files; `add` is a parser's `add_argument`."""
     add(
         "--missing",
         choices=MISSING_CHOICES,
@@ -107,43 +161,130 @@ def parser() -> Parser:
         help="weights to start from; auto: those that come with LabelProp",
     )
     add("--device", choices=DEVICES, default="auto")
+    add("--memory", dest="memory_gb", metavar="GB", type=float, help="of memory to hold at most (all that is free)")
     add("--seed", metavar="N", type=int, default=0)
-    add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
-    add("--uncertainty", metavar="FILE", type=Path, help="volume to write, from 0 sure to 1 a toss-up")
-    add("--report", metavar="FILE.json", type=Path, help="what was done, as JSON")
 
-    verb = verbs.add_parser("suggest", help="which slice to annotate next, and what it would gain")
-    verb.set_defaults(run=suggest)
+
+def add_training(verbs):
+    """The verbs `train` and `pretrain`."""
+    verb = verbs.add_parser("train", help="train the registration network on one scan and keep it")
+    verb.set_defaults(run=train, scribbles=None, second_image=None)
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
-    add("annotations", metavar="ANNOTATIONS", type=Path, help="as for propagate")
-    add(
-        "--count", metavar="N", type=int, default=1, help="slices to suggest, each as if those before it were drawn (1)"
-    )
-    add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
-    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
+    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
     add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
-    add("--missing", choices=MISSING_CHOICES, default="auto", help="what a label is on an annotated slice without it")
-    add("--preset", choices=PRESETS, default="fast", help="how much time to spend (fast)")
+    add("--missing", choices=MISSING_CHOICES, default="auto", help="as for propagate")
+    add("--preset", choices=PRESETS, default="balanced", help="as for propagate; here it is the size of the planes")
+    add_training_options(add)
+
+    verb = verbs.add_parser("pretrain", help="train the registration network on a data set")
+    verb.set_defaults(run=pretrain)
+    add = verb.add_argument
+    add("table", metavar="TABLE.csv", type=Path, help="columns image, annotations (optional), axis (optional)")
+    add_training_options(add)
+    add("--steps", metavar="N", type=positive, default=2000, help="at most")
+    add("--batch", metavar="N", type=positive, default=4, help="samples a step, of each process")
+    add("--half", action="store_true", help="write the weights as 16 bit numbers")
+
+
+def add_training_options(add: Callable):
+    """What `train` and `pretrain` share; `add` is a parser's `add_argument`."""
+    add("-o", "--output", metavar="CHECKPOINT.pt", type=Path, required=True, help="weights to write; log and plot too")
+    add("--checkpoint", metavar="FILE|auto|none", default="auto", help="weights to begin with; auto: LabelProp's own")
     add("--device", choices=DEVICES, default="auto")
-    add("--report", metavar="FILE.json", type=Path, help="the suggestions and what they rest on, as JSON")
+    add("--seed", metavar="N", type=int, default=0)
+    add("--licence", metavar="TEXT", default="not stated", help="of the weights, kept with them")
 
-    verb = verbs.add_parser("evaluate", help="Dice and distances in mm of each label")
-    verb.set_defaults(run=evaluate)
-    verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
-    verb.add_argument("reference", metavar="REFERENCE", type=Path, help="label volume of the whole scan")
-    verb.add_argument("--annotations", metavar="A", type=Path, help="label volume whose slices are left out")
 
-    verb = verbs.add_parser("demo", help="try it on a synthetic scan")
-    verb.set_defaults(run=demo)
-    folder = Path("labelprop-demo")
-    verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
-    return command
+def settings_of(options) -> Settings:
+    """The settings that the command line asks for."""
+    return Settings(
+        registration=options.registration,
+        fusion=options.fusion,
+        preset=options.preset,
+        device=options.device,
+        seed=options.seed,
+        extrapolate=options.extrapolate,
+        checkpoint=options.checkpoint,
+        memory_gb=options.memory_gb,
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1. Raises ValueError."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def batch(options) -> int:
+    """labelprop batch"""
+    from LabelPropLib import batch
+
+    results = batch.run(
+        options.table,
+        options.output,
+        settings_of(options),
+        options.missing,
+        options.jobs,
+        options.scheduler,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    failed = [result for result in results if result.failure]
+    for result in failed:
+        complain(f"{result.name}: {result.failure}")
+    return FAILED if failed else DONE
+
+
+def train(options):
+    """labelprop train: reads its input as `propagate` does."""
+    from LabelPropLib.training_run import RunFiles, train
+
+    settings = Settings(preset=options.preset, device=options.device, seed=options.seed, checkpoint=options.checkpoint)
+    run = RunFiles(options.output)
+    run.check([options.image, options.annotations])
+
+    from LabelProp import LabelPropLogic
+
+    volume_node, segmentation_node, _, _ = read_inputs(options)
+    collected = LabelPropLogic().collect(volume_node, segmentation_node, axis=options.axis, missing=options.missing)
+    with shown_progress() as progress:
+        train(collected.annotation, run, settings, options.licence, progress)
+    print(f"Written: {run.checkpoint}, log {run.log.name}.", file=sys.stderr)
+
+
+def pretrain(options):
+    """labelprop pretrain"""
+    from LabelPropLib import dataset
+    from LabelPropLib.registration.pretraining import Plan
+    from LabelPropLib.training_run import RunFiles, pretrain
+
+    run = RunFiles(options.output)
+    entries = dataset.read_table(options.table)
+    run.check([options.table, *(path for entry in entries for path in (entry.image, entry.annotations) if path)])
+    plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
+    try:
+        with shown_progress() as progress:
+            pretrain(
+                entries,
+                run,
+                plan,
+                progress,
+                start=options.checkpoint,
+                device=options.device,
+                licence=options.licence,
+                half=options.half,
+            )
+    except KeyboardInterrupt as error:
+        if run.state.exists():
+            raise Cancelled(f"cancelled: the same command goes on from {run.state}") from error
+        raise
 
 
 def suggest(options):
     """labelprop suggest: propagate, write nothing of it, and say which slices to draw."""
-    settings = Settings(preset=options.preset, device=options.device, suggestions=options.count)
+    settings = replace(settings_of(options), suggestions=options.count)
     inputs = (options.image, options.annotations, options.scribbles, options.second_image)
     files.check_outputs(filter(None, [options.report]), filter(None, inputs))
 
@@ -201,17 +342,7 @@ def demo(options):
 def propagate(options):
     """labelprop propagate: files to MRML nodes, through `LabelPropLogic`, and to files again."""
     started = time.monotonic()
-    settings = Settings(
-        registration=options.registration,
-        fusion=options.fusion,
-        preset=options.preset,
-        device=options.device,
-        seed=options.seed,
-        extrapolate=options.extrapolate,
-        directions=options.directions,
-        uncertainty=options.uncertainty is not None,
-        checkpoint=options.checkpoint,
-    )
+    settings = replace(settings_of(options), directions=options.directions, uncertainty=options.uncertainty is not None)
     directions = check_outputs(options)
 
     import slicer
@@ -241,9 +372,11 @@ def propagate(options):
     direction_nodes = logic.addDirections(collected, propagation)
     report = logic.write(collected, propagation, uncertainty_node)
     report["seconds"] = {"reading": round(read - started, 3), **report["seconds"]}
+    inputs = {use: getattr(options, use) for use in ("image", "annotations", "second_image", "scribbles")}
+    report["made_of"] = provenance(inputs, settings, axis=options.axis, missing=options.missing)
     segmentation_nodes = {options.output: segmentation_node}
     segmentation_nodes |= {path: direction_nodes[name] for name, path in directions.items()}
-    write_outputs(options, collected, segmentation_nodes, uncertainty_node, report, label_type)
+    write_outputs(options, collected, propagation, segmentation_nodes, uncertainty_node, report, label_type)
 
     now = time.monotonic()
     summarise(collected.annotation, report, writing=now - computed, total=now - started)
@@ -254,9 +387,13 @@ def check_outputs(options) -> dict[str, Path]:
     files.check_suffix(options.output, (files.SEGMENTATION_SUFFIX, *files.VOLUME_SUFFIXES))
     if options.uncertainty:
         files.check_suffix(options.uncertainty, files.VOLUME_SUFFIXES)
+    if options.picture:
+        files.check_suffix(options.picture, (".png",))
+        if importlib.util.find_spec("matplotlib") is None:
+            raise InputError("A picture needs matplotlib, which is not installed: pip install matplotlib.")
     names = ("up", "down") if options.directions else ()
     directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
-    outputs = (options.output, *directions.values(), options.uncertainty, options.report)
+    outputs = (options.output, *directions.values(), options.uncertainty, options.picture, options.report)
     inputs = (options.image, options.annotations, options.scribbles, options.second_image)
     files.check_outputs(filter(None, outputs), filter(None, inputs))
     return directions
@@ -319,13 +456,17 @@ def check_overlap(collected, output: Path):
         )
 
 
-def write_outputs(options, collected, segmentation_nodes: dict, uncertainty_node, report: dict, label_type):
-    """Write all files, or none. segmentation_nodes: path -> node."""
+def write_outputs(
+    options, collected, propagation, segmentation_nodes: dict, uncertainty_node, report: dict, label_type
+):
+    """Write all files, or none; the report takes its place last. segmentation_nodes: path -> node."""
     import slicer
 
     from LabelPropLib import scene
 
-    others = filter(None, (options.uncertainty, options.report))
+    others = filter(None, (options.uncertainty, options.picture, options.report))
+    if options.picture:
+        from LabelPropLib import picture
     with files.replacing((*segmentation_nodes, *others)) as staged:
         for path, node in segmentation_nodes.items():
             if files.is_segmentation(path):
@@ -336,6 +477,8 @@ def write_outputs(options, collected, segmentation_nodes: dict, uncertainty_node
         if options.uncertainty:
             uncertainty = slicer.util.arrayFromVolume(uncertainty_node)
             files.write_volume(uncertainty, scene.ijk_to_ras(uncertainty_node), staged[options.uncertainty])
+        if options.picture:
+            picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation)
         if options.report:
             staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -16,7 +16,6 @@ from LabelProp import LabelPropLogic
 
 from . import files, scene
 from .baselines import copy_nearest, fill_between_slices
-from .errors import InputError
 from .evaluation import Score, score_labels
 from .phantom import Phantom, make_phantom
 
@@ -31,7 +30,7 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
     labelprop.seg.nrrd, and, where matplotlib is installed, demo.png. `progress` is told of the propagation.
     Raises InputError if the folder cannot be made or written to.
     """
-    folder = writable_folder(output_folder)
+    folder = files.writable_folder(output_folder)
     phantom = make_phantom()
     drawn = np.linspace(0, len(phantom.labels) - 1, DRAWN_SLICES).round().astype(int).tolist()
     annotations = np.zeros_like(phantom.labels)
@@ -71,18 +70,6 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
     picture = write_picture(folder / "demo.png", phantom, found, drawn)
     written = ", ".join(f"{name}.nii.gz" for name in volumes)
     print(f"Written to {folder}: {written}, labelprop.seg.nrrd{picture}.")
-
-
-def writable_folder(path: str | os.PathLike) -> Path:
-    """The folder, made if need be. Raises InputError."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made ({error.strerror}): choose another one.") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"The folder {folder} is read-only: choose another one.")
-    return folder
 
 
 def add_to_scene(phantom: Phantom, annotations: np.ndarray):

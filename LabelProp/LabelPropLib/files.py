@@ -166,6 +166,18 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]):
             ) from error
 
 
+def writable_folder(path: str | os.PathLike) -> Path:
+    """The folder, made if need be. Raises InputError."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made ({error.strerror}): choose another one.") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"The folder {folder} is read-only: choose another one.")
+    return folder
+
+
 def check_suffix(path: Path, suffixes: Iterable[str]):
     """Raise InputError unless the name ends in one of the suffixes."""
     if not path.name.lower().endswith(tuple(suffixes)):

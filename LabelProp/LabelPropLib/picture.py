@@ -18,8 +18,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
-from .annotation import AXIS_NAMES
+from .annotation import AXIS_NAMES, SparseAnnotation
 from .evaluation import dice
+from .propagation import Propagation
 
 PAPER, INK, QUIET = "#0e1116", "#f2f4f8", "#9aa4b2"
 DRAWN, FOUND, TRUTH = "#ffd166", "#4cc9f0", "#ffffff"
@@ -93,6 +94,38 @@ def save_picture(
     figure.text(0.014, 1 - 0.32 * inch, title, color=INK, fontsize=16, weight="bold", va="center")
     draw_legends(figure, colours, names or {}, truth is not None)
     figure.savefig(path, facecolor=PAPER)
+
+
+def save_doubtful_slice(path: str | os.PathLike, annotation: SparseAnnotation, propagation: Propagation):
+    """Write a small square picture (.png) of the slice that needs a look most, with the outlines found on it."""
+    found = np.max(propagation.label_maps, axis=0)
+    index = most_doubtful_slice(propagation.report, found, annotation.axis, annotation.planes)
+    colours = {label: colour(n) for n, label in enumerate(annotation.labels)}
+    box = box_in_plane(found, annotation.spacing, annotation.axis)
+    plane = np.take(annotation.image, index, annotation.axis)[box]
+    low, high = np.percentile(plane, (1, 99.5))
+    stack = Stack(annotation.image, annotation.spacing, annotation.axis, (float(low), float(high)), colours)
+    figure = Figure(figsize=(2.56, 2.56), facecolor=PAPER, dpi=100)
+    panel = figure.add_axes((0, 0, 1, 1))
+    for label_map in propagation.label_maps:
+        draw_slice(panel, stack, index, box, label_map, None)
+    annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", index in annotation.planes, None)
+    figure.savefig(path, facecolor=PAPER)
+
+
+def most_doubtful_slice(report: Mapping, found: np.ndarray, axis: int, drawn: Sequence[int]) -> int:
+    """The slice of the least expected Dice, averaged over its labels.
+
+    Without expectations in the report: of the slices that bear a label, one that is furthest from the drawn ones.
+    """
+    expected: dict[int, list[float]] = {}
+    for slices in report.get("expected_dice", {}).values():
+        for index, value in slices.items():
+            expected.setdefault(int(index), []).append(value)
+    if expected:
+        return min(expected, key=lambda index: np.mean(expected[index]))
+    borne = np.flatnonzero(np.moveaxis(found, axis, 0).any(axis=(1, 2)))
+    return int(max(borne, key=lambda index: min(abs(index - other) for other in drawn)))
 
 
 def colour(n: int) -> Colour:

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-from . import checkpoint, confidence, suggestion
+from . import confidence, planner, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
-from .errors import Cancelled
-from .fusion import appearance, distance, similarity
+from .errors import Cancelled, InputError
+from .fusion import appearance, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .labelmaps import LabelMaps
-from .planner import EFFORTS, Effort, choose_device, describe_device, peak_memory_gb, thread_count
+from .machine import peak_memory_gb, thread_count
+from .memory import Memory, Update
+from .planner import EFFORTS, Effort, Plan
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
 from .registration.consistency import FarEnds
+from .registration.network import RegistrationNetwork
+from .registration_weights import load_network
 from .settings import Settings
 
-RULES: dict[str, Rule] = {"distance": distance.fuse, "similarity": similarity.fuse, "appearance": appearance.fuse}
+RULES: dict[str, Rule] = {
+    "majority": majority.fuse,
+    "distance": distance.fuse,
+    "similarity": similarity.fuse,
+    "appearance": appearance.fuse,
+    "joint": joint.fuse,
+}
 CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
@@ -36,24 +48,52 @@ def propagate(
     settings: Settings = Settings(),
     progress: Progress | None = None,
     is_cancelled: Callable[[], bool] | None = None,
+    memory: Memory | None = None,
 ) -> Propagation:
     """Carry the annotated labels through the volume.
 
     progress: told the fraction done and the stage. is_cancelled: asked often; yes ends the work.
-    The same annotation, settings and seed give the same voxels on the CPU.
+    memory: of runs on the same scan; what has not changed since the last one is not registered again. It is filled
+    here: hand in the same one each time.
+    The same annotation, settings and seed give the same voxels on the CPU. With a memory that holds for its first run;
+    a later one gives other voxels, as good, depending on the runs before.
     Raises InputError for a device that is not there or a checkpoint that cannot be used, Cancelled.
     """
     clock = Clock(progress, is_cancelled)
-    device = choose_device(settings.device)
-    pretrained = checkpoint.choose(settings.checkpoint, "registration")
+    *plans, last = planner.plans(planner.choose_device(settings.device))
+    for plan in plans:
+        try:
+            return compute(annotation, settings, clock, memory, plan)
+        except (MemoryError, RuntimeError) as error:
+            if not planner.is_out_of_memory(error):
+                raise
+        planner.release_memory(plan.device)
+    return compute(annotation, settings, clock, memory, last)
+
+
+def compute(
+    annotation: SparseAnnotation, settings: Settings, clock: Clock, memory: Memory | None, plan: Plan
+) -> Propagation:
+    """`propagate` by a plan. Raises what `planner.is_out_of_memory` knows where there is not enough."""
+    device = plan.device
+    network = load_network(settings.checkpoint)
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
-            stack = prepare(annotation, effort.pixels, settings.extrapolate, device)
+            remembered = None if memory is None else memory.recall(annotation, settings)
+            box = None if remembered is None else remembered.box_around(annotation)
+            free = planner.memory_to_use(device, settings.memory_gb)
+            pixels = planner.fitting_pixels(effort.pixels, annotation.plane_count, free)
+            stack = prepare(annotation, pixels, settings.extrapolate, device, box)
             planes = LabelPlanes(annotation, stack)
             ends = far_ends(annotation, stack, planes)
         with clock.stage("Registering"):
-            velocity = register(stack, ends, settings, effort, lambda done: clock.tell(REGISTRATION_SHARE * done))
+            update = None if remembered is None else remembered.update(annotation, stack)
+            velocity = register(
+                stack, ends, settings, plan, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done), update
+            )
+            if memory is not None:
+                memory.keep(annotation, stack, velocity)
         with torch.no_grad():
             chains = Chains(velocity, stack.images)
             with clock.stage("Choosing"):
@@ -73,15 +113,17 @@ def propagate(
             "axis": AXIS_NAMES[annotation.axis],
             "annotated_slices": annotation.planes,
             "labels": list(annotation.labels),
+            "volume_ml": volume_ml(annotation, label_maps),
             "missing": annotation.missing,
-            "device": describe_device(device),
+            "device": planner.describe_device(device),
             "preset": settings.preset,
-            "registration": "network" if settings.registration == "network" else "instance",
+            "registration": ("instance" if settings.registration == "auto" else settings.registration)
+            + (", reused" if update else ""),
             "fusion": {str(label): rule for label, rule in rules.items()},
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
-            "messages": messages(annotation, settings, chains.weights),
+            "messages": planner.messages(plan, pixels, effort) + messages(annotation, settings, chains.weights, update),
             **expected.report(),
             **suggestion.report(suggestions),
         },
@@ -89,12 +131,40 @@ def propagate(
 
 
 def register(
-    stack: Stack, ends: FarEnds | None, settings: Settings, effort: Effort, on_step: Callable[[float], None]
+    stack: Stack,
+    ends: FarEnds | None,
+    settings: Settings,
+    plan: Plan,
+    effort: Effort,
+    network: RegistrationNetwork | None,
+    on_step: Callable[[float], None],
+    update: Update | None = None,
 ) -> torch.Tensor:
-    """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance."""
+    """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance.
+
+    network: pretrained, None for none; 'network' trains it on the scan, 'pretrained' takes it as it is.
+    update: what is known of them from a run before, and what is left to do.
+    """
+    free = planner.memory_to_use(plan.device, settings.memory_gb)
+    schedule = instance.Schedule(levels=effort.levels, batch_pixels=planner.batch_pixels(plan, free))
+    if update is not None:
+        return update.register(stack, ends, schedule, on_step)
+    if stack.images.shape[1] > 1:
+        network = None  # the weights are of networks that look at one image
     if settings.registration == "network":
-        return training.register(stack.images, ends, seed=settings.seed, on_step=on_step)
-    return instance.register(stack.images, ends, instance.Schedule(levels=effort.levels), on_step=on_step)
+        course = training.course_for(network)
+        return training.register(stack.images, ends, settings.seed, course, network, on_step)
+    if settings.registration == "pretrained":
+        if network is None:
+            raise InputError(
+                "No weights for the registration 'pretrained', which looks at a single image: give a checkpoint, leave"
+                " out the second image, or choose another registration."
+            )
+        return training.predict(network.to(stack.images.device), stack.images, training.PREDICTION_REDUCTIONS)
+    pairs = planner.pairs_at_once(stack.size, free)
+    if pairs < len(stack.images) - 1:
+        return instance.register_in_parts(stack.images, stack.given, pairs, ends, schedule, on_step)
+    return instance.register(stack.images, ends, schedule, on_step=on_step)
 
 
 def choose_rules(
@@ -166,8 +236,22 @@ def fuse(
     return maps, sides, evidence
 
 
-def messages(annotation: SparseAnnotation, settings: Settings, weights: torch.Tensor) -> list[str]:
-    """Sentences for the user about how the input was read; weights: (C,) of mean 1, of the images."""
+def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:
+    """Millilitres of each label in label maps (K, J, I)."""
+    voxel = math.prod(annotation.spacing) / 1000
+    return {
+        str(label): round(voxel * sum(np.count_nonzero(plane == label) for planes in label_maps for plane in planes), 3)
+        for label in annotation.labels
+    }
+
+
+def messages(
+    annotation: SparseAnnotation, settings: Settings, weights: torch.Tensor, update: Update | None = None
+) -> list[str]:
+    """Sentences for the user about how the input was read, and what was taken over from a run before.
+
+    weights: (C,) of mean 1, of the images.
+    """
     said = []
     if len(annotation.labels) > 1:
         reading = {
@@ -183,6 +267,11 @@ def messages(annotation: SparseAnnotation, settings: Settings, weights: torch.Te
     if weights.min() < LEAST_SHARE * len(weights):
         weak, strong = ("image", "second image") if weights[0] < weights[1] else ("second image", "image")
         said.append(f"The {weak} varies like noise from slice to slice: the {strong} counts for almost all.")
+    if update is not None:
+        said.append(
+            f"The registration of the last run was reused: {len(update.pairs)} of {update.pair_count} pairs of"
+            " neighbouring slices were registered again."
+        )
     return said
 
 

@@ -1,15 +1,28 @@
-"""Where to compute, with how many threads, and how thoroughly."""
+"""Where to compute, how thoroughly, and how much at once: what fits into memory, and what to do when it does not.
+
+The registration takes most: its graph, for every pixel that is computed at once. Smaller batches give the same voxels
+in more time, so they come first. Only where the planes alone are too much they are made coarser.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
+import gc
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from .errors import InputError
-from .registration.instance import Level
+from .machine import free_memory, held_memory
+from .registration.instance import Level, Schedule
+
+BYTES_PER_BATCH_PIXEL = 320  # measured: of the graph of a pair's loss, per pixel of a plane
+BYTES_PER_PART_PIXEL = 40  # of planes registered together: what is compared, the fields, their momenta
+BYTES_PER_STACK_PIXEL = 12  # of all planes: images and fields
+BATCH_SHARE = PART_SHARE = 0.5
+STACK_SHARE = 0.5
+LEAST_PIXELS = 64
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,6 @@ EFFORTS = {
     "balanced": Effort(pixels=200, levels=(Level(4, 60), Level(2, 30), Level(1, 20, rate=0.1))),
     "best": Effort(pixels=320, levels=(Level(4, 80), Level(2, 60), Level(1, 50, rate=0.06))),
 }
-MOST_THREADS = 8  # batches of planes this small gain nothing from more
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,10 +51,71 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def thread_count() -> int:
-    """As many threads as processors this process may use, at most MOST_THREADS."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, MOST_THREADS)
+@dataclass(frozen=True)
+class Plan:
+    """device; share: of the free memory that a batch may fill; why: it is not the first plan, for the user."""
+
+    device: torch.device
+    share: float = BATCH_SHARE
+    why: str = ""
+
+
+def plans(device: torch.device) -> Iterator[Plan]:
+    """What to try, one after the other, each if memory ran out with the one before: smaller batches, then the CPU."""
+    name = {"cuda": "The GPU's memory", "mps": "The GPU's memory"}.get(device.type, "Memory")
+    yield Plan(device)
+    yield Plan(device, BATCH_SHARE / 8, f"{name} ran out: computed in smaller batches.")
+    if device.type != "cpu":
+        yield Plan(torch.device("cpu"), BATCH_SHARE, f"{name} ran out: computed on the CPU.")
+        yield Plan(torch.device("cpu"), BATCH_SHARE / 8, f"{name} and the CPU's ran out: computed in smaller batches.")
+
+
+def memory_to_use(device: torch.device, limit_gb: float | None) -> float:
+    """Bytes that are free on the device, and on the CPU within the limit for the whole process; inf if unknown."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = free_memory()
+    left = math.inf if limit_gb is None else max(0.0, limit_gb * 1e9 - held_memory())
+    return min(left, math.inf if free is None else free)
+
+
+def batch_pixels(plan: Plan, free: float) -> int:
+    """Pixels of all pairs of planes to register at once, with `free` bytes."""
+    return int(min(max(plan.share * free / BYTES_PER_BATCH_PIXEL, 1), Schedule.batch_pixels))
+
+
+def pairs_at_once(size: tuple[int, int], free: float) -> float:
+    """Neighbouring pairs of planes (H, W) = `size` whose registration fits into `free` bytes; inf if all do."""
+    return PART_SHARE * free / (math.prod(size) * BYTES_PER_PART_PIXEL)
+
+
+def fitting_pixels(pixels: int, planes: int, free: float) -> int:
+    """The most pixels along a plane's side, up to `pixels`, with which so many square planes fit into `free` bytes."""
+    fitting = math.sqrt(STACK_SHARE * free / (planes * BYTES_PER_STACK_PIXEL)) if free < math.inf else pixels
+    return max(LEAST_PIXELS, min(pixels, int(fitting)))
+
+
+def messages(plan: Plan, pixels: int, effort: Effort) -> list[str]:
+    """Sentences for the user about what was done for want of memory."""
+    said = [plan.why] if plan.why else []
+    if pixels < effort.pixels:
+        said.append(f"Little memory is free: slices of {pixels} pixels instead of {effort.pixels} were registered.")
+    return said
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine or the GPU ran out of memory; PyTorch has a class of its own for CUDA only."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
+def release_memory(device: torch.device):
+    """Give back what PyTorch keeps for later, so that the next plan finds it free."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def describe_device(device: torch.device) -> str:
@@ -50,13 +123,3 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return device.type
-
-
-def peak_memory_gb() -> float | None:
-    """Most memory that this process has held, GB; None where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)

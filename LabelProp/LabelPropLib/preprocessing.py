@@ -75,26 +75,29 @@ class Stack:
 
 
 def prepare(
-    annotation: SparseAnnotation, pixels: int, extrapolate: bool = False, device: torch.device | str = "cpu"
+    annotation: SparseAnnotation,
+    pixels: int,
+    extrapolate: bool = False,
+    device: torch.device | str = "cpu",
+    box: tuple[slice, slice] | None = None,
 ) -> Stack:
     """Crop, resample and normalise.
 
     pixels: the most that the longer side of a working plane may have.
     extrapolate: keep the planes beyond the outermost annotated ones. device: where the stack's images go.
+    box: rows and columns to crop to, `crop_box` by default.
     """
     first, last = (0, annotation.plane_count - 1) if extrapolate else marked_range(annotation)
-    box = crop_box(annotation)
+    box = box or crop_box(annotation)
+    extent = [(s.stop - s.start) * mm for s, mm in zip(box, annotation.plane_spacing, strict=True)]
+    pixel = max(min(annotation.plane_spacing), max(extent) / pixels)
+    size = tuple(max(8, round(e / pixel)) for e in extent)
     channels = []
     for volume in filter(lambda volume: volume is not None, (annotation.image, annotation.second_image)):
         planes = np.moveaxis(volume, annotation.axis, 0)[first : last + 1, box[0], box[1]]
-        channels.append(robust_normalise(torch.from_numpy(np.ascontiguousarray(planes, np.float32))))
-    images = torch.stack(channels, dim=1)
-
-    extent = [n * s for n, s in zip(images.shape[-2:], annotation.plane_spacing, strict=True)]
-    pixel = max(min(annotation.plane_spacing), max(extent) / pixels)
-    size = tuple(max(8, round(e / pixel)) for e in extent)
+        channels.append(robust_normalise(planes, size))
     return Stack(
-        images=_resize(images, size).to(device),
+        images=torch.stack(channels, dim=1).to(device),
         first=first,
         given=tuple(p - first for p in annotation.planes),
         box=box,
@@ -110,8 +113,11 @@ def marked_range(annotation: SparseAnnotation) -> tuple[int, int]:
     return int(marked.min()), int(marked.max())
 
 
-def crop_box(annotation: SparseAnnotation) -> tuple[slice, slice]:
-    """Rows and columns of a plane that hold all labels and scribbles with a margin, 15 % of their extent or 12 mm."""
+def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[slice, slice]:
+    """Rows and columns of a plane that hold all labels and scribbles with a margin, 15 % of their extent or 12 mm.
+
+    margin_share: of that margin, to be taken.
+    """
     height, width = (n for a, n in enumerate(annotation.image.shape) if a != annotation.axis)
     marked = np.zeros((height, width), bool)
     for planes in annotation.complete.values():
@@ -124,17 +130,35 @@ def crop_box(annotation: SparseAnnotation) -> tuple[slice, slice]:
     for lines, spacing in zip((marked.any(axis=1), marked.any(axis=0)), annotation.plane_spacing, strict=True):
         used = np.flatnonzero(lines)
         extent = (used[-1] - used[0] + 1) * spacing
-        margin = math.ceil(max(MARGIN_MM, MARGIN_FRACTION * extent) / spacing)
+        margin = math.ceil(margin_share * max(MARGIN_MM, MARGIN_FRACTION * extent) / spacing)
         box.append(slice(max(0, int(used[0]) - margin), min(len(lines), int(used[-1]) + 1 + margin)))
     return box[0], box[1]
 
 
-def robust_normalise(images: torch.Tensor) -> torch.Tensor:
-    """Intensities with the 1st percentile at 0 and the 99th at 1, cut off a little beyond; one scale for all planes."""
-    low, high = np.percentile(images.numpy(), [1, 99])
+def robust_normalise(planes: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """`planes` (Z, rows, columns) of any type as float32 (Z, h, w) of `size`, bilinear.
+
+    Intensities have the 1st percentile at 0 and the 99th at 1, cut off a little beyond; one scale for all planes. Works
+    plane by plane: in a large scan the cropped planes are too many for copies of all of them in float32.
+    """
+    low, high = percentiles(planes, (0.01, 0.99))
     if high <= low:
-        low, high = images.min().item(), images.max().item()
-    return ((images - low) / max(high - low, 1e-6)).clamp(-0.2, 1.2).float()
+        low, high = float(planes.min()), float(planes.max())
+    images = torch.empty(len(planes), *size)
+    for image, plane in zip(images, planes, strict=True):
+        intensities = torch.from_numpy(np.ascontiguousarray(plane, np.float32))
+        normalised = ((intensities - low) / max(high - low, 1e-6)).clamp(-0.2, 1.2)
+        image[:] = _resize(normalised[None, None], size)[0, 0]
+    return images
+
+
+def percentiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:
+    """As `np.percentile`, sorting the values in their own type, and without overflow of small integers."""
+    places = [share * (values.size - 1) for share in shares]
+    neighbours = [(math.floor(place), math.ceil(place)) for place in places]
+    ordered = np.partition(values, sorted({index for pair in neighbours for index in pair}), axis=None)
+    lower, upper = ([float(ordered[pair[side]]) for pair in neighbours] for side in (0, 1))
+    return [a + (b - a) * (place % 1) for a, b, place in zip(lower, upper, places, strict=True)]
 
 
 def smooth(images: torch.Tensor, sigma: float) -> torch.Tensor:

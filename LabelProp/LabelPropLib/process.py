@@ -110,6 +110,11 @@ class BackgroundPropagation:
         self._send(cancel=job)
         self._call_later(CANCEL_TIMEOUT_MS, lambda: self._kill_unless_answered(job))
 
+    def forget(self):
+        """Start the next job from nothing, not from the registration of the last one on the same scan."""
+        if self._folder is not None:
+            self._send(forget=True)
+
     def wait(self):
         """Block, without running the event loop, until the job has ended; for scripts."""
         while self.running:

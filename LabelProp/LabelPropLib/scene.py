@@ -38,8 +38,13 @@ REFERENCE_GEOMETRY = Converter.GetReferenceImageGeometryParameterName()
 
 def read_roles(segment: slicer.vtkSegment) -> Roles:
     """The roles in a segment's tag. Raises InputError when it is malformed."""
+    return Roles.parse(_roles_text(segment))
+
+
+def _roles_text(segment: slicer.vtkSegment) -> str:
+    """The segment's tag, empty without one."""
     text = vtk.reference("")
-    return Roles.parse(text.get()) if segment.GetTag(ROLES_TAG, text) else Roles()
+    return text.get() if segment.GetTag(ROLES_TAG, text) else ""
 
 
 def write_roles(segment: slicer.vtkSegment, roles: Roles):
@@ -147,12 +152,15 @@ class SceneAnnotation:
 
 
 def segmentation_state(segmentation_node) -> tuple:
-    """Differs when voxels of a segment, the segments, or the geometry of the segmentation have been changed."""
+    """Differs when voxels or roles of a segment, the segments, or the segmentation's geometry have been changed."""
     segmentation = segmentation_node.GetSegmentation()
     return (
         segmentation.GetConversionParameter(REFERENCE_GEOMETRY),
         segmentation_node.GetTransformNodeID(),
-        *((name, _labelmap(segmentation, name).GetMTime()) for name in segmentation.GetSegmentIDs()),
+        *(
+            (name, _labelmap(segmentation, name).GetMTime(), _roles_text(segmentation.GetSegment(name)))
+            for name in segmentation.GetSegmentIDs()
+        ),
     )
 
 
@@ -225,6 +233,8 @@ def collect(
 def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
     """(K, J, I) of the volume's intensities, as they are if it lies on the grid, else interpolated linearly."""
     image, warp = volume_image(volume_node, segmentation_node)
+    if warp is None and image.GetExtent() == grid.GetExtent() and Resample.DoGeometriesMatch(image, grid):
+        return voxels(image)
     resampled = slicer.vtkOrientedImageData()
     outside = volume_node.GetImageBackgroundScalarComponentAsDouble(0)
     Resample.ResampleOrientedImageToReferenceOrientedImage(image, grid, resampled, True, False, warp, outside)
@@ -239,11 +249,35 @@ def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
 
 def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
     """(K, J, I) bool of one segment, whatever layer, extent and lattice it is kept in."""
-    labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
-    if not segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap) or labelmap.IsEmpty():
-        return np.zeros(grid_shape(grid), bool)
-    Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
-    return voxels(resampled) > 0
+    stored = stored_voxels(segmentation_node, segment_id, grid)
+    if stored is None:
+        labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+        segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap)
+        Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
+        return voxels(resampled) > 0
+    mask, first = stored
+    array = np.zeros(grid_shape(grid), bool)
+    start = np.subtract(first, grid.GetExtent()[::2][::-1])
+    stop = np.minimum(start + mask.shape, array.shape)
+    skipped = np.maximum(-start, 0)  # of a layer that reaches beyond the grid
+    target = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(start, stop))
+    source = tuple(slice(low, max(low, low + s.stop - s.start)) for low, s in zip(skipped, target))
+    np.copyto(array[target], mask[source], where=mask[source])  # zeros that nobody writes take no memory
+    return array
+
+
+def stored_voxels(segmentation_node, segment_id: str, grid) -> tuple[np.ndarray, tuple[int, int, int]] | None:
+    """The voxels of a segment as they are kept, cropped, and (k, j, i) of the first one on the lattice of `grid`.
+
+    Empty for an empty segment; None if the segment is kept on another lattice.
+    """
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    layer = segment.GetRepresentation(BINARY_LABELMAP)
+    if layer is None or layer.IsEmpty():
+        return np.zeros((0, 0, 0), bool), (0, 0, 0)
+    if not Resample.DoGeometriesMatch(layer, grid):
+        return None
+    return voxels(layer) == segment.GetLabelValue(), layer.GetExtent()[::2][::-1]
 
 
 def _check_volume(volume_node):
@@ -382,10 +416,10 @@ def _set_labelmaps(node, label_maps: Iterable[np.ndarray], collected: SceneAnnot
     written = [collected.segment_ids[label] for label in collected.annotation.labels]
     kept = {_labelmap(segmentation, name) for name in segmentation.GetSegmentIDs() if name not in written}
     for label_map in label_maps:
-        labels = [int(label) for label in np.unique(label_map) if label]
-        if not labels:
+        if not label_map.any():
             continue
         box, first = _crop(label_map)
+        labels = [int(label) for label in np.unique(box) if label]
         layer = image_from_array(box.astype(np.min_scalar_type(max(labels))), collected.grid, first)
         for label in labels:
             segment_id = collected.segment_ids[label]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import slicer
@@ -16,7 +16,15 @@ import vtk
 
 from .annotation import AXIS_NAMES, run_length
 from .roles import SLICE_ROLES, Roles
-from .scene import BINARY_LABELMAP, Resample, grid_shape, read_roles, segment_on_grid, voxels, work_grid, write_roles
+from .scene import (
+    SceneAnnotation,
+    grid_shape,
+    read_roles,
+    segment_on_grid,
+    stored_voxels,
+    work_grid,
+    write_roles,
+)
 
 COMPLETE = "complete"
 ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S directions
@@ -75,6 +83,48 @@ def set_role(segmentation_node, segment_id: str, axis: int, role: str, slices: I
     write_roles(segment, with_role(read_roles(segment), axis, role, slices))
 
 
+def set_background(segmentation_node, segment_id: str, background: bool):
+    """Make a segment a scribble of background, or a label of its own again; in the segment's tag."""
+    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+    write_roles(segment, replace(read_roles(segment), background=background))
+
+
+def background_segments(segmentation_node) -> set[str]:
+    """IDs of the segments that are scribbles of background."""
+    segmentation = segmentation_node.GetSegmentation()
+    return {name for name in segmentation.GetSegmentIDs() if read_roles(segmentation.GetSegment(name)).background}
+
+
+@dataclass(frozen=True)
+class ExpectedQuality:
+    """What a run expects of its result, as far as it made an estimate.
+
+    axis: the array axis across which the slices lie. dice: segment ID -> slice -> expected Dice. mean: of the whole
+    result, None if unknown. suggested: the slice to draw next, None without a suggestion.
+    """
+
+    axis: int
+    dice: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    mean: float | None = None
+    suggested: int | None = None
+
+
+def expected_quality(collected: SceneAnnotation, report: Mapping) -> ExpectedQuality:
+    """The expected quality that the report of a run tells, its planes as slices of the segmentation."""
+    axis = collected.annotation.axis
+    first = collected.grid.GetExtent()[::2][::-1][axis]
+    suggestion = report.get("suggested_slice")
+    return ExpectedQuality(
+        axis=axis,
+        dice={
+            collected.segment_ids[int(label)]: {int(plane) + first: float(value) for plane, value in planes.items()}
+            for label, planes in report.get("expected_dice", {}).items()
+        },
+        mean=report.get("expected_mean_dice"),
+        suggested=None if suggestion is None else int(suggestion["plane"]) + first,
+    )
+
+
 @dataclass(frozen=True)
 class SegmentBox:
     """The voxels of one segment: mask (K, J, I) bool, and (k, j, i) of its first voxel in the reference geometry."""
@@ -101,13 +151,10 @@ class SegmentBox:
 
 def segment_box(segmentation_node, segment_id: str, grid) -> SegmentBox:
     """The voxels of a segment, as far as its labelmap reaches; read into the grid where it lies on another lattice."""
-    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
-    labelmap = segment.GetRepresentation(BINARY_LABELMAP)
-    if labelmap is None or labelmap.IsEmpty():
-        return SegmentBox(np.zeros((0, 0, 0), bool), (0, 0, 0))
-    if Resample.DoGeometriesMatch(labelmap, grid):
-        return SegmentBox(voxels(labelmap) == segment.GetLabelValue(), labelmap.GetExtent()[::2][::-1])
-    return SegmentBox(segment_on_grid(segmentation_node, segment_id, grid), grid.GetExtent()[::2][::-1])
+    stored = stored_voxels(segmentation_node, segment_id, grid)
+    if stored is None:
+        return SegmentBox(segment_on_grid(segmentation_node, segment_id, grid), grid.GetExtent()[::2][::-1])
+    return SegmentBox(*stored)
 
 
 def _find_axis(boxes: Iterable[SegmentBox], roles: Iterable[Roles], grid) -> int:

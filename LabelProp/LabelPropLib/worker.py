@@ -4,6 +4,7 @@ One JSON object a line. On stdin:
 
     {"propagate": "job-1", "settings": {...}}      a folder in FOLDER that holds an annotation, see exchange.py
     {"cancel": "job-1"}
+    {"forget": true}                               the next job starts from nothing
 
 On stdout:
 
@@ -13,11 +14,12 @@ On stdout:
     {"job": "job-1", "error": {"kind": "input", "text": "..."}}      kind: input, cancelled, memory or failed
 
 The process ends when stdin closes, whatever it is doing, and removes FOLDER: nothing is left behind when the
-application that started it is killed.
+application that started it is killed. A job on the same scan as the one before starts from its registration.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -52,12 +54,17 @@ class Worker:
         """Serve until the requests end, which ends the process."""
         threading.Thread(target=self._listen, daemon=True).start()
         # Loading PyTorch takes seconds, in which the end of the requests must not go unnoticed.
+        from LabelPropLib.memory import Memory
         from LabelPropLib.pipeline import propagate
 
+        memory = Memory()
         self._reply(ready=devices())
         while True:
             request = self._jobs.get()
-            self._work(propagate, request["propagate"], request["settings"])
+            if "forget" in request:
+                memory = Memory()
+                continue
+            self._work(functools.partial(propagate, memory=memory), request["propagate"], request["settings"])
 
     def _listen(self):
         for line in self._requests:
@@ -81,6 +88,8 @@ class Worker:
         except InputError as error:
             self._fail(job, "input", str(error))
         except Exception as error:
+            from LabelPropLib.planner import is_out_of_memory
+
             traceback.print_exc()
             kind = "memory" if is_out_of_memory(error) else "failed"
             self._fail(job, kind, f"{type(error).__name__}: {error}".partition("\n")[0])
@@ -118,15 +127,6 @@ def devices() -> dict[str, str]:
         found["mps"] = "Apple GPU"
     found["cpu"] = "CPU"
     return found
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the machine or the GPU ran out of memory; on the CPU PyTorch says so in the text alone."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
 
 
 def main():

@@ -23,7 +23,7 @@ from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.errors import InputError
 from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.protection import protect
-from LabelPropLib.slices import segment_box, set_role, survey
+from LabelPropLib.slices import expected_quality, segment_box, set_role, survey
 
 from .SettingsPanel import SettingsPanel
 from .SlicesPanel import SlicesPanel
@@ -197,7 +197,9 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def _onSceneStartClose(self, _caller, _event):
         self._cancelJob()
+        self._forget()
         self.reset()
+        self.slicesPanel.quality = None
         self._propagated = {}
 
     def _onEditorModified(self, _caller, _event):
@@ -210,6 +212,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         previewNode = self.getPreviewNode()
         if previewNode is not None and (nodes[1] is None or previewNode.GetNodeReference(PREVIEW_INPUT) != nodes[1]):
             self.reset()
+            self.slicesPanel.quality = None
 
     def _onAboutToQuit(self):
         """Nothing that refers to this effect may be left in the scene when the application takes itself apart."""
@@ -324,6 +327,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._running = None
             self._process().cancel()
 
+    def _forget(self):
+        if self._background is not None:
+            self._background.forget()
+
     def _onReady(self, devices):
         self.settingsPanel.setDevices(devices)
         chosen = self.scriptedEffect.parameter("Device")
@@ -346,6 +353,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._showPreview(collected, propagation)
             self._previewed = collected
             self._message = "\n".join(propagation.report["messages"])
+            self.slicesPanel.showQuality(expected_quality(collected, propagation.report))
         finally:
             self.updateGUIFromMRML()
 
@@ -411,8 +419,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
     #
 
     def onCancel(self):
+        """Remove the preview; what was found for it is forgotten, so that the next one is made from nothing."""
         self._cancelJob()
+        self._forget()
         self._failure = self._message = None
+        self.slicesPanel.showQuality(None)
         self.reset()
 
     def reset(self):

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import qt
 from slicer.i18n import tr as _
@@ -17,17 +17,25 @@ LANE_GAP = 2
 LANES_HEIGHT = 84  # what all lanes may take; the more there are, the lower they get
 HIGHEST_LANE, LOWEST_LANE = 14, 4
 NARROWEST_MARK = 3
+ARROW = 6  # how high the one at the slice to draw next is
 SNAP = 5  # a click this near to a mark means its slice
+
+# Colours of the expected Dice, and those in between; they differ in brightness too, for the colour-blind.
+QUALITY_COLORS = ((0.6, (213, 94, 0)), (0.8, (240, 228, 66)), (0.95, (0, 158, 115)))
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One segment's row: its name, colour (0..1 each), and slice -> role. `selected` is the one being edited."""
+    """One segment's row: its name, colour (0..1 each), and slice -> role. `selected` is the one being edited.
+
+    quality: slice -> expected Dice of what was found there.
+    """
 
     name: str
     color: tuple[float, float, float]
     roles: Mapping[int, str]
     selected: bool = False
+    quality: Mapping[int, float] = field(default_factory=dict)
 
 
 class SliceStrip:
@@ -48,6 +56,8 @@ class SliceStrip:
         self.slices = range(0)
         self.lanes = []
         self.current = None
+        self.suggested = None
+        self._lanesPixmap = None  # all but the current slice
         self._eventFilter = StripEventFilter()
         self._eventFilter.strip = weakref.ref(self)
         self.widget.installEventFilter(self._eventFilter)
@@ -56,9 +66,11 @@ class SliceStrip:
         """Let go of the widget."""
         self.widget.removeEventFilter(self._eventFilter)
 
-    def show(self, slices: range, lanes: list[Lane], current: int | None):
-        """Show `lanes` over `slices`, and which slice the views show."""
-        self.slices, self.lanes, self.current = slices, lanes, current
+    def show(self, slices: range, lanes: list[Lane], current: int | None, suggested: int | None = None):
+        """Show `lanes` over `slices`, which slice the views show, and which one to draw next."""
+        if (slices, lanes, suggested) != (self.slices, self.lanes, self.suggested):
+            self._lanesPixmap = None
+        self.slices, self.lanes, self.current, self.suggested = slices, lanes, current, suggested
         self.widget.setFixedHeight(HEADER + self._lanesHeight() + FOOTER)
         self.paint()
 
@@ -79,28 +91,43 @@ class SliceStrip:
     def describe(self, index: int) -> str:
         """What is known of a slice, as text."""
         known = [f"{lane.name}: {lane.roles[index]}" for lane in self.lanes if index in lane.roles]
-        return "\n".join([_("Slice {index}").format(index=index), *known])
+        expected = [
+            _("{name}: expected Dice {value}").format(name=lane.name, value=f"{lane.quality[index]:.2f}")
+            for lane in self.lanes
+            if index in lane.quality
+        ]
+        suggested = [_("Best slice to draw next")] if index == self.suggested else []
+        return "\n".join([_("Slice {index}").format(index=index), *suggested, *known, *expected])
 
     def paint(self):
-        """Draw anew."""
+        """Draw the current slice anew, and the lanes if they have changed."""
         width, height = self.widget.width, self.widget.height
         if width < 4 * MARGIN or height <= 0:
             return
         ratio = self.widget.devicePixelRatioF()
-        pixmap = qt.QPixmap(int(width * ratio), int(height * ratio))
-        pixmap.setDevicePixelRatio(ratio)
-        pixmap.fill(transparent())
+        if self._lanesPixmap is None:  # painted once: there can be thousands of marks, and views scroll fast
+            self._lanesPixmap = qt.QPixmap(int(width * ratio), int(height * ratio))
+            self._lanesPixmap.setDevicePixelRatio(ratio)
+            self._lanesPixmap.fill(transparent())
+            self._paintOn(self._lanesPixmap, self._paintGround, self._paintLanes, self._paintSuggested)
+        pixmap = qt.QPixmap(self._lanesPixmap)
+        self._paintOn(pixmap, self._paintNumbers, self._paintCurrent)
+        self.widget.setPixmap(pixmap)
+
+    def repaint(self):
+        """Draw anew all that there is, in a new size or other colours."""
+        self._lanesPixmap = None
+        self.paint()
+
+    def _paintOn(self, pixmap, *parts):
         painter = qt.QPainter()
         painter.begin(pixmap)
         try:
             painter.setRenderHint(qt.QPainter.Antialiasing)
-            self._paintGround(painter, width)
-            self._paintLanes(painter, width)
-            self._paintNumbers(painter, width)
-            self._paintCurrent(painter)
+            for part in parts:
+                part(painter, self.widget.width)
         finally:
             painter.end()
-        self.widget.setPixmap(pixmap)
 
     def _paintGround(self, painter, width: int):
         painter.setPen(qt.QPen(self._color("Mid")))
@@ -117,10 +144,21 @@ class SliceStrip:
                 painter.drawRect(1, top - 1, width - 3, height + 2)
             painter.setPen(qt.QPen(self._color("Midlight")))
             painter.drawLine(MARGIN, top + height // 2, width - MARGIN, top + height // 2)
+            self._paintQuality(painter, lane, top, height)
             for index, role in sorted(lane.roles.items()):
                 if index in self.slices:
                     self._paintMark(painter, role, self._x(index), top, height, lane.color)
             top += height + LANE_GAP
+
+    def _paintQuality(self, painter, lane: Lane, top: int, height: int):
+        """A band along the lane, in the colours of the expected quality; ignored slices are what it is about."""
+        painter.setPen(qt.QPen(transparent()))
+        band = max(2, height // 3)
+        for index, value in lane.quality.items():
+            if index in self.slices and lane.roles.get(index, IGNORED) == IGNORED:
+                left, right = (int(self._left(edge)) for edge in (index, index + 1))
+                painter.setBrush(qt.QBrush(qualityColor(value)))
+                painter.drawRect(left, top + (height - band) // 2, max(1, right - left), band)
 
     def _paintMark(self, painter, role: str, x: int, top: int, height: int, color):
         width = max(NARROWEST_MARK, int(0.8 * self._pitch()))
@@ -132,7 +170,7 @@ class SliceStrip:
         metrics = painter.fontMetrics()
         baseline = HEADER + self._lanesHeight() + metrics.ascent() + 2
         occupied = []
-        wanted = [self.current, self.slices[0], self.slices[-1], *self.marks()]
+        wanted = [self.current, self.suggested, self.slices[0], self.slices[-1], *self.marks()]
         for index in (index for index in wanted if index is not None and index in self.slices):
             text = str(index)
             textWidth = metrics.horizontalAdvance(text)
@@ -142,7 +180,15 @@ class SliceStrip:
                 painter.setPen(qt.QPen(self._color("Highlight" if index == self.current else "Text")))
                 painter.drawText(left, baseline, text)
 
-    def _paintCurrent(self, painter):
+    def _paintSuggested(self, painter, _width: int):
+        """An arrow that points down at the slice to draw next."""
+        if self.suggested is not None and self.suggested in self.slices:
+            x = self._x(self.suggested)
+            painter.setPen(qt.QPen(qt.QColor(*QUALITY_COLORS[0][1])))
+            for row in range(ARROW):
+                painter.drawLine(x - ARROW + row + 1, row, x + ARROW - row - 1, row)
+
+    def _paintCurrent(self, painter, _width: int):
         if self.current is not None and self.current in self.slices:
             x = self._x(self.current)
             pen = qt.QPen(self._color("Highlight"))
@@ -163,7 +209,15 @@ class SliceStrip:
         for index in self.marks():
             known = [lane.roles.get(index) for lane in self.lanes]
             roles[index] = COMPLETE if all(role in (COMPLETE, ABSENT) for role in known) else SCRIBBLE
-        return Lane("", (color.redF(), color.greenF(), color.blueF()), roles)
+        return Lane("", (color.redF(), color.greenF(), color.blueF()), roles, quality=self._meanQuality())
+
+    def _meanQuality(self) -> dict[int, float]:
+        """Slice -> mean over the segments that are expected there."""
+        found = {}
+        for lane in self.lanes:
+            for index, value in lane.quality.items():
+                found.setdefault(index, []).append(value)
+        return {index: sum(values) / len(values) for index, values in found.items()}
 
     def _laneHeight(self) -> int:
         lanes = max(len(self._rows()), 1)
@@ -176,8 +230,13 @@ class SliceStrip:
         """Pixels from slice to slice."""
         return (self.widget.width - 2 * MARGIN) / max(len(self.slices), 1)
 
+    def _left(self, index: int) -> float:
+        """Where the slice begins."""
+        return MARGIN + (index - self.slices.start) * self._pitch()
+
     def _x(self, index: int) -> int:
-        return int(MARGIN + (index - self.slices.start + 0.5) * self._pitch())
+        """The middle of the slice."""
+        return int(self._left(index) + 0.5 * self._pitch())
 
     def _color(self, role: str, alpha: int = 255):
         palette = self.widget.palette
@@ -197,7 +256,7 @@ class StripEventFilter(qt.QObject):
             return False
         kind = event.type()
         if kind in (qt.QEvent.Resize, qt.QEvent.PaletteChange):
-            strip.paint()
+            strip.repaint()
         elif kind in (qt.QEvent.MouseMove, qt.QEvent.MouseButtonPress):
             index = strip.sliceAt(event.pos().x())
             if index is None:
@@ -207,6 +266,16 @@ class StripEventFilter(qt.QObject):
             if event.buttons() & qt.Qt.LeftButton and not stays:
                 strip.onSlice(index)
         return False
+
+
+def qualityColor(value: float):
+    """The colour of an expected Dice, see QUALITY_COLORS."""
+    steps = [value for value, color in QUALITY_COLORS]
+    value = min(max(value, steps[0]), steps[-1])
+    upper = next(n for n in range(1, len(steps)) if value <= steps[n])
+    share = (value - steps[upper - 1]) / (steps[upper] - steps[upper - 1])
+    low, high = QUALITY_COLORS[upper - 1][1], QUALITY_COLORS[upper][1]
+    return qt.QColor(*(int(round(a + share * (b - a))) for a, b in zip(low, high)))
 
 
 def transparent():

@@ -1,4 +1,7 @@
-"""What is annotated: a line that sums it up, the strip of slices, and buttons for the role of the current slice."""
+"""What is annotated: a line that sums it up, the strip of slices, and buttons for the role of the current slice.
+
+After a run the strip also shows how good the result is expected to be, and which slice to draw next.
+"""
 
 import qt
 import slicer
@@ -8,7 +11,7 @@ from slicer.util import VTKObservationMixin
 
 from LabelPropLib.annotation import AXIS_NAMES
 from LabelPropLib.errors import InputError
-from LabelPropLib.slices import anatomical_plane, set_role, survey
+from LabelPropLib.slices import anatomical_plane, background_segments, set_background, set_role, survey
 
 from .SliceStrip import ABSENT, COMPLETE, IGNORED, ROLES, SCRIBBLE, Lane, SliceStrip, roleIcon
 from .SliceViews import SliceAxis, sliceNodes
@@ -30,6 +33,7 @@ class SlicesPanel(VTKObservationMixin):
         self.onSurveyed = onSurveyed
         self.strip = None
         self.overview = None
+        self.quality = None  # ExpectedQuality of the last run
         self.currentSlice = None
         self.deviceText = ""
         self._surveyNeeded = True
@@ -55,12 +59,37 @@ class SlicesPanel(VTKObservationMixin):
             stripRow.addWidget(widget)
         self.scriptedEffect.addOptionsWidget(stripRow)
 
+        self.qualityLabel = qt.QLabel()
+        self.qualityLabel.objectName = "SegmentEditorLabelPropQuality"
+        self.qualityLabel.setToolTip(
+            _("Overlap with the truth (Dice) that the result is expected to have on the slices that were not drawn.")
+        )
+        self.suggestedButton = qt.QPushButton()
+        self.suggestedButton.objectName = "SegmentEditorLabelPropSuggested"
+        self.suggestedButton.setToolTip(
+            _("The slice that is expected to improve the result most. Draw it completely, then update.")
+        )
+        self.suggestedButton.connect("clicked()", lambda: self.showSlice(self.quality.suggested))
+        qualityRow = qt.QHBoxLayout()
+        qualityRow.addWidget(self.qualityLabel)
+        qualityRow.addWidget(self.suggestedButton)
+        self.scriptedEffect.addOptionsWidget(qualityRow)
+
         self.roleLabel = qt.QLabel()
         self.roleLabel.objectName = "SegmentEditorLabelPropRole"
         policy = qt.QSizePolicy()
         policy.setHorizontalPolicy(qt.QSizePolicy.Ignored)  # a long name must not make the panel wider
         self.roleLabel.setSizePolicy(policy)
-        self.scriptedEffect.addOptionsWidget(self.roleLabel)
+        self.backgroundCheckBox = qt.QCheckBox(_("Background"))
+        self.backgroundCheckBox.objectName = "SegmentEditorLabelPropBackground"
+        self.backgroundCheckBox.setToolTip(
+            _("The selected segment is no structure: what is drawn of it, on any slice, is background for all others.")
+        )
+        self.backgroundCheckBox.connect("clicked(bool)", self.setBackground)
+        labelRow = qt.QHBoxLayout()
+        labelRow.addWidget(self.roleLabel, 1)
+        labelRow.addWidget(self.backgroundCheckBox)
+        self.scriptedEffect.addOptionsWidget(labelRow)
         self.roleButtons = {role: self._roleButton(role) for role in ROLES}
         roleRow = qt.QHBoxLayout()
         roleRow.setSpacing(2)
@@ -130,6 +159,22 @@ class SlicesPanel(VTKObservationMixin):
         set_role(segmentationNode, segmentId, self.overview.axis, role, [self.currentSlice])
         self.refresh()
 
+    def setBackground(self, background):
+        """Make the selected segment a scribble of background, or a structure again."""
+        set_background(
+            self.scriptedEffect.parameterSetNode().GetSegmentationNode(), self._selectedSegmentId(), background
+        )
+        self.refresh()
+
+    def showQuality(self, quality):
+        """
+        Show what is expected of the result.
+
+        :param quality: LabelPropLib.slices.ExpectedQuality, None to show nothing any more.
+        """
+        self.quality = quality
+        self.refresh()
+
     def _onSegmentsModified(self, _caller, _event):
         self._surveyNeeded = True
         self._timer.start()
@@ -167,21 +212,46 @@ class SlicesPanel(VTKObservationMixin):
         segmentId = self._selectedSegmentId()
         lanes = self._lanes(segmentId)
         slices = self.overview.slices if self.overview else range(0)
-        self.strip.show(slices, lanes, self.currentSlice)
+        suggested = self._suggestedSlice()
+        self.strip.show(slices, lanes, self.currentSlice, suggested)
         if self.overview is not None:
             self.statusLabel.text = self._status()
+            self.statusLabel.setToolTip(_("Segments to propagate:") + "\n" + "\n".join(lane.name for lane in lanes))
+        expected = self._qualityShown() and self.quality.mean is not None
+        self.qualityLabel.text = (
+            _("Expected Dice: {value}").format(value=f"{self.quality.mean:.2f}") if expected else ""
+        )
+        self.qualityLabel.setVisible(bool(expected))
+        self.suggestedButton.text = _("Go to suggested slice {index}").format(index=suggested)
+        self.suggestedButton.setVisible(suggested is not None)
         marks = self.strip.marks()
         current = slices.start if self.currentSlice is None else self.currentSlice
         self.previousButton.setEnabled(any(mark < current for mark in marks))
         self.nextButton.setEnabled(any(mark > current for mark in marks))
         self._showRole(lanes)
 
+    def _qualityShown(self):
+        """Whether there is an estimate, of slices across the axis that is shown."""
+        return self.quality is not None and self.overview is not None and self.quality.axis == self.overview.axis
+
+    def _suggestedSlice(self):
+        """The slice to draw next, None when it has been drawn, or there is no suggestion."""
+        if not self._qualityShown() or self.quality.suggested is None:
+            return None
+        drawn = any(roles.get(self.quality.suggested) == COMPLETE for roles in self.overview.roles.values())
+        return None if drawn else self.quality.suggested
+
     def _showRole(self, lanes):
         lane = next((lane for lane in lanes if lane.selected), None)
-        known = lane is not None and self.currentSlice in self.overview.slices
+        background = lane is not None and self._selectedSegmentId() in self._backgroundIds()
+        self.backgroundCheckBox.setEnabled(lane is not None)
+        self.backgroundCheckBox.setChecked(background)
+        known = lane is not None and not background and self.currentSlice in self.overview.slices
         role = lane.roles.get(self.currentSlice) if known else None
         if known:
             self.roleLabel.text = _("{segment} on slice {index} is:").format(segment=lane.name, index=self.currentSlice)
+        elif background:
+            self.roleLabel.text = _("{segment} is a scribble of background.").format(segment=lane.name)
         else:
             self.roleLabel.text = _("The selected segment on the current slice is:")
         empty = role in (None, ABSENT)
@@ -199,11 +269,21 @@ class SlicesPanel(VTKObservationMixin):
             return []
         segmentation = self.scriptedEffect.parameterSetNode().GetSegmentationNode().GetSegmentation()
         segments = {segmentId: segmentation.GetSegment(segmentId) for segmentId in self.overview.roles}
+        quality = self.quality.dice if self._qualityShown() else {}
         return [
-            Lane(segment.GetName(), segment.GetColor(), self.overview.roles[segmentId], segmentId == selectedId)
+            Lane(
+                segment.GetName(),
+                segment.GetColor(),
+                self.overview.roles[segmentId],
+                segmentId == selectedId,
+                quality.get(segmentId, {}),
+            )
             for segmentId, segment in segments.items()
             if segment is not None
         ]
+
+    def _backgroundIds(self):
+        return background_segments(self.scriptedEffect.parameterSetNode().GetSegmentationNode())
 
     def _status(self):
         roles = [role for slices in self.overview.roles.values() for role in slices.values()]

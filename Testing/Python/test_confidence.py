@@ -280,8 +280,8 @@ def test_suggest_prints_and_reports_and_writes_nothing_else(case, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--count", "0"), "give 1 or more"),
-        (("--count", "two"), "invalid int value"),
+        (("--count", "0"), "invalid positive value"),
+        (("--count", "two"), "invalid positive value"),
         (("--axis", "z"), "invalid choice"),
         (("--report", "annotations.nii.gz"), "annotations.nii.gz"),
         (("--scribbles", "missing.nii.gz"), "missing.nii.gz"),

@@ -20,7 +20,7 @@ import SegmentEditorLabelProp  # noqa: E402
 from LabelPropLib import scene  # noqa: E402
 from LabelPropLib.slices import set_role, survey  # noqa: E402
 from SegmentEditorLabelPropLib import SegmentEditorEffect  # noqa: E402
-from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip  # noqa: E402
+from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip, qualityColor  # noqa: E402
 from SegmentEditorLabelPropLib.SliceViews import SliceAxis  # noqa: E402
 
 segment_editor_stand_ins.SegmentEditorWidget.effectClasses.append(SegmentEditorEffect)
@@ -133,6 +133,24 @@ def test_strip_finds_marks_and_slices():
     assert strip.describe(100) == "Slice 100\na: absent"
     QtTest.QTest.mouseClick(strip.widget, qt.Qt.LeftButton, pos=qt.QPoint(strip._x(100) + 2, 10))
     assert chosen == [100]
+
+
+def test_strip_paints_the_expected_quality():
+    strip = SliceStrip(lambda index: None)
+    strip.widget.resize(300, 40)
+    lane = Lane("a", (0, 0, 1), {2: "complete"}, quality={2: 0.3, 5: 0.3, 8: 0.99})
+    strip.show(range(0, 10), [lane], current=None, suggested=5)
+    image = strip.widget.pixmap.toImage()
+    assert [image.pixelColor(strip._x(index), 14).name() for index in (2, 5, 8)] == ["#0000ff", "#d55e00", "#009e73"]
+    assert image.pixelColor(strip._x(5), 1).alpha() > 0
+    assert strip.describe(5) == "Slice 5\nBest slice to draw next\na: expected Dice 0.30"
+    strip.show(range(0, 10), [lane], current=4)
+    assert strip.widget.pixmap.toImage().pixelColor(strip._x(5), 1).alpha() == 0
+
+
+@pytest.mark.parametrize("value, color", [(0.1, "#d55e00"), (0.8, "#f0e442"), (0.875, "#78c15a"), (1.0, "#009e73")])
+def test_colors_of_quality(value, color):
+    assert qualityColor(value).name() == color
 
 
 def test_strip_paints_what_there_is():

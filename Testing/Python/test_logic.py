@@ -254,6 +254,7 @@ def panel(drawn, monkeypatch):
     widget._parameterNode.inputVolume = volume
     widget._parameterNode.segmentation = node
     widget._parameterNode.uncertaintyVolume = None
+    widget._parameterNode.secondVolume = None
     widget._showRunning(False)
     return widget
 
@@ -275,7 +276,7 @@ def test_panel_applies(panel, drawn):
     assert panel.ui.stageLabel.text == "Registering (30 s left)"
     finish(panel)
     assert panel.ui.applyButton.text == "Apply"
-    assert panel.ui.resultText.plainText == "copying: 0.0 s"
+    assert panel.ui.resultText.plainText == "0.0 s on cpu (copying 0.0 s)\n0.5 GB of memory at most"
     assert segment_array(node, "right", volume)[5].any()
     assert not segment_array(node, "left", volume)[5].any()
 
@@ -286,6 +287,19 @@ def test_panel_writes_uncertainty(panel):
     assert panel._job.settings.uncertainty
     finish(panel)
     assert (slicer.util.arrayFromVolume(panel._parameterNode.uncertaintyVolume) == 0.25).all()
+
+
+def test_panel_gives_the_second_volume(panel):
+    panel._parameterNode.secondVolume = add_scan(noise()[::-1].copy(), OBLIQUE, "Fat")
+    panel.onApplyButton()
+    np.testing.assert_array_equal(panel._job.annotation.second_image, noise()[::-1])
+
+
+@pytest.mark.parametrize("entered, used", [("", "auto"), (" none ", "none"), ("/weights/mine.pt", "/weights/mine.pt")])
+def test_panel_takes_weights(panel, entered, used):
+    panel._parameterNode.checkpoint = entered
+    panel.onApplyButton()
+    assert panel._job.settings.checkpoint == used
 
 
 def test_panel_cancels(panel, drawn):
@@ -323,10 +337,34 @@ def test_panel_needs_a_volume_and_a_segmentation(panel):
 
 
 def test_report_as_text():
-    report = {"messages": ["Label 3 ends between slices 4 and 8."], "seconds": {"registration": 12.34, "fusion": 1.0}}
+    report = {
+        "messages": ["Label 3 ends between slices 4 and 8."],
+        "device": "cpu",
+        "seconds": {"registering": 12.34, "fusing": 1.0},
+    }
     assert LabelProp.formatReport(report) == (
-        "Label 3 ends between slices 4 and 8.\nregistration: 12.3 s\nfusion: 1.0 s"
+        "Label 3 ends between slices 4 and 8.\n13.3 s on cpu (registering 12.3 s, fusing 1.0 s)"
     )
+
+
+def test_expected_quality_as_text():
+    report = {
+        "messages": [],
+        "device": "cpu",
+        "seconds": {"fusing": 1.0},
+        "peak_memory_gb": 0.84,
+        "segments": {"3": "Left"},
+        "expected_mean_dice": 0.9,
+        "expected_dice": {"3": {"5": 0.95, "7": 0.85}},
+        "suggested_slice": {"plane": 7, "gain": 0.01},
+    }
+    assert LabelProp.formatReport(report).splitlines() == [
+        "Expected Dice: 0.90",
+        "  Left: 0.90, least on slice 7: 0.85",
+        "Best slice to draw next: 7",
+        "1.0 s on cpu (fusing 1.0 s)",
+        "0.8 GB of memory at most",
+    ]
 
 
 @pytest.mark.parametrize("seconds, text", [(4.4, "4 s left"), (59, "59 s left"), (200, "3 min left")])

@@ -65,6 +65,7 @@ def test_fingerprints_change_with_the_slice_alone():
     assert before[1] == after[1] and before[2] != after[2]
 
 
+@settings(deadline=None)
 @given(slices=st.sets(st.integers(-5, 5)), role=ROLES, earlier=ROLES)
 def test_a_slice_has_one_role(slices, role, earlier):
     roles = with_role(with_role(Roles(), 1, earlier, range(-5, 6)), 1, role, slices)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..candidates import Arrivals, Candidate, Carried
-from ..ends import round_off, way_to_dissimilarity
+from ..ends import way_to_dissimilarity
+from . import pooling
 
 
 def fuse(arrivals: Arrivals) -> torch.Tensor:
@@ -19,13 +20,10 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
 
 
 def pool(arrivals: Arrivals, way: torch.Tensor) -> torch.Tensor:
-    """Score (T, h, w): mean of the signed distances, or the only one rounded off; `way` is the upper side's weight."""
-    lower, upper = arrivals.lower, arrivals.upper
-    if lower is None:
-        return round_off(upper.distances, upper.depth, 1 - way)
-    if upper is None:
-        return round_off(lower.distances, lower.depth, way)
-    return (1 - way) * lower.distances + way * upper.distances
+    """Score (T, h, w) of the nearest planes alone; `way`: weight of the upper side, (T, h, w) or (T, 1, 1)."""
+    weight = {arrivals.gap.lower: 1 - way, arrivals.gap.upper: way}
+    sides = [weight[atlas.source] / copies for atlas, copies in zip(arrivals.nearest, pooling.copies(arrivals.nearest))]
+    return pooling.pool(arrivals.nearest, torch.stack(sides))
 
 
 def distance_way(arrivals: Arrivals) -> torch.Tensor:

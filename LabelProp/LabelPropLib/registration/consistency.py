@@ -28,6 +28,23 @@ class FarEnds:
     labels_fixed: torch.Tensor
 
 
+def within(ends: FarEnds, planes: range, origin: int = 0) -> FarEnds | None:
+    """The gaps that lie within `planes`, their indices counted from the plane `origin`; None where there are none."""
+    chosen = [
+        gap
+        for gap, bounds in enumerate(zip(ends.moving, ends.fixed, strict=True))
+        if all(plane in planes for plane in bounds)
+    ]
+    if not chosen:
+        return None
+    return FarEnds(
+        tuple(ends.moving[gap] - origin for gap in chosen),
+        tuple(ends.fixed[gap] - origin for gap in chosen),
+        ends.labels_moving[chosen],
+        ends.labels_fixed[chosen],
+    )
+
+
 def far_displacements(velocity: torch.Tensor, ends: FarEnds, squarings: int) -> torch.Tensor:
     """Composed displacements (G, 2, h, w) from the points of every fixed plane to its moving plane, by all in between.
 

@@ -8,17 +8,19 @@ Related: Vercauteren et al. 2009 (symmetric log-demons), Siebert et al. 2021 (Co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from ..preprocessing import channel_weights, local_contrast_normalise, smooth
-from .consistency import FarEnds, far_displacements, label_consistency
+from .consistency import FarEnds, far_displacements, label_consistency, within
 from .fields import integrate, resize, warp
 from .regularisation import diffusion
 from .similarity import robust_difference
+
+OVERLAP = 3  # planes
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def register(
     costs = [level.steps / level.reduction**2 for level in schedule.levels]
     for number, level in enumerate(schedule.levels):
         planes = appearance(images, level.reduction)
-        size = [max(4, (n + 1) // 2) for n in planes.shape[-2:]]
+        size = field_size(planes)
         velocity = images.new_zeros(len(images) - 1, 2, *size) if velocity is None else resize(velocity, size)
         finest = number == len(schedule.levels) - 1
         before, cost = sum(costs[:number]), costs[number]
@@ -75,6 +77,82 @@ def register(
 
         velocity = optimise(planes, velocity, level, schedule, ends if finest else None, report)
     return velocity
+
+
+def register_in_parts(
+    images: torch.Tensor,
+    cuts: Sequence[int],
+    pairs: float,
+    ends: FarEnds | None = None,
+    schedule: Schedule = Schedule(),
+    on_step: Callable[[float], None] = lambda fraction: None,
+) -> torch.Tensor:
+    """`register` where memory does not hold all planes at once: in parts of at most so many pairs.
+
+    cuts: planes at which to cut, so that no gap of `ends` is; a part between two cuts may have more pairs. A part is
+    registered with OVERLAP more planes on either side, which its outermost fields are coupled to.
+    """
+    bounds = sorted({0, *cuts, len(images) - 1})
+    fields = []
+    for part in spans(zip(bounds[:-1], bounds[1:]), pairs):
+        around = range(max(0, part.start - OVERLAP), min(len(images), part.stop + OVERLAP))
+
+        def report(fraction: float, done: int = part.start, count: int = len(part) - 1):
+            on_step((done + fraction * count) / (len(images) - 1))
+
+        here = None if ends is None else within(ends, part, around.start)
+        velocity = register(images[around.start : around.stop], here, schedule, on_step=report)
+        fields.append(velocity[part.start - around.start : part.stop - 1 - around.start])
+    return torch.cat(fields)
+
+
+def refine(
+    images: torch.Tensor,
+    velocity: torch.Tensor,
+    pairs: Sequence[int],
+    ends: FarEnds | None = None,
+    schedule: Schedule = Schedule(),
+    on_step: Callable[[float], None] = lambda fraction: None,
+) -> torch.Tensor:
+    """`velocity` with the fields of `pairs` optimised further on the finest level; those of the other pairs stay.
+
+    images, ends, on_step: see `register`; ends: of the gaps that lie within consecutive pairs, all others are left out.
+    velocity: (Z - 1, 2, h, w), of any size. pairs: indices of fields, ascending.
+    """
+    level = schedule.levels[-1]
+    runs = consecutive(pairs)
+    refined, done = None, 0
+    for run in runs:
+        around = range(max(0, run.start - 1), min(len(velocity), run.stop + 1))  # with the fields they are coupled to
+        planes = appearance(images[around.start : around.stop + 1], level.reduction)
+        if refined is None:
+            refined = resize(velocity, field_size(planes)).clone()
+
+        def report(fraction: float, before: int = done, cost: int = len(run)):
+            on_step((before + fraction * cost) / len(pairs))
+
+        active = torch.arange(run.start - around.start, run.stop - around.start, device=images.device)
+        here = None if ends is None else within(ends, range(run.start, run.stop + 1), around.start)
+        fields = optimise(planes, refined[around.start : around.stop], level, schedule, here, report, active)
+        refined[run.start : run.stop] = fields[active]
+        done += len(run)
+    return velocity if refined is None else refined
+
+
+def consecutive(indices: Sequence[int]) -> list[range]:
+    """Runs of consecutive numbers in `indices`, ascending."""
+    runs: list[range] = []
+    for index in indices:
+        if runs and runs[-1].stop == index:
+            runs[-1] = range(runs[-1].start, index + 1)
+        else:
+            runs.append(range(index, index + 1))
+    return runs
+
+
+def field_size(planes: torch.Tensor) -> list[int]:
+    """(h, w) of the velocity fields for planes (Z, C, H, W): half their resolution."""
+    return [max(4, (n + 1) // 2) for n in planes.shape[-2:]]
 
 
 def appearance(images: torch.Tensor, reduction: int) -> torch.Tensor:
@@ -97,21 +175,23 @@ def optimise(
     schedule: Schedule,
     ends: FarEnds | None,
     on_step: Callable[[float], None],
+    pairs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Adam (Kingma & Ba, 2015) on one level: a new velocity (Z - 1, 2, h, w) from `velocity`, for planes (Z, C, H, W).
 
+    pairs: indices of those to optimise, all by default; the others are held, and what is coupled to them feels them.
     Without `ends`, pairs leave the batch as they converge; with them, the pairs of a gap depend on each other and stay.
     """
     velocity = velocity.clone()
     batch = max(1, schedule.batch_pixels // planes[0, 0].numel())
     momentum, power = torch.zeros_like(velocity), torch.zeros_like(velocity)
-    active = torch.arange(len(velocity), device=velocity.device)
+    active = torch.arange(len(velocity), device=velocity.device) if pairs is None else pairs
     best = torch.full((len(velocity),), torch.inf, device=velocity.device)
     for step in range(1, level.steps + 1):
         parts = [pair_loss(planes, velocity, pairs, schedule) for pairs in active.split(batch)]
         loss, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
         if ends is not None:
-            gradient = gradient + consistency_gradient(velocity, ends, schedule)
+            gradient = gradient + consistency_gradient(velocity, ends, schedule, batch)[active]
         momentum[active] = 0.9 * momentum[active] + 0.1 * gradient
         power[active] = 0.99 * power[active] + 0.01 * gradient**2
         direction = (momentum[active] / (1 - 0.9**step)) / ((power[active] / (1 - 0.99**step)).sqrt() + 1e-8)
@@ -148,8 +228,32 @@ def mean_of_neighbours(velocity: torch.Tensor, pairs: torch.Tensor) -> torch.Ten
     return (velocity[(pairs - 1).clamp(min=0)] + velocity[(pairs + 1).clamp(max=len(velocity) - 1)]) / 2
 
 
-def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule) -> torch.Tensor:
-    """Gradient (Z - 1, 2, h, w) of the label term of all gaps, each weighted by its number of pairs."""
+def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule, batch: int) -> torch.Tensor:
+    """Gradient (Z - 1, 2, h, w) of the label term of all gaps, each weighted by its number of pairs.
+
+    batch: the most pairs to compute at once, but never less than a gap.
+    """
+    gradient = torch.zeros_like(velocity)
+    gaps = {tuple(sorted(bounds)) for bounds in zip(ends.moving, ends.fixed, strict=True)}
+    for planes in spans(gaps, batch):
+        pairs = slice(planes.start, planes.stop - 1)
+        gradient[pairs] = gradient_within(velocity[pairs], within(ends, planes, planes.start), schedule)
+    return gradient
+
+
+def spans(gaps: Iterable[tuple[int, int]], batch: float) -> list[range]:
+    """The planes of runs of consecutive gaps, as few runs as there are with at most `batch` pairs or one gap each."""
+    found: list[range] = []
+    for lower, upper in sorted(gaps):
+        if found and upper - found[-1].start <= batch:
+            found[-1] = range(found[-1].start, upper + 1)
+        else:
+            found.append(range(lower, upper + 1))
+    return found
+
+
+def gradient_within(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule) -> torch.Tensor:
+    """The gradient of `consistency_gradient` for gaps that are computed at once."""
     field = velocity.detach().requires_grad_(True)
     hops = torch.tensor([abs(m - f) for m, f in zip(ends.moving, ends.fixed, strict=True)], device=field.device)
     loss = label_consistency(far_displacements(field, ends, schedule.squarings), ends)

@@ -1,0 +1,243 @@
+"""Many volumes: every row of a table runs as `labelprop propagate` does, and the results are ranked.
+
+    labelprop batch TABLE.csv -o DIR
+
+The voxels are those of single runs: a row is a command line in a process of its own, with as many threads as a single
+run would take where the batch was started, however many rows run at once and wherever they do (sums of floats may
+depend on the number of threads). What fails is named, and the others go on. A row whose result is there, made of the
+same files with the same settings, is not run again, so the same command resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from . import files, overview
+from .commands import run_here, run_on_cluster
+from .errors import Cancelled, InputError
+from .machine import processor_count, thread_count
+from .overview import Result
+from .provenance import provenance
+from .settings import Settings
+
+REQUIRED = ("image", "annotations")
+OPTIONAL = ("second_image", "scribbles")
+FILES = (*REQUIRED, *OPTIONAL)
+COLUMNS = (*FILES, "axis", "name")
+AXES = ("auto", "i", "j", "k")
+UNFIT_FOR_FILES = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the volume's name, its files by column, and the axis across its slices."""
+
+    name: str
+    inputs: dict[str, Path]
+    axis: str = "auto"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row, the settings it is run with, and the folder for its result."""
+
+    row: Row
+    folder: Path
+    settings: Settings
+    missing: str
+
+    @property
+    def output(self) -> Path:
+        """The segmentation to write, of the annotations' kind."""
+        suffixes = (files.SEGMENTATION_SUFFIX, *files.VOLUME_SUFFIXES)
+        name = self.row.inputs["annotations"].name.lower()
+        return self.folder / (self.row.name + next((s for s in suffixes if name.endswith(s)), ".nii.gz"))
+
+    @property
+    def report(self) -> Path:
+        """The report to write; it takes its place after the output, so where it is, both are whole."""
+        return self.folder / f"{self.row.name}.json"
+
+    @property
+    def picture(self) -> Path:
+        """The picture to write."""
+        return self.folder / f"{self.row.name}.png"
+
+    @property
+    def command(self) -> list[str]:
+        """The arguments of `labelprop` that run this row."""
+        image, annotations = (str(self.row.inputs[column]) for column in REQUIRED)
+        command = ["propagate", image, annotations, "-o", str(self.output), "--report", str(self.report)]
+        for column in OPTIONAL:
+            if column in self.row.inputs:
+                command += [f"--{column.replace('_', '-')}", str(self.row.inputs[column])]
+        if importlib.util.find_spec("matplotlib"):
+            command += ["--picture", str(self.picture)]
+        return [*command, "--axis", self.row.axis, "--missing", self.missing, *arguments(self.settings)]
+
+    def result(self, failure: str = "") -> Result:
+        """What there is of the row after it has ended."""
+        return Result(
+            name=self.row.name,
+            inputs=self.row.inputs,
+            output=self.output,
+            picture=self.picture,
+            report={} if failure else read_report(self.report),
+            failure=failure,
+        )
+
+    def is_done(self) -> bool:
+        """Whether the result is there, made of the same files with the same settings."""
+        try:
+            made_of = provenance(self.row.inputs, self.settings, axis=self.row.axis, missing=self.missing)
+        except OSError:
+            return False
+        return self.output.is_file() and read_report(self.report).get("made_of") == made_of
+
+
+def run(
+    table: Path,
+    folder: Path,
+    settings: Settings = Settings(),
+    missing: str = "auto",
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Result]:
+    """Run all rows of `table`, write their results and an overview into `folder`, made if need be.
+
+    missing: see `annotate_from_masks`. jobs: how many rows at once, by default as many as there are processors for.
+    scheduler: the address of a dask scheduler whose workers are to run them. say: told what happens, line by line.
+    Returns the results, doubtful ones first. Raises InputError if the table cannot be used, Cancelled by Ctrl+C.
+    """
+    rows = read_table(table, say)
+    folder = files.writable_folder(folder)
+    all_jobs = {row.name: Job(row, folder.resolve(), settings, missing) for row in rows}
+    results = {name: job.result() for name, job in all_jobs.items() if job.is_done()}
+    if results:
+        say(f"{len(results)} of {len(rows)} volumes are there already, made of the same files with the same settings.")
+    commands = {name: job.command for name, job in all_jobs.items() if name not in results}
+    threads = thread_count()
+    if scheduler:
+        ended = run_on_cluster(commands, scheduler, threads)
+    else:
+        ended = run_here(commands, jobs or max(1, processor_count() // threads), threads)
+    try:
+        for name, end in ended:
+            results[name] = all_jobs[name].result(end.failure)
+            say(f"[{len(results)}/{len(rows)}] {describe(results[name])}")
+    except KeyboardInterrupt:
+        raise Cancelled(
+            f"cancelled, {len(results)} of {len(rows)} volumes have ended; the same command goes on from there"
+        ) from None
+    finally:
+        ended.close()
+    ranked = sorted(results.values(), key=Result.rank)
+    overview.write(folder, ranked, title=table.stem)
+    say(f"Overview: {folder / overview.PAGE} and {folder / overview.TABLE}, doubtful volumes first.")
+    return ranked
+
+
+def read_table(path: Path, say: Callable[[str], None]) -> list[Row]:
+    """The rows of a CSV file, its paths relative to its folder.
+
+    Whether the files are there is not asked: a volume that cannot be read must not keep the others from running.
+    Raises InputError if this is no such table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error}): give a CSV file in UTF-8.") from error
+    head = text.partition("\n")[0]
+    records = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), skipinitialspace=True
+    )
+    columns = [(column or "").strip().lower() for column in records.fieldnames or ()]
+    records.fieldnames = columns
+    absent = [column for column in REQUIRED if column not in columns]
+    if absent:
+        raise InputError(f"{path}: no column {' and no column '.join(absent)}: its first line has to name the columns.")
+    unused = [column for column in columns if column and column not in COLUMNS]
+    if unused:
+        say(f"Columns of the table that are not used: {', '.join(unused)}.")
+    rows = [
+        read_row(path, records.line_num, {column: (record.get(column) or "").strip() for column in COLUMNS})
+        for record in records
+    ]
+    if not rows:
+        raise InputError(f"{path}: no rows: give a line for each volume.")
+    return with_names(path, rows)
+
+
+def read_row(table: Path, number: int, cells: dict[str, str]) -> Row:
+    """The row of line `number`, its name empty where the table gives none. Raises InputError."""
+    for column in REQUIRED:
+        if not cells[column]:
+            raise InputError(f"{table}, line {number}: the column {column} is empty: give a file.")
+    axis = cells["axis"] or "auto"
+    if axis not in AXES:
+        raise InputError(f"{table}, line {number}: unknown axis '{axis}': choose one of {', '.join(AXES)}.")
+    name = cells["name"]
+    if UNFIT_FOR_FILES.search(name):
+        raise InputError(f"{table}, line {number}: the name '{name}' cannot be that of a file: choose another one.")
+    folder = table.resolve().parent
+    return Row(name, {column: folder / cells[column] for column in FILES if cells[column]}, axis)
+
+
+def with_names(table: Path, rows: list[Row]) -> list[Row]:
+    """The rows with a name each: the table's or the image's, with its folder's where images of a name lie in several.
+
+    Raises InputError where names are not unique: they are those of the files to write.
+    """
+    images = [row.inputs["image"] for row in rows]
+    times = Counter(stem(image).lower() for image in images)
+    names = [
+        row.name or (stem(image) if times[stem(image).lower()] == 1 else f"{image.parent.name}-{stem(image)}")
+        for row, image in zip(rows, images)
+    ]
+    for name, count in Counter(name.lower() for name in names).items():
+        if count > 1:
+            raise InputError(f"{table}: {count} rows are called '{name}': give a column name in which they differ.")
+    return [Row(name, row.inputs, row.axis) for name, row in zip(names, rows)]
+
+
+def stem(path: Path) -> str:
+    """The file's name without its suffix, both parts of it where there are two."""
+    suffixes = (files.SEGMENTATION_SUFFIX, *files.VOLUME_SUFFIXES)
+    length = next((len(s) for s in suffixes if path.name.lower().endswith(s)), len(path.suffix))
+    return path.name[: len(path.name) - length]
+
+
+def arguments(settings: Settings) -> Iterator[str]:
+    """The settings as arguments of `labelprop propagate`."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        option = "--" + field.name.removesuffix("_gb")
+        if value is True:
+            yield option
+        elif value is not False and value is not None:
+            yield from (option, str(value))
+
+
+def read_report(path: Path) -> dict:
+    """The report in a file, empty if there is none or it is not one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def describe(result: Result) -> str:
+    """One line for the user."""
+    if result.failure:
+        return f"{result.name}: failed: {result.failure}"
+    quality = "" if result.quality is None else f", expected Dice {result.quality:.2f}"
+    return f"{result.name}: done in {result.seconds:.1f} s{quality}"

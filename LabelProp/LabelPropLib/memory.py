@@ -1,0 +1,168 @@
+"""What a run leaves to the next one on the same scan, so that a correction takes a fraction of the first run's time.
+
+Registration takes most of the time, and most of it does not depend on what was drawn. When the user adds or corrects a
+slice, the velocity fields of the last run are taken over. Only between the annotated slices next to what was changed
+they are refined, on the finest level, on which labels have a say; slices that were not in the last run are registered
+from the beginning. Nothing is registered again when only roles, scribbles or the rule of fusion were changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
+
+import numpy as np
+import torch
+
+from .annotation import SparseAnnotation
+from .preprocessing import Stack, crop_box
+from .registration import instance
+from .registration.consistency import FarEnds
+from .registration.fields import resize, sample
+from .settings import Settings
+
+KEPT_MARGIN = 0.5  # of the margin around the labels; with less of it left the crop is made anew
+LEAST_OVERLAP = 0.5  # of a new crop with the one that was registered
+REFINING_STEPS = 0.5  # of the steps of the finest level: it begins near its goal
+
+# A gap whose labels on both sides pull its fields: the planes in the volume that bound it, and a digest of the labels.
+Pull = tuple[int, int, str]
+
+
+@dataclass(frozen=True)
+class Update:
+    """Fields to begin with, and what is left to do.
+
+    velocity: (Z - 1, 2, h, w), zero where nothing is known. pairs: those to refine, ascending. coarse: those of them
+    that go through the coarse levels first.
+    """
+
+    velocity: torch.Tensor
+    pairs: tuple[int, ...]
+    coarse: tuple[int, ...]
+
+    @property
+    def pair_count(self) -> int:
+        """Of all pairs of neighbouring planes."""
+        return len(self.velocity)
+
+    def register(
+        self, stack: Stack, ends: FarEnds | None, schedule: instance.Schedule, on_step: Callable[[float], None]
+    ) -> torch.Tensor:
+        """The fields brought up to date. `ends`, `schedule`, `on_step`: see `instance.register`."""
+        if not self.pairs:
+            return self.velocity
+        *coarse, finest = schedule.levels
+        velocity = self.velocity.clone()
+        for run in instance.consecutive(self.coarse):
+            images, start = stack.images[run.start : run.stop + 1], velocity[run.start : run.stop]
+            on_step(0.0)
+            fields = instance.register(images, None, replace(schedule, levels=tuple(coarse)), start)
+            velocity[run.start : run.stop] = resize(fields, velocity.shape[-2:])
+        finest = replace(finest, steps=max(1, round(REFINING_STEPS * finest.steps)))
+        return instance.refine(
+            stack.images, velocity, self.pairs, ends, replace(schedule, levels=(finest,)), on_step=on_step
+        )
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A registration. first: the stack's first plane in the volume; box: its crop; velocity: (Z - 1, 2, h, w), CPU."""
+
+    first: int
+    box: tuple[slice, slice]
+    velocity: torch.Tensor
+    pulls: frozenset[Pull]
+
+    def box_around(self, annotation: SparseAnnotation) -> tuple[slice, slice]:
+        """The crop for the annotation: the same, as long as it has some margin around all labels and scribbles."""
+        needed = crop_box(annotation, KEPT_MARGIN)
+        fits = all(old.start <= new.start and new.stop <= old.stop for old, new in zip(self.box, needed, strict=True))
+        return self.box if fits else crop_box(annotation)
+
+    def update(self, annotation: SparseAnnotation, stack: Stack) -> Update | None:
+        """What to do for a stack, None if too little of it lies in the crop that was registered."""
+        if overlap(stack.box, self.box) < LEAST_OVERLAP:
+            return None
+        pair_count = len(stack.images) - 1
+        fields = resample(self.velocity, self.box, stack.box, instance.field_size(stack.images))
+        velocity = fields.new_zeros(pair_count, *fields.shape[1:])
+        offset = stack.first - self.first
+        known = [pair for pair in range(pair_count) if 0 <= pair + offset < len(fields)]
+        velocity[known] = fields[[pair + offset for pair in known]]
+        added = set(range(pair_count)) - set(known)
+        changed = set()
+        for lower, upper, _ in pulls(annotation) ^ self.pulls:
+            changed |= set(range(lower - stack.first, upper - stack.first)) & set(known)
+        # In a new crop nothing is known of what the changed labels reach for: it was outside the old one.
+        coarse = added if stack.box == self.box else added | changed
+        return Update(velocity.to(stack.images.device), tuple(sorted(added | changed)), tuple(sorted(coarse)))
+
+
+class Memory:
+    """Of one scan at a time; another scan, or another way of registration, takes its place."""
+
+    def __init__(self):
+        self._key: tuple | None = None
+        self._remembered: Remembered | None = None
+
+    def recall(self, annotation: SparseAnnotation, settings: Settings) -> Remembered | None:
+        """What is remembered of the annotation's scan; and be ready to keep what a run on it finds."""
+        key = fingerprint(annotation, settings)
+        if key != self._key:
+            self._key, self._remembered = key, None
+        return self._remembered
+
+    def keep(self, annotation: SparseAnnotation, stack: Stack, velocity: torch.Tensor):
+        """Keep the registration of the scan that was recalled last."""
+        self._remembered = Remembered(stack.first, stack.box, velocity.cpu(), pulls(annotation))
+
+
+def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
+    """Equal for runs whose fields may be taken over: the same voxels, axis, and way of registration."""
+    way = replace(
+        settings, fusion="auto", device="auto", extrapolate=False, directions=False, uncertainty=False, memory_gb=None
+    )
+    digest = hashlib.blake2b(digest_size=16)
+    for image in (annotation.image, annotation.second_image):
+        if image is not None:
+            digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest(), annotation.image.shape, annotation.spacing, annotation.axis, astuple(way)
+
+
+def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:
+    """The share of `box` (rows, columns) that lies in the other one."""
+    share = 1.0
+    for one, two in zip(box, other, strict=True):
+        share *= max(0, min(one.stop, two.stop) - max(one.start, two.start)) / (one.stop - one.start)
+    return share
+
+
+def resample(
+    fields: torch.Tensor, box: tuple[slice, slice], new_box: tuple[slice, slice], size: tuple[int, int]
+) -> torch.Tensor:
+    """`fields` (N, 2, h, w) over the crop `box` on a grid of `size` over `new_box`; beyond `box` as on its border."""
+    if box == new_box:
+        return resize(fields, size)
+    coordinates, scales = [], []
+    for old, new, length, new_length in zip(box, new_box, fields.shape[-2:], size, strict=True):
+        pitch = (old.stop - old.start - 1) / (length - 1)  # voxels; the corners of crop and grid coincide
+        new_pitch = (new.stop - new.start - 1) / (new_length - 1)
+        coordinates.append((new.start - old.start + torch.arange(new_length) * new_pitch) / pitch)
+        scales.append(pitch / new_pitch)
+    points = torch.stack(torch.meshgrid(*coordinates, indexing="ij"))[None].expand(len(fields), -1, -1, -1)
+    return sample(fields, points.to(fields)) * fields.new_tensor(scales).view(1, 2, 1, 1)
+
+
+def pulls(annotation: SparseAnnotation) -> frozenset[Pull]:
+    """The gaps whose labels pull their fields: those between neighbouring annotated planes that share labels."""
+    found = set()
+    for lower, upper in zip(annotation.planes[:-1], annotation.planes[1:], strict=True):
+        digest = hashlib.blake2b(digest_size=16)
+        shared = [label for label in annotation.labels if {lower, upper} <= annotation.complete[label].keys()]
+        for label in shared:
+            digest.update(np.packbits([annotation.complete[label][plane] for plane in (lower, upper)]).data)
+        if shared and upper - lower > 1:
+            found.add((lower, upper, digest.hexdigest()))
+    return frozenset(found)

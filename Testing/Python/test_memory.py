@@ -1,0 +1,187 @@
+"""A second run on the same scan: what it takes over from the first, and that its result is as good."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_pipeline import SPACING, dice, keep, tubes
+
+from LabelPropLib.annotation import annotate_from_label_volume
+from LabelPropLib.errors import Cancelled
+from LabelPropLib.memory import Memory, fingerprint, resample
+from LabelPropLib.pipeline import propagate
+from LabelPropLib.registration import instance
+from LabelPropLib.settings import Settings
+
+FAST = Settings(preset="fast", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def volume():
+    return tubes()
+
+
+def drawn(volume, planes, scribbles=None):
+    image, labels = volume
+    return annotate_from_label_volume(image, keep(labels, planes), SPACING, 0, scribbles=scribbles)
+
+
+@pytest.fixture(scope="module")
+def first_run(volume):
+    """The memory after a run with slices 0, 8 and 16, and the run's result."""
+    memory = Memory()
+    return memory, propagate(drawn(volume, [0, 8, 16]), FAST, memory=memory)
+
+
+@pytest.fixture
+def memory(first_run):
+    """The memory after a first run, to be spent by one test."""
+    again = Memory()
+    again.__dict__.update(first_run[0].__dict__)
+    return again
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Numbers of pairs that went through the optimiser, level by level."""
+    pairs = []
+    optimise = instance.optimise
+
+    def counted(planes, velocity, level, schedule, ends, on_step, chosen=None):
+        pairs.append(len(velocity) if chosen is None else len(chosen))
+        return optimise(planes, velocity, level, schedule, ends, on_step, chosen)
+
+    monkeypatch.setattr(instance, "optimise", counted)
+    return pairs
+
+
+def test_first_run_with_a_memory_is_like_one_without(volume, first_run):
+    cold = propagate(drawn(volume, [0, 8, 16]), FAST)
+    np.testing.assert_array_equal(first_run[1].label_maps, cold.label_maps)
+    assert first_run[1].report["registration"] == cold.report["registration"] == "instance"
+    assert first_run[1].report["messages"] == cold.report["messages"]
+
+
+def test_same_input_needs_no_registration(volume, first_run, memory, registered):
+    again = propagate(drawn(volume, [0, 8, 16]), FAST, memory=memory)
+    np.testing.assert_array_equal(again.label_maps, first_run[1].label_maps)
+    assert registered == []
+    assert again.report["registration"] == "instance, reused"
+
+
+def test_scribbles_and_fusion_need_no_registration(volume, memory, registered):
+    strokes = np.zeros(volume[1].shape, np.int32)
+    strokes[5, 20:22, 20:22] = 3
+    propagate(drawn(volume, [0, 8, 16], strokes), replace(FAST, fusion="distance"), memory=memory)
+    assert registered == []
+
+
+def test_added_slice_refines_the_gap_it_lies_in(volume, memory, registered):
+    before = memory._remembered.velocity
+    again = propagate(drawn(volume, [0, 4, 8, 16]), FAST, memory=memory)
+    assert registered == [8]
+    after = memory._remembered.velocity
+    assert torch.equal(after[8:], before[8:])
+    assert all(not torch.equal(after[pair], before[pair]) for pair in range(8))
+    assert "8 of 16 pairs" in again.report["messages"][-1]
+    cold = propagate(drawn(volume, [0, 4, 8, 16]), FAST)
+    for label in (3, 700):
+        truth = volume[1] == label
+        np.testing.assert_array_equal(again.mask(label)[[0, 4, 8, 16]], truth[[0, 4, 8, 16]])
+        assert dice(again.mask(label), truth) > dice(cold.mask(label), truth) - 0.003
+
+
+def test_corrected_slice_refines_the_gaps_beside_it(volume, memory, registered):
+    image, labels = volume
+    corrected = keep(labels, [0, 8, 16])
+    corrected[0][:, :18][corrected[0][:, :18] == 3] = 0
+    propagate(annotate_from_label_volume(image, corrected, SPACING, 0), FAST, memory=memory)
+    assert registered == [8]
+
+
+def test_slices_beyond_the_last_ones_are_registered_from_the_beginning(volume, registered):
+    memory = Memory()
+    propagate(drawn(volume, [0, 6, 12]), FAST, memory=memory)
+    del registered[:]
+    again = propagate(drawn(volume, [0, 6, 12, 16]), FAST, memory=memory)
+    assert registered == [4, 4, 4]  # pairs 12 to 15 on three levels
+    cold = propagate(drawn(volume, [0, 6, 12, 16]), FAST)
+    for label in (3, 700):
+        truth = volume[1] == label
+        assert dice(again.mask(label), truth) > dice(cold.mask(label), truth) - 0.003
+
+
+def test_slice_taken_away_narrows_the_stack(volume, memory, registered):
+    before = memory._remembered.velocity
+    propagate(drawn(volume, [8, 16]), FAST, memory=memory)
+    assert registered == []
+    assert torch.equal(memory._remembered.velocity, before[8:])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda annotation: (annotation, replace(FAST, preset="balanced")),
+        lambda annotation: (annotation, replace(FAST, registration="network")),
+        lambda annotation: (replace(annotation, image=annotation.image + 1), FAST),
+        lambda annotation: (replace(annotation, second_image=annotation.image), FAST),
+        lambda annotation: (replace(annotation, spacing=(2.0, 1.0, 1.0)), FAST),
+    ],
+)
+def test_another_scan_or_way_is_not_the_same(volume, changed):
+    annotation = drawn(volume, [0, 8, 16])
+    assert fingerprint(*changed(annotation)) != fingerprint(annotation, FAST)
+
+
+def test_labels_that_leave_the_crop_move_it_over_the_fields(volume, registered):
+    memory = Memory()
+    image, labels = volume
+    grown = keep(labels, [0, 8, 16])
+    small = np.where(grown == 3, 3, 0)
+    small[:, 30:] = small[:, :, 30:] = 0
+    propagate(annotate_from_label_volume(image, small, SPACING, 0), FAST, memory=memory)
+    old = memory._remembered.box
+    del registered[:]
+    small[0] = np.where(grown[0] == 3, 3, 0)
+    small[0, 30:40, 20] = 3
+    again = propagate(annotate_from_label_volume(image, small, SPACING, 0), FAST, memory=memory)
+    assert memory._remembered.box != old
+    assert registered == [8, 8, 8]  # the gap that the grown slice bounds, on three levels
+    assert again.report["registration"] == "instance, reused"
+
+
+def test_labels_elsewhere_begin_anew(volume, registered):
+    memory = Memory()
+    image, _ = volume
+    for corner in (0, 44):
+        labels = np.zeros(image.shape, np.int32)
+        labels[[0, 8, 16], corner : corner + 12, corner : corner + 12] = 3
+        again = propagate(annotate_from_label_volume(image, labels, SPACING, 0), FAST, memory=memory)
+    assert registered == [16, 16, 16, 16, 16, 16]
+    assert again.report["registration"] == "instance"
+
+
+@settings(deadline=None)
+@given(st.tuples(*[st.integers(0, 8)] * 4), st.integers(6, 20), st.integers(6, 20))
+def test_resampled_fields_move_the_same_points(start, rows, columns):
+    """A displacement that is linear in space is found again on any other grid within the crop, in its pixels."""
+    box = (slice(2, 42), slice(5, 35))
+    new_box = (slice(2 + start[0], 42 - start[1]), slice(5 + start[2], 35 - start[3]))
+
+    def linear(box, size):
+        pitches = [(s.stop - s.start - 1) / (n - 1) for s, n in zip(box, size, strict=True)]
+        points = np.meshgrid(*(s.start + np.arange(n) * p for s, n, p in zip(box, size, pitches, strict=True)))
+        displacement = np.stack([0.1 * points[0].T - 2, 0.05 * points[1].T + 1])
+        return torch.from_numpy(displacement / np.reshape(pitches, (2, 1, 1)))[None].float()
+
+    found = resample(linear(box, (20, 16)), box, new_box, (rows, columns))
+    torch.testing.assert_close(found, linear(new_box, (rows, columns)), atol=1e-4, rtol=1e-4)
+
+
+def test_cancelled_run_leaves_the_memory_as_it_was(volume, memory, first_run):
+    with pytest.raises(Cancelled):
+        propagate(drawn(volume, [0, 4, 8, 16]), FAST, is_cancelled=lambda: True, memory=memory)
+    assert memory._remembered is first_run[0]._remembered
