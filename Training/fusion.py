@@ -1,6 +1,7 @@
 """Train deep label fusion on patches, and write the weights that ship.
 
-    python Training/fusion_patches.py Training/fusion_stacks.csv DATA -o PATCHES
+    python Training/fusion_patches.py Training/fusion_stacks.csv DATA -o PATCHES --seed 0
+    python Training/fusion_patches.py Training/fusion_stacks.csv DATA -o PATCHES --seed 1
     python Training/fusion.py PATCHES -o LabelProp/LabelPropLib/Resources/fusion.pt
 
 `--without brain-colin27-aal fetalbrain-30` leaves volumes out, to measure on anatomy that the networks have not seen.
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from LabelPropLib import checkpoint
 from LabelPropLib.ends import EXPONENT, EXTENT, round_off
-from LabelPropLib.fusion.deep import Evidence
+from LabelPropLib.fusion.deep import ARCHITECTURE, PREPROCESSING, Evidence
 from LabelPropLib.fusion.subnets import DeepLabelFusion
 
 BATCH = 64
@@ -52,7 +53,7 @@ def main():
     command.add_argument("patches", type=Path)
     command.add_argument("-o", "--output", type=Path, required=True)
     command.add_argument("--without", nargs="*", default=[], help="volumes to leave out")
-    command.add_argument("--epochs", type=int, default=8)
+    command.add_argument("--epochs", type=int, default=5)
     command.add_argument("--seed", type=int, default=0)
     options = command.parse_args()
     paths = [
@@ -61,10 +62,18 @@ def main():
     torch.manual_seed(options.seed)
     networks = train(read(paths), options.epochs, np.random.default_rng(options.seed))
     metadata = {
-        "data": sorted({volume_of(path) for path in paths}),
+        "kind": "fusion",
+        "architecture": ARCHITECTURE,
+        "preprocessing": PREPROCESSING,
+        "training": {
+            "data": sorted({volume_of(path) for path in paths}),
+            "patches": sum(len(torch.load(path, weights_only=True)["planes"]) for path in paths),
+            "epochs": options.epochs,
+        },
         "licence": "Apache-2.0; trained on volumes under BSD-3-Clause, MIT and Apache-2.0",
     }
-    checkpoint.save(options.output, "fusion", networks.state_dict(), metadata)
+    tensors = {name: tensor.half() for name, tensor in networks.state_dict().items()}
+    checkpoint.save(options.output, tensors, metadata)
 
 
 def volume_of(path: Path) -> str:

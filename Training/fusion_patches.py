@@ -57,7 +57,7 @@ def main():
     command.add_argument("table", type=Path)
     command.add_argument("data", type=Path)
     command.add_argument("-o", "--output", type=Path, required=True)
-    command.add_argument("--shapes", type=int, default=12, help="files of patches of synthetic shapes")
+    command.add_argument("--shapes", type=int, default=25, help="files of patches of synthetic shapes")
     command.add_argument("--seed", type=int, default=0, help="another seed, other episodes")
     options = command.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from .similarity import similarity_way
 from .subnets import DeepLabelFusion
 
 DISTANCE_SCALE = 4.0  # pixels; the networks see distances in this unit, at most three of it
+TIP_DEPTH = 3.0  # pixels; what is thinner on its only drawn plane tells the networks too little
 MASK_MARGIN = 6.0  # pixels beyond the union of the votes that a label may go
 
 
@@ -83,6 +84,15 @@ class Evidence:
         return torch.stack([*distances, *images, self.odds, way, self.way, self.length], dim=1)
 
 
+ARCHITECTURE = {"name": "DeepLabelFusion", "revision": 1}
+PREPROCESSING = {
+    "candidates": "the nearest annotated plane on either side, pooled by the similarity rule",
+    "distances": f"pixels / {DISTANCE_SCALE}, cut off at 3",
+    "intensity": "relative to mean and standard deviation in and around the label, cut off at 4",
+    "pixels": "square",
+}
+
+
 def load(choice: str, needed: bool, device: torch.device) -> DeepLabelFusion | None:
     """The networks of a checkpoint on a device, chosen as `checkpoint.choose` does; None for none.
 
@@ -93,22 +103,24 @@ def load(choice: str, needed: bool, device: torch.device) -> DeepLabelFusion | N
         if needed:
             raise InputError("Deep fusion needs weights: choose the checkpoint 'auto' or a file, or another fusion.")
         return None
-    tensors, _ = chosen
+    tensors, metadata = chosen
+    if metadata["architecture"] != ARCHITECTURE or metadata["preprocessing"] != PREPROCESSING:
+        raise InputError(
+            f"{choice}: weights for other networks or other preprocessing than these: give another checkpoint."
+        )
     networks = DeepLabelFusion()
     try:
         networks.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(
-            f"The checkpoint '{choice}' holds networks of another size: train anew, or choose another checkpoint."
-        ) from error
+        raise InputError(f"{choice}: weights that do not fit the networks: give another checkpoint.") from error
     return networks.eval().to(device, memory_format=torch.channels_last)
 
 
 def fuse(arrivals: Sequence[Arrivals], networks: DeepLabelFusion) -> list[torch.Tensor]:
     """Scores (T, h, w), one an arrival, of all labels of one gap, each in its own box.
 
-    All labels of the gap are needed, because where one may go depends on the others. Beyond the outermost annotated
-    planes there is nothing to vote on: there the similarity rule stands.
+    All labels of the gap are needed, because where one may go depends on the others. The similarity rule stands beyond
+    the outermost annotated planes, where there is nothing to vote on, and for a label of which only a tip was drawn.
     """
     crossing = arrivals[0].crossing
     if crossing.lower is None or crossing.upper is None:
@@ -123,6 +135,9 @@ def fuse(arrivals: Sequence[Arrivals], networks: DeepLabelFusion) -> list[torch.
     consensus = [pool(arrived, way) for arrived, way in zip(arrivals, ways, strict=True)]
     scores = []
     for index, (window, heard) in enumerate(zip(windows, told, strict=True)):
+        if is_tip(arrivals[index]):
+            scores.append(similarity.fuse(arrivals[index]))
+            continue
         rivals = best_rival(index, arrivals, consensus)
         features = heard.of_label(*(window.of(planes) for planes in (consensus[index], ways[index], rivals)))
         correction = networks.correction(features).masked_fill(~window.mask, -DISTANCE_LIMIT)
@@ -130,6 +145,12 @@ def fuse(arrivals: Sequence[Arrivals], networks: DeepLabelFusion) -> list[torch.
         window.of(score).copy_(window.of(consensus[index]) + correction)
         scores.append(score)
     return scores
+
+
+def is_tip(arrivals: Arrivals) -> bool:
+    """Whether one plane alone bears the label, and bears little of it."""
+    candidates = present(arrivals)
+    return len(candidates) == 1 and candidates[0].depth < TIP_DEPTH
 
 
 def look(arrivals: Arrivals) -> Window:
