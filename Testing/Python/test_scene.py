@@ -699,3 +699,46 @@ def test_second_volume_that_cannot_be_used():
         )
     with pytest.raises(InputError, match="The second image is constant"):
         scene.collect(volume, node, second_volume_node=add_scan(np.full(SHAPE, 5, np.int16)))
+
+
+def add_atlas(names, ijk_to_ras=STRAIGHT, shape=SHAPE):
+    """Volume node and segmentation node of another subject, its segments called `names`, and their masks."""
+    volume = add_scan(noise(shape), ijk_to_ras, "Other subject")
+    masks = dict(zip(names, drawn_masks(shape).values()))
+    return volume, add_segmentation(volume, masks), list(masks.values())
+
+
+@GEOMETRIES
+def test_atlas_lies_as_its_nodes_do(ijk_to_ras):
+    """Its matrix takes a voxel to where it is in the scan's grid, whichever way it is stored."""
+    volume = add_scan(ijk_to_ras=OBLIQUE)
+    node = add_segmentation(volume, drawn_masks())
+    atlas_volume, atlas_node, (left, right) = add_atlas(("left", "right"), ijk_to_ras)
+    (atlas,) = scene.collect(volume, node, atlases=[(atlas_volume, atlas_node)]).annotation.atlases
+    np.testing.assert_array_equal(atlas.image, noise())
+    np.testing.assert_array_equal(atlas.labels, 1 * left + 2 * right)
+    voxel = np.array([3, 5, 7, 1])
+    in_ras = ijk_to_ras @ voxel[[2, 1, 0, 3]]
+    in_grid = (np.linalg.inv(OBLIQUE) @ in_ras)[[2, 1, 0]] * np.linalg.norm(OBLIQUE[:3, :3], axis=0)[::-1]
+    np.testing.assert_allclose((atlas.matrix @ voxel)[:3], in_grid, atol=1e-4)
+
+
+def test_segments_of_an_atlas_are_matched_by_name_else_by_label_value():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks(), one_layer=True)
+    *swapped, (left, right) = add_atlas(("right", "left"))
+    *numbered, _ = add_atlas(("first", "second"))
+    numbered[1].GetSegmentation().CollapseBinaryLabelmaps(False)
+    by_name, by_value = scene.collect(volume, node, atlases=[swapped, numbered]).annotation.atlases
+    np.testing.assert_array_equal(by_name.labels, 2 * left + 1 * right)
+    np.testing.assert_array_equal(by_value.labels, 1 * left + 2 * right)
+
+
+def test_atlas_that_shares_no_segment():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    *other, _ = add_atlas(("heart", "lung"))
+    for name, value in (("heart", 70), ("lung", 71)):
+        other[1].GetSegmentation().GetSegment(name).SetLabelValue(value)
+    with pytest.raises(InputError, match="shares no segment with 'Segmentation': give it segments of the same names"):
+        scene.collect(volume, node, atlases=[other])

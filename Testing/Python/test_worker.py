@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import LabelPropLib
-from LabelPropLib import worker
-from LabelPropLib.annotation import SparseAnnotation, annotate_from_masks
+from LabelPropLib import planner
+from LabelPropLib.annotation import AtlasVolume, SparseAnnotation, annotate_from_masks
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
 from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
 from LabelPropLib.pipeline import propagate
@@ -64,6 +64,7 @@ def test_annotation_survives_its_files(tmp_path, data, axis):
     complete = data.draw(st.dictionaries(st.sampled_from([1, 7, 300]), planes, min_size=1))
     voxel = st.tuples(*(st.integers(0, length - 1) for length in shape))
     strokes = st.lists(voxel, min_size=1, max_size=3).map(lambda voxels: np.array(voxels))
+    rng, full = np.random.default_rng(2), np.full((3, 4, 2), min(complete), np.int32)
     annotation = SparseAnnotation(
         image=np.random.default_rng(0).random(shape, np.float32),
         spacing=(2.5, 0.7, 0.9),
@@ -73,11 +74,15 @@ def test_annotation_survives_its_files(tmp_path, data, axis):
         scribbles=data.draw(st.dictionaries(st.sampled_from([0, *complete]), strokes)),
         missing="unknown",
         second_image=np.random.default_rng(1).random(shape, np.float32),
+        atlases=tuple(AtlasVolume(rng.random((3, 4, 2), np.float32), full, rng.random((4, 4))) for _ in range(2)),
     )
     write_annotation(tmp_path, annotation)
     again = read_annotation(tmp_path)
     np.testing.assert_array_equal(again.image, annotation.image)
     np.testing.assert_array_equal(again.second_image, annotation.second_image)
+    for found, atlas in zip(again.atlases, annotation.atlases, strict=True):
+        for name, array in vars(atlas).items():
+            np.testing.assert_array_equal(getattr(found, name), array)
     assert (again.spacing, again.axis, again.missing) == ((2.5, 0.7, 0.9), axis, "unknown")
     assert again.absent == annotation.absent
     assert {label: sorted(planes) for label, planes in again.complete.items()} == {
@@ -234,9 +239,9 @@ def test_worker_does_not_outlive_a_killed_application(tmp_path):
 def test_out_of_memory_is_recognised():
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 58, dtype=torch.uint8)
-    assert worker.is_out_of_memory(error.value)
-    assert worker.is_out_of_memory(MemoryError())
-    assert not worker.is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
+    assert planner.is_out_of_memory(error.value)
+    assert planner.is_out_of_memory(MemoryError())
+    assert not planner.is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
 
 
 #
