@@ -92,6 +92,16 @@ def test_every_volume_is_as_from_a_single_run(table, tmp_path, in_this_process):
     assert written == {f"{n}.{kind}" for n in NAMES for kind in kinds} | {overview.TABLE, overview.PAGE}
 
 
+def test_console(table, tmp_path, in_this_process):
+    from LabelProp import LabelPropLogic
+
+    said = []
+    results = LabelPropLogic().batch(str(table), str(tmp_path), preset="fast", say=said.append)
+    assert sorted(result.name for result in results) == sorted(NAMES)
+    assert not any(result.failure for result in results)
+    assert len(said) == len(NAMES) + 1
+
+
 def test_settings_reach_every_volume(table, tmp_path, in_this_process):
     options = ("--preset", "fast", "--seed", 3, "--extrapolate", "--missing", "unknown", "--memory", 2.5)
     assert run(table, tmp_path, *options) == 0
