@@ -494,6 +494,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         progress=None,
         isCancelled=None,
         secondVolumeNode=None,
+        atlases=(),
         checkpoint="auto",
     ):
         """
@@ -512,6 +513,8 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param isCancelled: called now and then; the work stops when it returns True.
         :param secondVolumeNode: another contrast of the same anatomy, for instance the fat image of a Dixon scan; on a
             grid of its own, if it likes. Registration and fusion look at both.
+        :param atlases: (volumeNode, segmentationNode) of other subjects, finished, their segments named as those of
+            `segmentationNode`. They are used for the segments that they help to find.
         :param checkpoint: weights of networks: "auto" for those that come with LabelProp, "none", or a file.
         :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
         :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
@@ -528,7 +531,9 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             uncertainty=uncertaintyVolumeNode is not None,
             checkpoint=str(checkpoint),
         )
-        collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
+        collected = self.collect(
+            volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
+        )
         propagation = self.compute(collected, settings, progress, isCancelled)
         self.addDirections(collected, propagation)
         return self.write(collected, propagation, uncertaintyVolumeNode)
@@ -542,6 +547,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         missing="auto",
         scribbles=None,
         secondVolumeNode=None,
+        atlases=(),
     ):
         """
         Read the annotation that the segments hold of the volume; the parameters are those of `propagate`.
@@ -549,7 +555,9 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :return: LabelPropLib.scene.SceneAnnotation
         :raises InputError: as `propagate` does.
         """
-        return scene.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
+        return scene.collect(
+            volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
+        )
 
     def compute(self, collected, settings, progress=None, isCancelled=None):
         """

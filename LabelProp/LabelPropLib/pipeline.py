@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from . import planner
+from . import atlases, confidence, planner, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled, InputError
@@ -97,15 +97,23 @@ def compute(
         with torch.no_grad():
             chains = Chains(velocity, stack.images)
             with clock.stage("Choosing"):
-                rules = choose_rules(annotation, stack, planes, chains, settings.fusion)
+                rules, factors = choose_rules(annotation, stack, planes, chains, settings.fusion)
+            priors: Mapping[int, torch.Tensor] = {}
+            if annotation.atlases:
+                with clock.stage("Aligning atlases"):
+                    chosen = {label: RULES[rule] for label, rule in rules.items()}
+                    priors = atlases.helpful(annotation, stack, planes, chains, chosen)
             with clock.stage("Fusing"):
-                maps, sides = fuse(annotation, stack, planes, chains, rules, settings, clock)
+                maps, sides, evidence = fuse(annotation, stack, planes, chains, rules, priors, settings, clock)
+                label_maps = maps.volumes()
+            with clock.stage("Assessing"):
+                expected = confidence.assess(annotation, stack, evidence, label_maps, factors)
+                suggestions = suggestion.suggest(expected, settings.suggestions)
     clock.tell(1.0)
-    label_maps = maps.volumes()
     return Propagation(
         label_maps=label_maps,
         directions={name: side.volumes() for name, side in sides.items()},
-        uncertainty=maps.uncertainty() if settings.uncertainty else None,
+        uncertainty=expected.uncertainty() if settings.uncertainty else None,
         report={
             "axis": AXIS_NAMES[annotation.axis],
             "annotated_slices": annotation.planes,
@@ -120,7 +128,12 @@ def compute(
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
-            "messages": planner.messages(plan, pixels, effort) + messages(annotation, settings, chains.weights, update),
+            "atlases_used": sorted(priors),
+            "messages": planner.messages(plan, pixels, effort)
+            + messages(annotation, settings, chains.weights, update)
+            + atlases.messages(annotation, priors),
+            **expected.report(),
+            **suggestion.report(suggestions),
         },
     )
 
@@ -164,17 +177,17 @@ def register(
 
 def choose_rules(
     annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains, fusion: str
-) -> dict[int, str]:
+) -> tuple[dict[int, str], dict[int, float]]:
     """The fusion rule of every label; with 'auto' the one that finds hidden annotated slices best.
 
     Every known slice between two others is hidden once and found from its neighbours, over twice the usual gap.
+    Returns the factors of the labels' expected drift too, from what was seen there; none if the rule was given.
     """
     if fusion != "auto":
-        return dict.fromkeys(annotation.labels, fusion)
-    return {
-        label: choose(results, CHOICE_MARGIN)
-        for label, results in leave_one_out(annotation, stack, planes, chains).items()
-    }
+        return dict.fromkeys(annotation.labels, fusion), {}
+    left_out = leave_one_out(annotation, stack, planes, chains)
+    rules = {label: choose(results, CHOICE_MARGIN) for label, results in left_out.items()}
+    return rules, confidence.scales({label: left_out[label][rule].drifts for label, rule in rules.items()})
 
 
 def leave_one_out(
@@ -193,10 +206,12 @@ def leave_one_out(
         for label in labels:
             arrived = arrivals(label, crossing, planes)
             drawn = planes.distances(label, gap.first)
+            seen = confidence.observe(arrived, annotation, stack)
             for rule in CHOICES:
                 score = torch.full_like(drawn, -1.0)
                 score[arrived.box] = RULES[rule](arrived)[0]
                 results[label][rule].add(score, drawn)
+                results[label][rule].drifts += confidence.seen_drift(score, drawn, seen, stack.pixel)
     return results
 
 
@@ -206,25 +221,34 @@ def fuse(
     planes: LabelPlanes,
     chains: Chains,
     rules: Mapping[int, str],
+    priors: Mapping[int, torch.Tensor],
     settings: Settings,
     clock: Clock,
-) -> tuple[LabelMaps, dict[str, LabelMaps]]:
-    """Label maps of all gaps, and with `settings.directions` those of what was carried up and down alone."""
+) -> tuple[LabelMaps, dict[str, LabelMaps], list[confidence.Evidence]]:
+    """Label maps of all gaps, with `settings.directions` those of what was carried up and down alone, and evidence.
+
+    priors: what the atlases say of the labels that they help to find, see `atlases.helpful`.
+    """
     maps = LabelMaps(annotation, stack)
     sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
+    evidence = []
     labels_of = gaps(annotation, stack, settings.extrapolate)
     for number, (gap, labels) in enumerate(labels_of.items()):
         crossing = chains.cross(gap)
         for label in labels:
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
             arrived = arrivals(label, crossing, planes)
-            maps.enter(label, gap.targets, arrived.box, RULES[rules[label]](arrived))
+            score = RULES[rules[label]](arrived)
+            if label in priors:
+                score = atlases.blend(score, arrived, priors[label], planes)
+            maps.enter(label, gap.targets, arrived.box, score)
+            evidence.append(confidence.observe(arrived, annotation, stack, settings.uncertainty))
             for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
                 if name in sides and candidate is not None:
                     sides[name].enter(label, gap.targets, arrived.box, candidate.distances)
     for result in (maps, *sides.values()):
         result.keep_given()
-    return maps, sides
+    return maps, sides, evidence
 
 
 def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:
