@@ -174,9 +174,6 @@ def register(
                 " out the second image, or choose another registration."
             )
         return training.predict(network.to(stack.images.device), stack.images, training.PREDICTION_REDUCTIONS)
-    pairs = planner.pairs_at_once(stack.size, free)
-    if pairs < len(stack.images) - 1:
-        return instance.register_in_parts(stack.images, stack.given, pairs, ends, schedule, on_step)
     return instance.register(stack.images, ends, schedule, on_step=on_step)
 
 
