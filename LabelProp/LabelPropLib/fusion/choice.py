@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,11 +16,15 @@ Rule = Callable[[Arrivals], torch.Tensor]
 
 @dataclass
 class LeftOut:
-    """What a rule made of hidden slices: overlapping and total pixels, for the Dice of all of them together."""
+    """What a rule made of hidden slices: overlapping and total pixels, for the Dice of all of them together.
+
+    drifts: how far the contour was off on each, see `confidence.seen_drift`.
+    """
 
     overlap: float = 0.0
     total: float = 0.0
     slices: int = 0
+    drifts: list = field(default_factory=list)
 
     @property
     def dice(self) -> float:
