@@ -60,6 +60,8 @@ class LabelMaps:
         for label in self._annotation.labels:
             labels = self._labels[self._layer_of[label]]
             for plane in self._annotation.known_planes(label):
+                if not 0 <= plane - self._stack.first < len(labels):
+                    continue  # marked absent beyond the stack, where nothing is found
                 target = labels[plane - self._stack.first]
                 target[target == label] = 0
                 if plane in self._annotation.complete[label]:

@@ -209,7 +209,7 @@ def leave_one_out(
     results = {label: {rule: LeftOut() for rule in choices} for label in annotation.labels}
     hidden: dict[Gap, list[int]] = {}
     for label in annotation.labels:
-        known = sorted(plane - stack.first for plane in annotation.known_planes(label))
+        known = planes.known(label)
         for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
             if planes.bears(label, plane) and (planes.bears(label, lower) or planes.bears(label, upper)):
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
