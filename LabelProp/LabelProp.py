@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -605,6 +606,25 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             for label in collected.annotation.labels
         }
         return report
+
+    def batch(self, tablePath, outputFolder, missing="auto", jobs=None, scheduler=None, say=print, **settings):
+        """
+        Propagate on the volumes of a table, each in a process of its own; returns when all have ended.
+
+        :param tablePath: a CSV file with the columns image, annotations and, if need be, second_image, scribbles, axis,
+            name; paths are relative to its folder.
+        :param outputFolder: takes the results, overview.csv and overview.html. What is there already is kept.
+        :param missing: see `propagate`.
+        :param jobs: how many at once, None for as many as there are processors for.
+        :param scheduler: the address of a dask scheduler whose workers are to run them.
+        :param say: called with a line of text about each volume.
+        :param settings: see `LabelPropLib.settings.Settings`.
+        :return: list of LabelPropLib.overview.Result, doubtful ones first.
+        :raises InputError: the table cannot be used; nothing was run.
+        """
+        from LabelPropLib import batch
+
+        return batch.run(Path(tablePath), Path(outputFolder), Settings(**settings), missing, jobs, scheduler, say)
 
     def addDirections(self, collected, propagation):
         """

@@ -512,7 +512,7 @@ def add_segmentation_of_labels(labels: np.ndarray, volume_node, name: str, ids: 
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
-    values = [int(value) for value in np.unique(labels) if value]
+    values = sorted({int(value) for plane in labels if plane.any() for value in np.unique(plane)} - {0})
     grid, _ = volume_image(volume_node, node)
     layer = image_from_array(labels.astype(np.min_scalar_type(max(values, default=0))), grid)
     for value in values:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import (
     OBLIQUE,
@@ -206,6 +206,29 @@ def test_segment_beyond_the_reference_geometry_is_not_lost():
     propagate(collected)
     np.testing.assert_array_equal(segment_array(node, "beyond", above), beyond)
     assert segment_array(node, "left", volume)[2:10].any(axis=(1, 2)).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    starts=st.tuples(*[st.integers(-4, 8)] * 3),
+    lengths=st.tuples(*[st.integers(1, 9)] * 3),
+    voxels=st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=6),
+)
+def test_segment_on_any_part_of_its_lattice(starts, lengths, voxels):
+    """The same as resampling gives, whether the grid holds the segment, a part of it, or nothing."""
+    slicer.mrmlScene.Clear()
+    volume = add_scan(noise((5, 5, 5)))
+    labels = np.zeros((5, 5, 5), np.uint8)
+    labels[tuple(np.transpose(voxels))] = 3
+    node = scene.add_segmentation_of_labels(labels, volume, "s", {3: "a"})
+    whole, _ = scene.volume_image(volume, node)
+    grid = scene.image_from_array(np.zeros(lengths, np.uint8), whole, starts)
+    expected = np.zeros(lengths, bool)
+    for voxel in voxels:
+        index = np.subtract(voxel, starts)
+        if (index >= 0).all() and (index < lengths).all():
+            expected[tuple(index)] = True
+    np.testing.assert_array_equal(scene.segment_on_grid(node, "a", grid), expected)
 
 
 def test_segments_on_lattices_of_their_own():
