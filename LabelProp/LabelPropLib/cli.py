@@ -85,6 +85,16 @@ def parser() -> Parser:
         type=Path,
         help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
     )
+    add(
+        "--atlas",
+        metavar=("IMAGE", "LABELS"),
+        nargs=2,
+        type=Path,
+        action="append",
+        default=[],
+        dest="atlases",
+        help="a finished volume of another subject with the same labels, used where it helps; may be repeated",
+    )
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
     add(
         "--axis",
@@ -97,6 +107,18 @@ def parser() -> Parser:
     add("--uncertainty", metavar="FILE", type=Path, help="volume to write, from 0 sure to 1 a toss-up")
     add("--report", metavar="FILE.json", type=Path, help="what was done, as JSON")
     add("--picture", metavar="FILE.png", type=Path, help="picture of the slice that needs a look most")
+
+    verb = verbs.add_parser("suggest", help="which slice to annotate next, and what it would gain")
+    verb.set_defaults(run=suggest)
+    add = verb.add_argument
+    add("image", metavar="IMAGE", type=Path, help="the scan")
+    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
+    add("--count", metavar="N", type=positive, default=1, help="slices, each as if those before it were drawn (1)")
+    add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
+    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
+    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add_settings(add)
+    add("--report", metavar="FILE.json", type=Path, help="the suggestions and what they rest on, as JSON")
 
     verb = verbs.add_parser("batch", help="propagate on many volumes, and rank the results")
     verb.set_defaults(run=batch)
@@ -270,6 +292,48 @@ def pretrain(options):
         raise
 
 
+def suggest(options):
+    """labelprop suggest: propagate, write nothing of it, and say which slices to draw."""
+    settings = replace(settings_of(options), suggestions=options.count)
+    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
+    files.check_outputs(filter(None, [options.report]), filter(None, inputs))
+
+    from LabelProp import LabelPropLogic
+
+    logic = LabelPropLogic()
+    volume_node, segmentation_node, scribbles_node, _ = read_inputs(options)
+    collected = logic.collect(
+        volume_node,
+        segmentation_node,
+        axis=options.axis,
+        missing=options.missing,
+        scribbles=scribbles_node,
+        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
+    )
+    with shown_progress() as progress:
+        report = logic.compute(collected, settings, progress).report
+    report["segments"] = {str(label): segment_id for label, segment_id in collected.segment_ids.items()}
+    if options.report:
+        with files.replacing([options.report]) as staged:
+            staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(report["messages"]), file=sys.stderr)
+    print(format_suggestions(report))
+
+
+def format_suggestions(report: dict) -> str:
+    """A line for each slice to draw, for the user."""
+    lines = [f"Expected Dice between the annotated slices: {report['expected_mean_dice']:.3f}."]
+    if not report["suggested_slices"]:
+        lines.append("No slice to suggest: none between annotated ones is likely to bear a label.")
+    for suggested in report["suggested_slices"]:
+        labels = ", ".join(f"{label} ({report['segments'][str(label)]})" for label in suggested["labels"])
+        lines.append(
+            f"Slice {suggested['plane']} across {report['axis']}: expected Dice +{suggested['gain']:.4f} for"
+            f" {suggested['boundary_mm']:.0f} mm to trace, labels {labels}."
+        )
+    return "\n".join(lines)
+
+
 def evaluate(options):
     """labelprop evaluate"""
     from LabelPropLib import evaluation
@@ -303,7 +367,8 @@ def propagate(options):
         axis=options.axis,
         missing=options.missing,
         scribbles=scribbles_node,
-        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
+        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
+        atlases=[read_atlas(*paths) for paths in options.atlases],
     )
     check_overlap(collected, options.output)
     read = time.monotonic()
@@ -340,7 +405,7 @@ def check_outputs(options) -> dict[str, Path]:
     names = ("up", "down") if options.directions else ()
     directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
     outputs = (options.output, *directions.values(), options.uncertainty, options.picture, options.report)
-    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
+    inputs = (options.image, options.annotations, options.scribbles, options.second_image, *sum(options.atlases, []))
     files.check_outputs(filter(None, outputs), filter(None, inputs))
     return directions
 
@@ -352,12 +417,11 @@ def read_inputs(options):
     from LabelPropLib import scene
 
     vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
-    scan = files.read_volume(options.image)
-    volume_node = add_volume(options.image, scan)
+    volume_node, grid = add_volume(options.image)
 
     def read_labels(path: Path) -> np.ndarray:
         labels = files.read_labels(path)
-        files.check_same_grid(labels, path, scan, options.image)
+        files.check_same_grid(files.Grid.of(labels), path, grid, options.image)
         return files.voxels(labels)
 
     def load_segmentation(path: Path):
@@ -383,12 +447,26 @@ def read_inputs(options):
     return volume_node, segmentation_node, scribbles_node, label_type
 
 
-def add_volume(path: Path, image=None):
-    """The volume node of a file, or of the image that was read from it. Raises InputError."""
+def add_volume(path: Path):
+    """The volume node of a file, and its grid. Raises InputError."""
     import slicer
 
-    image = files.read_volume(path) if image is None else image
-    return slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
+    image = files.read_volume(path)
+    node = slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
+    return node, files.Grid.of(image)
+
+
+def read_atlas(image_path: Path, labels_path: Path):
+    """Volume node and segmentation node of a finished volume. Raises InputError."""
+    from LabelPropLib import scene
+
+    volume_node, grid = add_volume(image_path)
+    if files.is_segmentation(labels_path):
+        files.check_readable(labels_path)
+        return volume_node, scene.load_segmentation(labels_path)
+    labels = files.read_labels(labels_path)
+    files.check_same_grid(files.Grid.of(labels), labels_path, grid, image_path)
+    return volume_node, scene.add_segmentation_of_labels(files.voxels(labels), volume_node, labels_path.name)
 
 
 def check_overlap(collected, output: Path):
