@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -493,6 +494,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         progress=None,
         isCancelled=None,
         secondVolumeNode=None,
+        atlases=(),
         checkpoint="auto",
     ):
         """
@@ -511,6 +513,8 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param isCancelled: called now and then; the work stops when it returns True.
         :param secondVolumeNode: another contrast of the same anatomy, for instance the fat image of a Dixon scan; on a
             grid of its own, if it likes. Registration and fusion look at both.
+        :param atlases: (volumeNode, segmentationNode) of other subjects, finished, their segments named as those of
+            `segmentationNode`. They are used for the segments that they help to find.
         :param checkpoint: weights of networks: "auto" for those that come with LabelProp, "none", or a file.
         :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
         :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
@@ -527,7 +531,9 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             uncertainty=uncertaintyVolumeNode is not None,
             checkpoint=str(checkpoint),
         )
-        collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
+        collected = self.collect(
+            volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
+        )
         propagation = self.compute(collected, settings, progress, isCancelled)
         self.addDirections(collected, propagation)
         return self.write(collected, propagation, uncertaintyVolumeNode)
@@ -541,6 +547,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         missing="auto",
         scribbles=None,
         secondVolumeNode=None,
+        atlases=(),
     ):
         """
         Read the annotation that the segments hold of the volume; the parameters are those of `propagate`.
@@ -548,7 +555,9 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :return: LabelPropLib.scene.SceneAnnotation
         :raises InputError: as `propagate` does.
         """
-        return scene.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
+        return scene.collect(
+            volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
+        )
 
     def compute(self, collected, settings, progress=None, isCancelled=None):
         """
@@ -597,6 +606,25 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             for label in collected.annotation.labels
         }
         return report
+
+    def batch(self, tablePath, outputFolder, missing="auto", jobs=None, scheduler=None, say=print, **settings):
+        """
+        Propagate on the volumes of a table, each in a process of its own; returns when all have ended.
+
+        :param tablePath: a CSV file with the columns image, annotations and, if need be, second_image, scribbles, axis,
+            name; paths are relative to its folder.
+        :param outputFolder: takes the results, overview.csv and overview.html. What is there already is kept.
+        :param missing: see `propagate`.
+        :param jobs: how many at once, None for as many as there are processors for.
+        :param scheduler: the address of a dask scheduler whose workers are to run them.
+        :param say: called with a line of text about each volume.
+        :param settings: see `LabelPropLib.settings.Settings`.
+        :return: list of LabelPropLib.overview.Result, doubtful ones first.
+        :raises InputError: the table cannot be used; nothing was run.
+        """
+        from LabelPropLib import batch
+
+        return batch.run(Path(tablePath), Path(outputFolder), Settings(**settings), missing, jobs, scheduler, say)
 
     def addDirections(self, collected, propagation):
         """

@@ -85,6 +85,16 @@ def parser() -> Parser:
         type=Path,
         help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
     )
+    add(
+        "--atlas",
+        metavar=("IMAGE", "LABELS"),
+        nargs=2,
+        type=Path,
+        action="append",
+        default=[],
+        dest="atlases",
+        help="a finished volume of another subject with the same labels, used where it helps; may be repeated",
+    )
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
     add(
         "--axis",
@@ -357,7 +367,8 @@ def propagate(options):
         axis=options.axis,
         missing=options.missing,
         scribbles=scribbles_node,
-        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
+        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
+        atlases=[read_atlas(*paths) for paths in options.atlases],
     )
     check_overlap(collected, options.output)
     read = time.monotonic()
@@ -394,7 +405,7 @@ def check_outputs(options) -> dict[str, Path]:
     names = ("up", "down") if options.directions else ()
     directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
     outputs = (options.output, *directions.values(), options.uncertainty, options.picture, options.report)
-    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
+    inputs = (options.image, options.annotations, options.scribbles, options.second_image, *sum(options.atlases, []))
     files.check_outputs(filter(None, outputs), filter(None, inputs))
     return directions
 
@@ -406,12 +417,11 @@ def read_inputs(options):
     from LabelPropLib import scene
 
     vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
-    scan = files.read_volume(options.image)
-    volume_node = add_volume(options.image, scan)
+    volume_node, grid = add_volume(options.image)
 
     def read_labels(path: Path) -> np.ndarray:
         labels = files.read_labels(path)
-        files.check_same_grid(labels, path, scan, options.image)
+        files.check_same_grid(files.Grid.of(labels), path, grid, options.image)
         return files.voxels(labels)
 
     def load_segmentation(path: Path):
@@ -437,12 +447,26 @@ def read_inputs(options):
     return volume_node, segmentation_node, scribbles_node, label_type
 
 
-def add_volume(path: Path, image=None):
-    """The volume node of a file, or of the image that was read from it. Raises InputError."""
+def add_volume(path: Path):
+    """The volume node of a file, and its grid. Raises InputError."""
     import slicer
 
-    image = files.read_volume(path) if image is None else image
-    return slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
+    image = files.read_volume(path)
+    node = slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
+    return node, files.Grid.of(image)
+
+
+def read_atlas(image_path: Path, labels_path: Path):
+    """Volume node and segmentation node of a finished volume. Raises InputError."""
+    from LabelPropLib import scene
+
+    volume_node, grid = add_volume(image_path)
+    if files.is_segmentation(labels_path):
+        files.check_readable(labels_path)
+        return volume_node, scene.load_segmentation(labels_path)
+    labels = files.read_labels(labels_path)
+    files.check_same_grid(files.Grid.of(labels), labels_path, grid, image_path)
+    return volume_node, scene.add_segmentation_of_labels(files.voxels(labels), volume_node, labels_path.name)
 
 
 def check_overlap(collected, output: Path):

@@ -31,12 +31,16 @@ def free_memory() -> int | None:
 
 
 def held_memory() -> int:
-    """Bytes of memory that this process holds; where the system does not tell now, the most that it has held."""
+    """Bytes of memory that this process holds; where the system does not tell now, the most that it has held.
+
+    On Linux without the files that are mapped, the code of PyTorch and VTK above all: the system shares them between
+    processes, and drops them where memory is short.
+    """
     try:
-        resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident, of_files = map(int, Path("/proc/self/statm").read_text().split()[1:3])
     except OSError:
         return int((peak_memory_gb() or 0) * 1e9)
-    return resident_pages * os.sysconf("SC_PAGE_SIZE")
+    return (resident - of_files) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _available() -> int | None:

@@ -55,14 +55,24 @@ class Update:
             return self.velocity
         *coarse, finest = schedule.levels
         velocity = self.velocity.clone()
+        share, done = len(self.coarse) / (len(self.coarse) + len(self.pairs)), 0
         for run in instance.consecutive(self.coarse):
+
+            def report(fraction: float, before: int = done, cost: int = len(run)):
+                on_step(share * (before + fraction * cost) / len(self.coarse))
+
             images, start = stack.images[run.start : run.stop + 1], velocity[run.start : run.stop]
-            on_step(0.0)
-            fields = instance.register(images, None, replace(schedule, levels=tuple(coarse)), start)
+            fields = instance.register(images, None, replace(schedule, levels=tuple(coarse)), start, report)
             velocity[run.start : run.stop] = resize(fields, velocity.shape[-2:])
+            done += len(run)
         finest = replace(finest, steps=max(1, round(REFINING_STEPS * finest.steps)))
         return instance.refine(
-            stack.images, velocity, self.pairs, ends, replace(schedule, levels=(finest,)), on_step=on_step
+            stack.images,
+            velocity,
+            self.pairs,
+            ends,
+            replace(schedule, levels=(finest,)),
+            lambda fraction: on_step(share + (1 - share) * fraction),
         )
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from . import confidence, planner, suggestion
+from . import atlases, confidence, planner, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled, InputError
@@ -98,8 +98,13 @@ def compute(
             chains = Chains(velocity, stack.images)
             with clock.stage("Choosing"):
                 rules, factors = choose_rules(annotation, stack, planes, chains, settings.fusion)
+            priors: Mapping[int, torch.Tensor] = {}
+            if annotation.atlases:
+                with clock.stage("Aligning atlases"):
+                    chosen = {label: RULES[rule] for label, rule in rules.items()}
+                    priors = atlases.helpful(annotation, stack, planes, chains, chosen)
             with clock.stage("Fusing"):
-                maps, sides, evidence = fuse(annotation, stack, planes, chains, rules, settings, clock)
+                maps, sides, evidence = fuse(annotation, stack, planes, chains, rules, priors, settings, clock)
                 label_maps = maps.volumes()
             with clock.stage("Assessing"):
                 expected = confidence.assess(annotation, stack, evidence, label_maps, factors)
@@ -123,7 +128,10 @@ def compute(
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
-            "messages": planner.messages(plan, pixels, effort) + messages(annotation, settings, chains.weights, update),
+            "atlases_used": sorted(priors),
+            "messages": planner.messages(plan, pixels, effort)
+            + messages(annotation, settings, chains.weights, update)
+            + atlases.messages(annotation, priors),
             **expected.report(),
             **suggestion.report(suggestions),
         },
@@ -213,10 +221,14 @@ def fuse(
     planes: LabelPlanes,
     chains: Chains,
     rules: Mapping[int, str],
+    priors: Mapping[int, torch.Tensor],
     settings: Settings,
     clock: Clock,
 ) -> tuple[LabelMaps, dict[str, LabelMaps], list[confidence.Evidence]]:
-    """Label maps of all gaps, with `settings.directions` those of what was carried up and down alone, and evidence."""
+    """Label maps of all gaps, with `settings.directions` those of what was carried up and down alone, and evidence.
+
+    priors: what the atlases say of the labels that they help to find, see `atlases.helpful`.
+    """
     maps = LabelMaps(annotation, stack)
     sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
     evidence = []
@@ -226,7 +238,10 @@ def fuse(
         for label in labels:
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
             arrived = arrivals(label, crossing, planes)
-            maps.enter(label, gap.targets, arrived.box, RULES[rules[label]](arrived))
+            score = RULES[rules[label]](arrived)
+            if label in priors:
+                score = atlases.blend(score, arrived, priors[label], planes)
+            maps.enter(label, gap.targets, arrived.box, score)
             evidence.append(confidence.observe(arrived, annotation, stack, settings.uncertainty))
             for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
                 if name in sides and candidate is not None:

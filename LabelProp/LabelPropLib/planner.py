@@ -21,7 +21,6 @@ BYTES_PER_BATCH_PIXEL = 320  # measured: of the graph of a pair's loss, per pixe
 BYTES_PER_PART_PIXEL = 40  # of planes registered together: what is compared, the fields, their momenta
 BYTES_PER_STACK_PIXEL = 12  # of all planes: images and fields
 BATCH_SHARE = PART_SHARE = 0.5
-STACK_SHARE = 0.5
 LEAST_PIXELS = 64
 
 
@@ -92,7 +91,7 @@ def pairs_at_once(size: tuple[int, int], free: float) -> float:
 
 def fitting_pixels(pixels: int, planes: int, free: float) -> int:
     """The most pixels along a plane's side, up to `pixels`, with which so many square planes fit into `free` bytes."""
-    fitting = math.sqrt(STACK_SHARE * free / (planes * BYTES_PER_STACK_PIXEL)) if free < math.inf else pixels
+    fitting = math.sqrt(free / (planes * BYTES_PER_STACK_PIXEL)) if free < math.inf else pixels
     return max(LEAST_PIXELS, min(pixels, int(fitting)))
 
 

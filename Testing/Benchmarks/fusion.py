@@ -13,7 +13,6 @@ import csv
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,13 +25,15 @@ import torch  # noqa: E402
 from bench import Case, add_bench_option, open_bench  # noqa: E402
 from tables import describe_machine  # noqa: E402
 
-from LabelPropLib import pipeline  # noqa: E402
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume  # noqa: E402
-from LabelPropLib.candidates import Arrivals, Atlas, Chains, LabelPlanes, arrivals, far_ends, gaps  # noqa: E402
+from LabelPropLib.candidates import Arrivals, Atlas, Chains, LabelPlanes, arrivals, gaps  # noqa: E402
 from LabelPropLib.evaluation import score_labels  # noqa: E402
 from LabelPropLib.labelmaps import LabelMaps  # noqa: E402
-from LabelPropLib.planner import EFFORTS, thread_count  # noqa: E402
-from LabelPropLib.preprocessing import Stack, prepare  # noqa: E402
+from LabelPropLib.memory import Memory  # noqa: E402
+from LabelPropLib.pipeline import propagate  # noqa: E402
+from LabelPropLib.planner import EFFORTS  # noqa: E402
+from LabelPropLib.preprocessing import prepare  # noqa: E402
+from LabelPropLib.propagation import Propagation  # noqa: E402
 from LabelPropLib.settings import FUSIONS, Settings  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -40,6 +41,14 @@ RULES = (*(rule for rule in FUSIONS if rule != "auto"), "auto")
 CANDIDATES = ("lower", "upper", "next lower", "next upper", "shape")
 ORACLES = {"oracle, nearest two": (CANDIDATES[:2], 0.0), "oracle": (CANDIDATES, 0.0), "oracle, 10 %": (CANDIDATES, 0.1)}
 MANY_SLICES = 5  # annotated ones, from which a case counts for the second line of means
+NOTES = """\
+All rules fuse the same registration. Single candidates: the annotated planes that bound a gap, the next ones behind
+them, and the shape between the nearest two whatever the images say; for one that is not there stands the plane that
+bounds the gap on its side, for the shape the lower one. Oracle: a voxel is right where at least one candidate is right,
+or at least 10 % of them, which with {candidates} candidates is the same. Gap closed: (rule - best single candidate) /
+(oracle - best single candidate), of the sums over the cases, the best candidate being that of the case. Seconds and
+memory (beyond what is held before) of choosing and fusing; registration takes {seconds:.2f} s.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,16 +71,21 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Registered:
-    """A case, ready to be fused. reference: (K, J, I); seconds: that registration took."""
+class Subject:
+    """A case, read. reference: (K, J, I)."""
 
     case: Case
     annotation: SparseAnnotation
-    stack: Stack
-    planes: LabelPlanes
-    chains: Chains
     reference: np.ndarray
-    seconds: float
+
+    @classmethod
+    def read(cls, case: Case) -> "Subject":
+        """From the files of the case."""
+        paths = (case.image, case.annotations, case.reference)
+        image, drawn, reference = (sitk.ReadImage(str(path)) for path in paths)
+        arrays = (sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(drawn))
+        annotation = annotate_from_label_volume(*arrays, image.GetSpacing()[::-1])
+        return cls(case, annotation, sitk.GetArrayFromImage(reference))
 
     def score(self, method: str, found: np.ndarray, seconds: float = math.nan, megabytes: float = math.nan) -> Row:
         """The row of a label volume (K, J, I)."""
@@ -88,14 +102,14 @@ def main():
     bench = open_bench(arguments.bench)
     machine = describe_machine()
     rows, registration_seconds = [], []
-    with tempfile.TemporaryDirectory() as temporary, pipeline.threads(thread_count()):
+    with tempfile.TemporaryDirectory() as temporary:
         for entry in bench.entries(arguments.only):
             for count in entry["slices"]:
-                registered = register(bench.make_case(entry, count, arguments.cases or Path(temporary)))
-                registration_seconds.append(registered.seconds)
-                with torch.no_grad():
-                    rows += measure(registered)
-                print(f"{registered.case.name:22s} {format_dice(rows, registered.case.name)}", file=sys.stderr)
+                subject = Subject.read(bench.make_case(entry, count, arguments.cases or Path(temporary)))
+                memory = Memory()
+                registration_seconds.append(register(subject, memory))
+                rows += measure(subject, memory)
+                print(f"{subject.case.name:22s} {format_dice(rows, subject.case.name)}", file=sys.stderr)
     text = format_report(rows, float(np.mean(registration_seconds)), machine)
     print(text)
     arguments.results.mkdir(parents=True, exist_ok=True)
@@ -113,42 +127,26 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def register(case: Case) -> Registered:
-    """Read, prepare and register a case, as `propagate` does."""
-    image, drawn, reference = (sitk.ReadImage(str(path)) for path in (case.image, case.annotations, case.reference))
-    annotation = annotate_from_label_volume(
-        sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(drawn), image.GetSpacing()[::-1]
-    )
-    settings = Settings()
-    effort = EFFORTS[settings.preset]
-    start = time.perf_counter()
-    stack = prepare(annotation, effort.pixels)
-    planes = LabelPlanes(annotation, stack)
-    ends = far_ends(annotation, stack, planes)
-    velocity = pipeline.register(stack, ends, settings, effort, lambda fraction: None)
-    seconds = time.perf_counter() - start
-    chains = Chains(velocity, stack.images)
-    return Registered(case, annotation, stack, planes, chains, sitk.GetArrayFromImage(reference), seconds)
+def register(subject: Subject, memory: Memory) -> float:
+    """Fill the memory by a first run; the seconds of its registration."""
+    first = propagate(subject.annotation, Settings(fusion="distance"), memory=memory)
+    return first.report["seconds"]["registering"]
 
 
-def measure(registered: Registered) -> Iterator[Row]:
-    """The rows of all rules, single candidates and oracles."""
+def measure(subject: Subject, memory: Memory) -> Iterator[Row]:
+    """The rows of all rules, single candidates and oracles, with the registration in the memory."""
     for rule in RULES:
-        maps, seconds, megabytes = weigh(lambda rule=rule: fuse(registered, rule))
-        yield registered.score(rule, volume(maps), seconds, megabytes)
-    alone = {name: volume(maps) for name, maps in candidates_alone(registered).items()}
+        settings = Settings(fusion=rule)
+        result, megabytes = weigh(lambda settings=settings: propagate(subject.annotation, settings, memory=memory))
+        (found,) = result.label_maps
+        stages = result.report["seconds"]
+        yield subject.score(rule, found, stages["choosing"] + stages["fusing"], megabytes)
+    with torch.no_grad():
+        alone = {name: volume(maps) for name, maps in candidates_alone(subject.annotation, memory).items()}
     for name, found in alone.items():
-        yield registered.score(name, found)
+        yield subject.score(name, found)
     for name, (candidates, share) in ORACLES.items():
-        yield registered.score(name, oracle([alone[c] for c in candidates], registered.reference, share))
-
-
-def fuse(registered: Registered, rule: str) -> LabelMaps:
-    """What a rule finds, or `auto`."""
-    parts = (registered.annotation, registered.stack, registered.planes, registered.chains)
-    rules = pipeline.choose_rules(*parts, rule)
-    maps, _ = pipeline.fuse(*parts, rules, Settings(), pipeline.Clock(None, None))
-    return maps
+        yield subject.score(name, oracle([alone[c] for c in candidates], subject.reference, share))
 
 
 def volume(maps: LabelMaps) -> np.ndarray:
@@ -157,13 +155,17 @@ def volume(maps: LabelMaps) -> np.ndarray:
     return found
 
 
-def candidates_alone(registered: Registered) -> dict[str, LabelMaps]:
-    """What each candidate says without the others; the nearest annotated plane stands in for one that is not there."""
-    maps = {name: LabelMaps(registered.annotation, registered.stack) for name in CANDIDATES}
-    for gap, labels in gaps(registered.annotation, registered.stack, extrapolate=False).items():
-        crossing = registered.chains.cross(gap)
+def candidates_alone(annotation: SparseAnnotation, memory: Memory) -> dict[str, LabelMaps]:
+    """What each candidate says without the others; a plane that bounds the gap stands in for one that is not there."""
+    settings = Settings()
+    stack = prepare(annotation, EFFORTS[settings.preset].pixels)
+    planes = LabelPlanes(annotation, stack)
+    chains = Chains(memory.recall(annotation, settings).velocity, stack.images)
+    maps = {name: LabelMaps(annotation, stack) for name in CANDIDATES}
+    for gap, labels in gaps(annotation, stack, extrapolate=False).items():
+        crossing = chains.cross(gap)
         for label in labels:
-            arrived = arrivals(label, crossing, registered.planes)
+            arrived = arrivals(label, crossing, planes)
             atlases = name_atlases(arrived)
             for name in CANDIDATES:
                 atlas = atlases.get(name) or atlases["upper" if name.endswith("upper") else "lower"]
@@ -191,8 +193,8 @@ def oracle(candidates: list[np.ndarray], reference: np.ndarray, share: float) ->
     return np.where(right >= max(1, share * len(candidates)), reference, candidates[0])
 
 
-def weigh(work: Callable[[], LabelMaps]) -> tuple[LabelMaps, float, float]:
-    """What `work` returns, its seconds, and by how many MB the process grew over what it held; NaN but on Linux."""
+def weigh(work: Callable[[], Propagation]) -> tuple[Propagation, float]:
+    """What `work` returns, and by how many MB the process grew meanwhile over what it held; NaN but on Linux."""
     peak_reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
     def megabytes(name: str) -> float:
@@ -201,9 +203,9 @@ def weigh(work: Callable[[], LabelMaps]) -> tuple[LabelMaps, float, float]:
 
     if peak_reset.exists():
         peak_reset.write_text("5")
-    before, start = megabytes("VmRSS"), time.perf_counter()
+    before = megabytes("VmRSS")
     result = work()
-    return result, time.perf_counter() - start, megabytes("VmHWM") - before
+    return result, megabytes("VmHWM") - before
 
 
 def format_dice(rows: list[Row], case: str) -> str:
@@ -212,52 +214,43 @@ def format_dice(rows: list[Row], case: str) -> str:
 
 
 def format_report(rows: list[Row], registration_seconds: float, machine: str) -> str:
-    """The tables and what they say, as Markdown."""
-    methods = (*RULES, *CANDIDATES, *ORACLES)
+    """The tables and how to read them, as Markdown."""
     cases = list(dict.fromkeys(row.case for row in rows))
+    many = list(dict.fromkeys(row.case for row in rows if row.slice_count >= MANY_SLICES))
     dice = {(row.case, row.method): row.dice for row in rows}
+    notes = NOTES.format(candidates=len(CANDIDATES), seconds=registration_seconds)
+    return "\n".join(
+        [*dice_table(dice, cases, many), "", *rule_table(rows, dice, cases, many), "", notes, "", machine, ""]
+    )
+
+
+def dice_table(dice: dict[tuple[str, str], float], cases: list[str], many: list[str]) -> list[str]:
+    """Lines of Markdown: Dice of every method on every case and the means of all, and of the `many` alone."""
+    methods = (*RULES, *CANDIDATES, *ORACLES)
     lines = table_head(["Dice", *methods])
     lines += [table_line([case, *(f"{dice[case, method]:.3f}" for method in methods)]) for case in cases]
-    many = [row.case for row in rows if row.slice_count >= MANY_SLICES]
-    groups = {f"mean of {len(cases)} cases": cases, f"mean of those with {MANY_SLICES} slices or more": many}
-    for title, group in groups.items():
+    for title, group in (("mean", cases), (f"mean, {MANY_SLICES} slices or more", many)):
         if group:
             means = [np.mean([dice[case, method] for case in group]) for method in methods]
             lines.append(table_line([f"**{title}**", *(f"{mean:.4f}" for mean in means)]))
+    return lines
 
-    lines += ["", *table_head(["rule", "Dice", "ASSD, mm", "HD95, mm", "worst label", "gap closed", "gap closed, "
-              f"{MANY_SLICES} slices or more", "below distance, most", "s", "MB"])]  # fmt: skip
+
+def rule_table(rows: list[Row], dice: dict[tuple[str, str], float], cases: list[str], many: list[str]) -> list[str]:
+    """Lines of Markdown: quality and cost of every rule."""
+    head = ["rule", "Dice", "ASSD, mm", "HD95, mm", "worst label", "gap closed", f"gap closed, K>={MANY_SLICES}"]
+    lines = table_head([*head, "most below distance", "s", "MB"])
+    digits = {"dice": 4, "assd": 2, "hd95": 1, "worst_label_dice": 3, "seconds": 2, "megabytes": 0}
     for rule in RULES:
         own = [row for row in rows if row.method == rule]
-        means = {field.name: np.mean([getattr(row, field.name) for row in own]) for field in fields(Row)[2:]}
+        means = {name: f"{np.mean([getattr(row, name) for row in own]):.{places}f}" for name, places in digits.items()}
+        cost = (means.pop("seconds"), means.pop("megabytes"))
         closed = [f"{100 * gap_closed(dice, group, rule):.0f} %" if group else "-" for group in (cases, many)]
         below, where = max((dice[case, "distance"] - dice[case, rule], case) for case in cases)
         lines.append(
-            table_line(
-                [
-                    rule,
-                    f"{means['dice']:.4f}",
-                    f"{means['assd']:.2f}",
-                    f"{means['hd95']:.1f}",
-                    f"{means['worst_label_dice']:.3f}",
-                    *closed,
-                    f"{below:.3f} ({where})",
-                    f"{means['seconds']:.2f}",
-                    f"{means['megabytes']:.0f}",
-                ]
-            )  # fmt: skip
+            table_line([rule, *means.values(), *closed, f"{below:.3f} ({where})" if below > 0 else "-", *cost])
         )
-    lines += [
-        "",
-        "All rules fuse the same registration. Single candidates: the annotated planes that bound a gap, the next ones"
-        " behind them, and the shape between the nearest two whatever the images say; the nearest plane stands in for a"
-        " candidate that is not there. Oracle: a voxel is right where at least one candidate is right, or at least"
-        f" 10 % of them, which with {len(CANDIDATES)} candidates is the same. Gap closed: (rule - best single"
-        " candidate) / (oracle - best single candidate), of the sums over the cases, the best candidate being that of"
-        " the case. Seconds and memory (beyond what is held before) of choosing and fusing; registration takes"
-        f" {registration_seconds:.2f} s. {machine}",
-    ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def gap_closed(dice: dict[tuple[str, str], float], cases: list[str], rule: str) -> float:

@@ -35,20 +35,15 @@ class Parameters:
     search_radius: int = 0
 
 
-CONTOURS = Parameters()
-ENDS = Parameters(beta=0.5)  # of a label that only one side bears: a wrong end costs more than a displaced contour
-
-
-def fuse(arrivals: Arrivals, parameters: Parameters | None = None) -> torch.Tensor:
+def fuse(arrivals: Arrivals, parameters: Parameters = Parameters()) -> torch.Tensor:
     """Score (T, h, w): signed distances pooled with the weights of joint label fusion (Wang et al., IEEE TPAMI 2013).
 
     Weights are found where the atlases disagree or are near a contour; elsewhere, and beyond the outermost annotated
-    planes, the distance rule stands. parameters: None for CONTOURS where both sides bear the label, else ENDS.
+    planes, the distance rule stands.
     """
     score = distance.fuse(arrivals)
     if arrivals.gap.lower is None or arrivals.gap.upper is None:
         return score
-    parameters = parameters or (CONTOURS if arrivals.lower and arrivals.upper else ENDS)
     crossing, (rows, columns) = arrivals.crossing, arrivals.box
     target = features(crossing.channels[..., rows, columns], crossing)
     atlases = [search(atlas, target, crossing, parameters) for atlas in arrivals.atlases]

@@ -22,7 +22,7 @@ from .regularisation import diffusion, through_plane
 from .similarity import robust_difference
 
 SQUARINGS = 4
-PREDICTION_REDUCTIONS = (4, 2, 1)  # of a network that is taken as it is
+PREDICTION_REDUCTIONS = (4, 2, 1)  # of a network that has seen other scans
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,12 @@ def register(
     start: RegistrationNetwork | None = None,
     on_step: Callable[[float], None] = lambda fraction: None,
 ) -> torch.Tensor:
-    """Velocity fields of all neighbouring planes by a network trained on them, see `fit` and `predict`."""
-    return predict(fit(images, ends, seed, course, start, on_step), images, [course.phases[-1].reduction])
+    """Velocity fields of all neighbouring planes by a network trained on them, see `fit` and `predict`.
+
+    One that has seen other scans predicts from coarse to fine; one from random weights where it was trained last.
+    """
+    network = fit(images, ends, seed, course, start, on_step)
+    return predict(network, images, [course.phases[-1].reduction] if start is None else PREDICTION_REDUCTIONS)
 
 
 def fit(
