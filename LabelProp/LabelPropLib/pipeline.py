@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 
 from . import atlases, confidence, planner, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
-from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
+from .candidates import Arrivals, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from .errors import Cancelled, InputError
-from .fusion import appearance, distance, joint, majority, similarity
+from .fusion import appearance, deep, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
+from .fusion.subnets import DeepLabelFusion
 from .labelmaps import LabelMaps
 from .machine import peak_memory_gb, thread_count
 from .memory import Memory, Update
@@ -35,7 +36,8 @@ RULES: dict[str, Rule] = {
     "appearance": appearance.fuse,
     "joint": joint.fuse,
 }
-CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
+DEEP = "deep"  # the rule that needs weights, and all labels of a gap at once
+CHOICES = ("similarity", "appearance")  # of 'auto', in this order, after deep fusion where there are weights
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
 REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
@@ -77,6 +79,7 @@ def compute(
     """`propagate` by a plan. Raises what `planner.is_out_of_memory` knows where there is not enough."""
     device = plan.device
     network = load_network(settings.checkpoint)
+    networks = deep.load(settings.checkpoint, settings.fusion == DEEP, device)
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
@@ -97,14 +100,16 @@ def compute(
         with torch.no_grad():
             chains = Chains(velocity, stack.images)
             with clock.stage("Choosing"):
-                rules, factors = choose_rules(annotation, stack, planes, chains, settings.fusion)
+                rules, factors = choose_rules(annotation, stack, planes, chains, networks, settings.fusion)
             priors: Mapping[int, torch.Tensor] = {}
             if annotation.atlases:
                 with clock.stage("Aligning atlases"):
-                    chosen = {label: RULES[rule] for label, rule in rules.items()}
+                    chosen = {label: rule_alone(rule, networks) for label, rule in rules.items()}
                     priors = atlases.helpful(annotation, stack, planes, chains, chosen)
             with clock.stage("Fusing"):
-                maps, sides, evidence = fuse(annotation, stack, planes, chains, rules, priors, settings, clock)
+                maps, sides, evidence = fuse(
+                    annotation, stack, planes, chains, networks, rules, priors, settings, clock
+                )
                 label_maps = maps.volumes()
             with clock.stage("Assessing"):
                 expected = confidence.assess(annotation, stack, evidence, label_maps, factors)
@@ -176,7 +181,12 @@ def register(
 
 
 def choose_rules(
-    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains, fusion: str
+    annotation: SparseAnnotation,
+    stack: Stack,
+    planes: LabelPlanes,
+    chains: Chains,
+    networks: DeepLabelFusion | None,
+    fusion: str,
 ) -> tuple[dict[int, str], dict[int, float]]:
     """The fusion rule of every label; with 'auto' the one that finds hidden annotated slices best.
 
@@ -185,16 +195,21 @@ def choose_rules(
     """
     if fusion != "auto":
         return dict.fromkeys(annotation.labels, fusion), {}
-    left_out = leave_one_out(annotation, stack, planes, chains)
+    left_out = leave_one_out(annotation, stack, planes, chains, networks)
     rules = {label: choose(results, CHOICE_MARGIN) for label, results in left_out.items()}
     return rules, confidence.scales({label: left_out[label][rule].drifts for label, rule in rules.items()})
 
 
 def leave_one_out(
-    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains
+    annotation: SparseAnnotation,
+    stack: Stack,
+    planes: LabelPlanes,
+    chains: Chains,
+    networks: DeepLabelFusion | None,
 ) -> Mapping[int, Mapping[str, LeftOut]]:
     """What each of the CHOICES makes of hidden annotated slices, label -> rule -> result."""
-    results = {label: {rule: LeftOut() for rule in CHOICES} for label in annotation.labels}
+    choices = (DEEP, *CHOICES) if networks else CHOICES
+    results = {label: {rule: LeftOut() for rule in choices} for label in annotation.labels}
     hidden: dict[Gap, list[int]] = {}
     for label in annotation.labels:
         known = sorted(plane - stack.first for plane in annotation.known_planes(label))
@@ -203,16 +218,36 @@ def leave_one_out(
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
     for gap, labels in hidden.items():
         crossing = chains.cross(gap)
-        for label in labels:
-            arrived = arrivals(label, crossing, planes)
-            drawn = planes.distances(label, gap.first)
-            seen = confidence.observe(arrived, annotation, stack)
-            for rule in CHOICES:
+        arrived = [arrivals(label, crossing, planes) for label in labels]
+        seen = [confidence.observe(label, annotation, stack) for label in arrived]
+        for rule in choices:
+            found = scores(arrived, dict.fromkeys(labels, rule), networks)
+            for label, observed, scored in zip(arrived, seen, found, strict=True):
+                drawn = planes.distances(label.label, gap.first)
                 score = torch.full_like(drawn, -1.0)
-                score[arrived.box] = RULES[rule](arrived)[0]
-                results[label][rule].add(score, drawn)
-                results[label][rule].drifts += confidence.seen_drift(score, drawn, seen, stack.pixel)
+                score[label.box] = scored[0]
+                results[label.label][rule].add(score, drawn)
+                results[label.label][rule].drifts += confidence.seen_drift(score, drawn, observed, stack.pixel)
     return results
+
+
+def rule_alone(rule: str, networks: DeepLabelFusion | None) -> Rule:
+    """A rule for a label whose rivals are not known."""
+    if rule == DEEP:
+        return lambda arrived: deep.fuse([arrived], networks)[0]
+    return RULES[rule]
+
+
+def scores(
+    arrived: Sequence[Arrivals], rules: Mapping[int, str], networks: DeepLabelFusion | None
+) -> list[torch.Tensor]:
+    """Scores (T, h, w) of all labels of a gap, each by its own rule and in its own box."""
+    is_deep = any(rules[label.label] == DEEP for label in arrived)
+    corrected = deep.fuse(arrived, networks) if is_deep else [None] * len(arrived)
+    return [
+        score if rules[label.label] == DEEP else RULES[rules[label.label]](label)
+        for label, score in zip(arrived, corrected, strict=True)
+    ]
 
 
 def fuse(
@@ -220,6 +255,7 @@ def fuse(
     stack: Stack,
     planes: LabelPlanes,
     chains: Chains,
+    networks: DeepLabelFusion | None,
     rules: Mapping[int, str],
     priors: Mapping[int, torch.Tensor],
     settings: Settings,
@@ -235,17 +271,16 @@ def fuse(
     labels_of = gaps(annotation, stack, settings.extrapolate)
     for number, (gap, labels) in enumerate(labels_of.items()):
         crossing = chains.cross(gap)
-        for label in labels:
-            clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
-            arrived = arrivals(label, crossing, planes)
-            score = RULES[rules[label]](arrived)
-            if label in priors:
-                score = atlases.blend(score, arrived, priors[label], planes)
-            maps.enter(label, gap.targets, arrived.box, score)
-            evidence.append(confidence.observe(arrived, annotation, stack, settings.uncertainty))
-            for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
+        clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
+        arrived = [arrivals(label, crossing, planes) for label in labels]
+        for label, score in zip(arrived, scores(arrived, rules, networks), strict=True):
+            if label.label in priors:
+                score = atlases.blend(score, label, priors[label.label], planes)
+            maps.enter(label.label, gap.targets, label.box, score)
+            evidence.append(confidence.observe(label, annotation, stack, settings.uncertainty))
+            for name, candidate in (("up", label.lower), ("down", label.upper)):
                 if name in sides and candidate is not None:
-                    sides[name].enter(label, gap.targets, arrived.box, candidate.distances)
+                    sides[name].enter(label.label, gap.targets, label.box, candidate.distances)
     for result in (maps, *sides.values()):
         result.keep_given()
     return maps, sides, evidence
