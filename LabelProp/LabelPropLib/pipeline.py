@@ -6,24 +6,26 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from . import checkpoint
+from . import checkpoint, scribbles
 from .annotation import AXIS_NAMES, SparseAnnotation
-from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
+from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps, gaps_to_scribbles
 from .errors import Cancelled
 from .fusion import appearance, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
-from .labelmaps import LabelMaps
+from .labelmaps import FusedScore, LabelMaps
 from .machine import peak_memory_gb, thread_count
 from .memory import Memory, Update
 from .planner import EFFORTS, Effort, choose_device, describe_device
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
-from .registration.consistency import FarEnds
+from .registration.consistency import FarEnds, within
+from .registration.fields import resize
 from .settings import Settings
 
 RULES: dict[str, Rule] = {
@@ -39,6 +41,21 @@ CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better tha
 REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
 
 Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What was made of all gaps, before scribbles have their say and what was given is put in.
+
+    rules: label -> name. scores: of all labels and gaps. maps: their label maps; sides: with `settings.directions`
+    those of what was carried up and down alone. image_weights: (C,), see `Chains`.
+    """
+
+    rules: Mapping[int, str]
+    scores: list[FusedScore]
+    maps: LabelMaps
+    sides: Mapping[str, LabelMaps]
+    image_weights: torch.Tensor
 
 
 def propagate(
@@ -67,26 +84,37 @@ def propagate(
             box = None if remembered is None else remembered.box_around(annotation)
             stack = prepare(annotation, effort.pixels, settings.extrapolate, device, box)
             planes = LabelPlanes(annotation, stack)
-            ends = far_ends(annotation, stack, planes)
         with clock.stage("Registering"):
             update = None if remembered is None else remembered.update(annotation, stack)
+            ends = None if update is not None and not update.pairs else far_ends(annotation, stack, planes)
             velocity = register(
                 stack, ends, settings, effort, lambda done: clock.tell(REGISTRATION_SHARE * done), update
             )
             if memory is not None:
                 memory.keep(annotation, stack, velocity)
         with torch.no_grad():
-            chains = Chains(velocity, stack.images)
-            with clock.stage("Choosing"):
-                rules = choose_rules(annotation, stack, planes, chains, settings.fusion)
+            fusion = None if memory is None else memory.recall_fusion(annotation, settings, stack, update)
+            if fusion is None:
+                chains = Chains(velocity, stack.images)
+                with clock.stage("Choosing"):
+                    rules = choose_rules(annotation, stack, planes, chains, settings.fusion)
             with clock.stage("Fusing"):
-                maps, sides = fuse(annotation, stack, planes, chains, rules, settings, clock)
+                if fusion is None:
+                    fusion = fuse(annotation, stack, planes, chains, rules, settings, clock)
+                    if memory is not None:
+                        memory.keep_fusion(annotation, settings, stack, fusion)
+                maps, sides = fusion.maps, fusion.sides
+                if memory is not None:
+                    maps, sides = maps.copy(), {name: side.copy() for name, side in sides.items()}
+                scribbles.spread(annotation, stack, fusion.scores, maps)
+                for result in (maps, *sides.values()):
+                    result.keep_given(annotation)
     clock.tell(1.0)
     label_maps = maps.volumes()
     return Propagation(
         label_maps=label_maps,
         directions={name: side.volumes() for name, side in sides.items()},
-        uncertainty=maps.uncertainty() if settings.uncertainty else None,
+        uncertainty=maps.uncertainty(annotation) if settings.uncertainty else None,
         report={
             "axis": AXIS_NAMES[annotation.axis],
             "annotated_slices": annotation.planes,
@@ -97,11 +125,14 @@ def propagate(
             "preset": settings.preset,
             "registration": ("network" if settings.registration == "network" else "instance")
             + (", reused" if update else ""),
-            "fusion": {str(label): rule for label, rule in rules.items()},
+            "fusion": {str(label): rule for label, rule in fusion.rules.items()},
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
-            "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
-            "messages": messages(annotation, settings, chains.weights, update),
+            "image_shares": [round(w / len(fusion.image_weights), 3) for w in fusion.image_weights.tolist()],
+            "messages": [
+                *messages(annotation, settings, fusion.image_weights, update),
+                *scribbles.contradictions(annotation, maps),
+            ],
         },
     )
 
@@ -117,12 +148,27 @@ def register(
     """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance.
 
     update: what is known of them from a run before, and what is left to do.
+    Planes that only lead to a scribble are registered on their own: a scribble changes nothing of the other fields.
     """
+    schedule = instance.Schedule(levels=effort.levels)
     if update is not None:
-        return update.register(stack, ends, instance.Schedule(levels=effort.levels), on_step)
-    if settings.registration == "network":
-        return training.register(stack.images, ends, seed=settings.seed, on_step=on_step)
-    return instance.register(stack.images, ends, instance.Schedule(levels=effort.levels), on_step=on_step)
+        return update.register(stack, ends, schedule, on_step)
+    core = stack.images[stack.core.start : stack.core.stop]
+    if ends is not None:
+        ends = within(ends, stack.core, stack.core.start)
+    if len(core) == 1:
+        velocity = core.new_zeros(0, 2, *instance.field_size(core))
+    elif settings.registration == "network":
+        velocity = training.register(core, ends, seed=settings.seed, on_step=on_step)
+    else:
+        velocity = instance.register(core, ends, schedule, on_step=on_step)
+    parts = [velocity]
+    before, after = stack.images[: stack.core.start + 1], stack.images[stack.core.stop - 1 :]
+    if len(before) > 1:
+        parts.insert(0, instance.register(before, None, schedule))
+    if len(after) > 1:
+        parts.append(instance.register(after, None, schedule))
+    return torch.cat([resize(part, velocity.shape[-2:]) for part in parts])
 
 
 def choose_rules(
@@ -171,8 +217,9 @@ def fuse(
     rules: Mapping[int, str],
     settings: Settings,
     clock: Clock,
-) -> tuple[LabelMaps, dict[str, LabelMaps]]:
-    """Label maps of all gaps, and with `settings.directions` those of what was carried up and down alone."""
+) -> Fusion:
+    """Scores and label maps of all gaps; what leads to a scribble beyond the outermost known plane is as carried."""
+    fused: list[FusedScore] = []
     maps = LabelMaps(annotation, stack)
     sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
     labels_of = gaps(annotation, stack, settings.extrapolate)
@@ -181,13 +228,19 @@ def fuse(
         for label in labels:
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
             arrived = arrivals(label, crossing, planes)
-            maps.enter(label, gap.targets, arrived.box, RULES[rules[label]](arrived))
+            fused.append(FusedScore(label, gap.targets, arrived.box, RULES[rules[label]](arrived)))
+            maps.enter(fused[-1])
             for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
                 if name in sides and candidate is not None:
-                    sides[name].enter(label, gap.targets, arrived.box, candidate.distances)
-    for result in (maps, *sides.values()):
-        result.keep_given()
-    return maps, sides
+                    sides[name].enter(FusedScore(label, gap.targets, arrived.box, candidate.distances))
+    for gap, labels in gaps_to_scribbles(annotation, stack).items():
+        crossing = chains.cross(gap)
+        for label in labels:
+            arrived = arrivals(label, crossing, planes)
+            carried = arrived.lower or arrived.upper
+            fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone()))
+            maps.enter(fused[-1])
+    return Fusion(rules, fused, maps, sides, chains.weights)
 
 
 def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:
