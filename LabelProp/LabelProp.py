@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -110,6 +112,33 @@ def addSampleThigh():
 #
 
 
+def choiceTitles():
+    """Parameter -> its values and what they are called in panels."""
+    fusions = {
+        "auto": _("Automatic"),
+        "majority": _("Majority vote"),
+        "distance": _("By distance"),
+        "similarity": _("By similarity of the slices"),
+        "appearance": _("By similarity and intensity"),
+        "joint": _("Joint label fusion"),
+        "deep": _("Network"),
+    }
+    return {
+        "segments": {"visible": _("Visible"), "all": _("All")},
+        "axis": {"auto": _("Automatic"), "k": _("Axis k"), "j": _("Axis j"), "i": _("Axis i")},
+        "missing": {"auto": _("Automatic"), "absent": _("Segment ends there"), "unknown": _("Not drawn there")},
+        "preset": {"fast": _("Fast"), "balanced": _("Balanced"), "best": _("Best")},
+        "device": {"auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("GPU (CUDA)"), "mps": _("GPU (Apple)")},
+        "registration": {
+            "auto": _("Automatic"),
+            "instance": _("Optimised for this scan"),
+            "network": _("Network trained on this scan"),
+            "pretrained": _("Network as it comes, not trained on this scan"),
+        },
+        "fusion": {value: fusions.get(value, value.capitalize()) for value in FUSIONS},
+    }
+
+
 @parameterNodeWrapper
 class LabelPropParameterNode:
     """
@@ -128,6 +157,8 @@ class LabelPropParameterNode:
     uncertaintyVolume - Takes the map of uncertainty; none: it is not computed.
     secondVolume - Another contrast of the same anatomy, if there is one.
     checkpoint - Weights of networks: auto for those that come with LabelProp, none, or a file.
+    batchTable - A table of volumes and their annotations in files.
+    batchFolder - Takes the results of the table's volumes.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
@@ -143,6 +174,8 @@ class LabelPropParameterNode:
     uncertaintyVolume: vtkMRMLScalarVolumeNode
     secondVolume: vtkMRMLScalarVolumeNode
     checkpoint: str = "auto"
+    batchTable: str
+    batchFolder: str
 
 
 #
@@ -164,12 +197,14 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._job = None
         self._collected = None  # what the running job was given
         self._uncertaintyVolume = None  # where it is to write
+        self._batch = None
 
     def setup(self):
         """Called when the user opens the module the first time and the widget is initialized."""
         ScriptedLoadableModuleWidget.setup(self)
         import qt
 
+        from LabelPropLib.command_process import BackgroundCommand
         from LabelPropLib.process import BackgroundPropagation
 
         uiWidget = slicer.util.loadUI(self.resourcePath("UI/LabelProp.ui"))
@@ -182,17 +217,24 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._job.on_progress = self._onProgress
         self._job.on_done = self._onDone
         self._job.on_failed = self._onFailed
+        self._batch = BackgroundCommand(qt.QProcess())
+        self._batch.on_line = self.ui.resultText.appendPlainText
+        self._batch.on_ended = self._onBatchEnded
 
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
         self.ui.checkpointButton.connect("clicked(bool)", self.onCheckpointButton)
+        self.ui.batchTableButton.connect("clicked(bool)", self.onBatchTableButton)
+        self.ui.batchFolderButton.connect("clicked(bool)", self.onBatchFolderButton)
+        self.ui.batchButton.connect("clicked(bool)", self.onBatchButton)
         self._showRunning(False)
         self.initializeParameterNode()
 
     def cleanup(self):
         """Called when the application closes and the module widget is destroyed."""
         self._job.close()
+        self._batch.close()
         self.removeObservers()
 
     def enter(self):
@@ -229,8 +271,16 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = inputParameterNode
         if self._parameterNode:
             self._parameterNodeGuiTag = self._parameterNode.connectGui(self.ui)
+            self._nameChoices()
             self.addObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._checkCanApply)
             self._checkCanApply()
+
+    def _nameChoices(self):
+        """The combo boxes list the values of the parameters; give them names."""
+        for name, titles in choiceTitles().items():
+            box = getattr(self.ui, f"{name}ComboBox")
+            for index in range(box.count):
+                box.setItemText(index, titles.get(box.itemText(index), box.itemText(index)))
 
     def onApplyButton(self):
         """Run the job in the background, or cancel the one that runs."""
@@ -249,18 +299,64 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 parameters.missing,
                 secondVolumeNode=parameters.secondVolume,
             )
-            settings = Settings(
-                registration=parameters.registration,
-                fusion=parameters.fusion,
-                preset=parameters.preset,
-                device=parameters.device,
-                extrapolate=parameters.extrapolate,
-                uncertainty=parameters.uncertaintyVolume is not None,
-                checkpoint=parameters.checkpoint.strip() or "auto",
-            )
+            settings = replace(self._settings(), uncertainty=parameters.uncertaintyVolume is not None)
             self._uncertaintyVolume = parameters.uncertaintyVolume
             self._job.submit(self._collected.annotation, settings)
             self._showRunning(self._job.running)
+
+    def _settings(self):
+        """The parameters as the pipeline takes them. Raises InputError."""
+        parameters = self._parameterNode
+        return Settings(
+            registration=parameters.registration,
+            fusion=parameters.fusion,
+            preset=parameters.preset,
+            device=parameters.device,
+            extrapolate=parameters.extrapolate,
+            checkpoint=parameters.checkpoint.strip() or "auto",
+        )
+
+    def onBatchButton(self):
+        """Run all volumes of a table in the background, with the settings of the panel; or stop."""
+        from LabelPropLib.batch import arguments
+
+        if self._batch.running:
+            self.ui.batchButton.enabled = False  # until those that run have removed what they have half written
+            self._batch.cancel()
+            return
+        parameters = self._parameterNode
+        with slicer.util.tryWithErrorDisplay(_("The table could not be run.")):
+            if not installPyTorchIfMissing():
+                return
+            table, folder = parameters.batchTable.strip(), parameters.batchFolder.strip()
+            if not table or not folder:
+                raise InputError(_("Choose a table and a folder for the results."))
+            command = ["batch", table, "-o", folder, "--missing", parameters.missing, *arguments(self._settings())]
+            self.ui.resultText.plainText = ""
+            self.ui.batchButton.text = _("Cancel")
+            self._batch.start(command)
+
+    def _onBatchEnded(self, status):
+        self.ui.batchButton.enabled = True
+        self.ui.batchButton.text = _("Run table")
+        if status != 0:
+            self.ui.resultText.appendPlainText(_("Not all volumes were done; the lines above say why."))
+
+    def onBatchTableButton(self):
+        """Choose a table of volumes."""
+        import qt
+
+        fileName = qt.QFileDialog.getOpenFileName(self.parent, _("Table of volumes"), "", _("Tables (*.csv)"))
+        if fileName:
+            self._parameterNode.batchTable = fileName
+
+    def onBatchFolderButton(self):
+        """Choose the folder for the results."""
+        import qt
+
+        folder = qt.QFileDialog.getExistingDirectory(self.parent, _("Folder for the results"))
+        if folder:
+            self._parameterNode.batchFolder = folder
 
     def onCheckpointButton(self):
         """Choose a file of weights."""
@@ -398,6 +494,8 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         progress=None,
         isCancelled=None,
         secondVolumeNode=None,
+        atlases=(),
+        checkpoint="auto",
     ):
         """
         Carry the segments drawn on some slices through the volume, in this process; returns when it is done.
@@ -415,6 +513,9 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param isCancelled: called now and then; the work stops when it returns True.
         :param secondVolumeNode: another contrast of the same anatomy, for instance the fat image of a Dixon scan; on a
             grid of its own, if it likes. Registration and fusion look at both.
+        :param atlases: (volumeNode, segmentationNode) of other subjects, finished, their segments named as those of
+            `segmentationNode`. They are used for the segments that they help to find.
+        :param checkpoint: weights of networks: "auto" for those that come with LabelProp, "none", or a file.
         :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
         :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
         :raises Cancelled: `isCancelled` said so. Nothing was written.
@@ -428,8 +529,11 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             extrapolate=extrapolate,
             directions=directions,
             uncertainty=uncertaintyVolumeNode is not None,
+            checkpoint=str(checkpoint),
         )
-        collected = self.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
+        collected = self.collect(
+            volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
+        )
         propagation = self.compute(collected, settings, progress, isCancelled)
         self.addDirections(collected, propagation)
         return self.write(collected, propagation, uncertaintyVolumeNode)
@@ -443,6 +547,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         missing="auto",
         scribbles=None,
         secondVolumeNode=None,
+        atlases=(),
     ):
         """
         Read the annotation that the segments hold of the volume; the parameters are those of `propagate`.
@@ -450,7 +555,9 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :return: LabelPropLib.scene.SceneAnnotation
         :raises InputError: as `propagate` does.
         """
-        return scene.collect(volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode)
+        return scene.collect(
+            volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
+        )
 
     def compute(self, collected, settings, progress=None, isCancelled=None):
         """
@@ -499,6 +606,25 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             for label in collected.annotation.labels
         }
         return report
+
+    def batch(self, tablePath, outputFolder, missing="auto", jobs=None, scheduler=None, say=print, **settings):
+        """
+        Propagate on the volumes of a table, each in a process of its own; returns when all have ended.
+
+        :param tablePath: a CSV file with the columns image, annotations and, if need be, second_image, scribbles, axis,
+            name; paths are relative to its folder.
+        :param outputFolder: takes the results, overview.csv and overview.html. What is there already is kept.
+        :param missing: see `propagate`.
+        :param jobs: how many at once, None for as many as there are processors for.
+        :param scheduler: the address of a dask scheduler whose workers are to run them.
+        :param say: called with a line of text about each volume.
+        :param settings: see `LabelPropLib.settings.Settings`.
+        :return: list of LabelPropLib.overview.Result, doubtful ones first.
+        :raises InputError: the table cannot be used; nothing was run.
+        """
+        from LabelPropLib import batch
+
+        return batch.run(Path(tablePath), Path(outputFolder), Settings(**settings), missing, jobs, scheduler, say)
 
     def addDirections(self, collected, propagation):
         """

@@ -6,7 +6,7 @@ Unknown is never background. A *scribble* says only "these voxels are this label
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,10 +20,36 @@ AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical image
 
 
 @dataclass(frozen=True)
+class AtlasVolume:
+    """A finished volume of another subject.
+
+    image: (K, J, I) float32; labels: (K, J, I) integers, of the same values as the labels to be found, 0 elsewhere.
+    matrix: (4, 4), from voxel indices (k, j, i) of the atlas to mm along the array axes of the annotated scan's grid,
+    which are (k, j, i) of that times its spacing. Only directions and spacing count: subjects never lie alike.
+
+    Raises InputError when the image or the labels cannot be used.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    matrix: np.ndarray
+
+    def __post_init__(self):
+        check_image(self.image, "atlas image")
+        if self.labels.shape != self.image.shape:
+            raise InputError(
+                f"The atlas labels have the size {self.labels.shape[::-1]}, the atlas image {self.image.shape[::-1]}:"
+                " give the labels on the image's grid."
+            )
+        if not self.labels.any():
+            raise InputError("The atlas bears no label: give a volume that is segmented on all its slices.")
+
+
+@dataclass(frozen=True)
 class SparseAnnotation:
     """A scan annotated on some of its slices.
 
-    image: (K, J, I) float32, any of the three axes may be the stack's.
+    image: (K, J, I), see `intensities`; any of the three axes may be the stack's.
     spacing: mm along (K, J, I).
     axis: the array axis across which labels are carried; a *plane* is an index along it, its pixels are the two
         remaining axes in their order.
@@ -32,7 +58,8 @@ class SparseAnnotation:
     absent: label -> plane indices on which the label is known not to be.
     scribbles: label (or BACKGROUND) -> (N, 3) int, (k, j, i) indices of scribbled voxels, in any plane.
     missing: how labels missing on annotated planes were read, 'absent' or 'unknown'; for the report.
-    second_image: (K, J, I) float32, another contrast of the same anatomy on the same grid, where there is one.
+    second_image: (K, J, I), another contrast of the same anatomy on the same grid, where there is one.
+    atlases: finished volumes of other subjects.
 
     Raises InputError when these contradict each other or cannot be propagated.
     """
@@ -45,11 +72,18 @@ class SparseAnnotation:
     scribbles: Mapping[int, np.ndarray] = field(default_factory=dict)
     missing: str = "absent"
     second_image: np.ndarray | None = None
+    atlases: tuple[AtlasVolume, ...] = ()
 
     def __post_init__(self):
         check_image(self.image)
         if self.second_image is not None:
             check_second_image(self.second_image, self.image)
+        for atlas in self.atlases:
+            if not np.isin(atlas.labels, self.labels).any():
+                raise InputError(
+                    f"An atlas shares no label with the annotations, which have {', '.join(map(str, self.labels))}:"
+                    " give it the same label values or segment names, or leave it out."
+                )
         if self.plane_count < 2:
             raise InputError(
                 f"The volume has a single slice along axis {AXIS_NAMES[self.axis]}, so there is nothing to carry labels"
@@ -131,6 +165,7 @@ def annotate_from_masks(
     ignored: Mapping[int, set[int]] | None = None,
     scribbles: Mapping[int, np.ndarray] | None = None,
     second_image: np.ndarray | None = None,
+    atlases: Iterable[AtlasVolume] = (),
 ) -> SparseAnnotation:
     """Annotation from one mask a label, as Slicer keeps segments; masks may overlap.
 
@@ -139,7 +174,7 @@ def annotate_from_masks(
         'auto', see `read_missing`.
     absent, ignored: label -> planes that the user marked as without the label, or as not to be read.
     scribbles: label or BACKGROUND -> (N, 3) voxel indices.
-    second_image: (K, J, I), another contrast of the same anatomy.
+    second_image: (K, J, I), another contrast of the same anatomy. atlases: finished volumes of other subjects.
 
     Raises InputError.
     """
@@ -168,14 +203,15 @@ def annotate_from_masks(
         without = annotated - set(planes) - set((ignored or {}).get(label, ())) if missing == "absent" else frozenset()
         absences[label] = marked.get(label, frozenset()) | without
     return SparseAnnotation(
-        image=np.asarray(image, np.float32),
+        image=intensities(image),
         spacing=spacing,
         axis=axis,
         complete=complete,
         absent=absences,
         scribbles=dict(scribbles or {}),
         missing=missing,
-        second_image=None if second_image is None else np.asarray(second_image, np.float32),
+        second_image=None if second_image is None else intensities(second_image),
+        atlases=tuple(atlases),
     )
 
 
@@ -248,13 +284,18 @@ def run_length(planes: np.ndarray) -> tuple[float, int]:
     return len(planes) / runs, len(planes)
 
 
+def intensities(image: np.ndarray) -> np.ndarray:
+    """The (K, J, I) image as it is if its numbers are float32 or take less memory than that, else as float32."""
+    return image if image.dtype.kind in "iu" and image.dtype.itemsize <= 2 else np.asarray(image, np.float32)
+
+
 def check_image(image: np.ndarray, name: str = "image"):
     """Raise InputError unless `image` is a scalar volume with finite, varying intensities."""
     if image.ndim != 3:
         raise InputError(
             f"The {name} has {image.ndim} dimensions: give a 3D scalar volume (one time point, one channel)."
         )
-    if not np.isfinite(image).all():
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
         count = int((~np.isfinite(image)).sum())
         raise InputError(f"The {name} has {count} voxels that are NaN or infinite: replace them by a number first.")
     if image.min() == image.max():

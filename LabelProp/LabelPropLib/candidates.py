@@ -24,6 +24,7 @@ SURROUND = 8.0  # pixels; how far around a label its surround goes
 INTENSITY_BINS = 32
 INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images, see preprocessing
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
+SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,10 @@ class Candidate:
 class Atlas:
     """An annotated plane registered to the planes of a gap, image and label, as multi-atlas label fusion sees it.
 
-    source: what it was made from; atlases of one source err together. hops: (T,) planes from its source to each target.
-    channels: (T, C, h, w), its image as it should look on the targets. distances: (T, h, w) signed distance to the
-    carried contour in pixels, None where the label is absent on the source: such an atlas votes "not here".
+    source: what it was made from; atlases of one source err together. hops: (T,) planes from its source to each target,
+    by which its error grows. channels: (T, C, h, w), its image as it should look on the targets. distances: (T, h, w)
+    signed distance to the carried contour in pixels, None where the label is absent on the source: such an atlas votes
+    "not here".
     depth: the largest distance on the source.
     """
 
@@ -277,8 +279,8 @@ class Chains:
         """velocity: (Z - 1, 2, h, w), see `registration`; images: (Z, C, H, W)."""
         self._images = images
         self.weights = channel_weights(images)
-        self._to_lower = resize(integrate(velocity, SQUARINGS), images.shape[-2:])
-        self._to_upper = resize(integrate(-velocity, SQUARINGS), images.shape[-2:])
+        self._to_lower = integrate(velocity, SQUARINGS)
+        self._to_upper = integrate(-velocity, SQUARINGS)
 
     def cross(self, gap: Gap) -> Crossing:
         """Carry the planes that bound `gap` to the planes in it."""
@@ -295,11 +297,12 @@ class Chains:
         """Carry plane `source` to `targets`, all on one side of it, by all planes in between."""
         upwards = source < targets[0]
         path = range(source + 1, targets[-1] + 1) if upwards else range(source - 1, targets[0] - 1, -1)
-        displacement = torch.zeros_like(self._to_lower[:1])
+        size = self._images.shape[-2:]
+        displacement = self._images.new_zeros(1, 2, *size)
         displacements = {}
         for plane in path:
             hop = self._to_lower[plane - 1] if upwards else self._to_upper[plane]
-            displacement = compose(hop[None], displacement)
+            displacement = compose(resize(hop[None], size), displacement)
             displacements[plane] = displacement
         coordinates = torch.cat([displacements[target] for target in targets])
         coordinates = coordinates + identity(*self._images.shape[-2:], device=coordinates.device)
@@ -373,7 +376,7 @@ def _shape(label: int, gap: Gap, box: tuple[slice, slice], planes: LabelPlanes) 
     way = way.to(lower)[..., None]
     distances = (1 - way) * lower + way * upper
     channels = torch.where(way[..., None] < 0.5, lower_channels, upper_channels)
-    hops = torch.tensor([min(target - gap.lower, gap.upper - target) for target in gap.targets])
+    hops = SHAPE_HOPS * torch.tensor([min(target - gap.lower, gap.upper - target) for target in gap.targets])
     depth = max(float(planes.distances(label, plane).max()) for plane in (gap.lower, gap.upper))
     return [Atlas(("shape", gap.lower, gap.upper), hops, channels, distances, depth)]
 

@@ -83,9 +83,9 @@ def choose(checkpoint: str, kind: str) -> tuple[Tensors, Metadata] | None:
     return load(shipped, kind) if shipped.is_file() else None
 
 
-def read(path: Path) -> tuple[Tensors, Metadata]:
+def read(path: Path | str) -> tuple[Tensors, Metadata]:
     """Tensors, on the CPU, floating ones as float32, and metadata of a checkpoint of any kind. Raises InputError."""
-    content = read_plain(path)
+    content = read_plain(Path(path))
     metadata = content.get("metadata")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise not_a_checkpoint(path)

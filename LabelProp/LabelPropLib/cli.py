@@ -85,6 +85,16 @@ def parser() -> Parser:
         type=Path,
         help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
     )
+    add(
+        "--atlas",
+        metavar=("IMAGE", "LABELS"),
+        nargs=2,
+        type=Path,
+        action="append",
+        default=[],
+        dest="atlases",
+        help="a finished volume of another subject with the same labels, used where it helps; may be repeated",
+    )
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
     add(
         "--axis",
@@ -98,6 +108,18 @@ def parser() -> Parser:
     add("--report", metavar="FILE.json", type=Path, help="what was done, as JSON")
     add("--picture", metavar="FILE.png", type=Path, help="picture of the slice that needs a look most")
 
+    verb = verbs.add_parser("suggest", help="which slice to annotate next, and what it would gain")
+    verb.set_defaults(run=suggest)
+    add = verb.add_argument
+    add("image", metavar="IMAGE", type=Path, help="the scan")
+    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
+    add("--count", metavar="N", type=positive, default=1, help="slices, each as if those before it were drawn (1)")
+    add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
+    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
+    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add_settings(add)
+    add("--report", metavar="FILE.json", type=Path, help="the suggestions and what they rest on, as JSON")
+
     verb = verbs.add_parser("batch", help="propagate on many volumes, and rank the results")
     verb.set_defaults(run=batch)
     add = verb.add_argument
@@ -105,14 +127,16 @@ def parser() -> Parser:
         "table",
         metavar="TABLE.csv",
         type=Path,
-        help="a line for each volume; columns image, annotations and, if need be, second_image, scribbles, axis, name; paths are"
-        " relative to the table's folder",
+        help="a line for each volume; columns image, annotations and, if need be, second_image, scribbles, axis, name;"
+        " paths are relative to the table's folder",
     )
     add("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results and their overview")
     where = verb.add_mutually_exclusive_group()
     where.add_argument("--jobs", metavar="N", type=positive, help="volumes at once (one for every 8 processors)")
     where.add_argument("--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler")
     add_settings(add)
+
+    add_training(verbs)
 
     verb = verbs.add_parser("evaluate", help="Dice and distances in mm of each label")
     verb.set_defaults(run=evaluate)
@@ -147,7 +171,39 @@ def add_settings(add: Callable):
         help="weights to start from; auto: those that come with LabelProp",
     )
     add("--device", choices=DEVICES, default="auto")
+    add("--memory", dest="memory_gb", metavar="GB", type=float, help="of memory to hold at most (all that is free)")
     add("--seed", metavar="N", type=int, default=0)
+
+
+def add_training(verbs):
+    """The verbs `train` and `pretrain`."""
+    verb = verbs.add_parser("train", help="train the registration network on one scan and keep it")
+    verb.set_defaults(run=train, scribbles=None, second_image=None)
+    add = verb.add_argument
+    add("image", metavar="IMAGE", type=Path, help="the scan")
+    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
+    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add("--missing", choices=MISSING_CHOICES, default="auto", help="as for propagate")
+    add("--preset", choices=PRESETS, default="balanced", help="as for propagate; here it is the size of the planes")
+    add_training_options(add)
+
+    verb = verbs.add_parser("pretrain", help="train the registration network on a data set")
+    verb.set_defaults(run=pretrain)
+    add = verb.add_argument
+    add("table", metavar="TABLE.csv", type=Path, help="columns image, annotations (optional), axis (optional)")
+    add_training_options(add)
+    add("--steps", metavar="N", type=positive, default=2000, help="at most")
+    add("--batch", metavar="N", type=positive, default=4, help="samples a step, of each process")
+    add("--half", action="store_true", help="write the weights as 16 bit numbers")
+
+
+def add_training_options(add: Callable):
+    """What `train` and `pretrain` share; `add` is a parser's `add_argument`."""
+    add("-o", "--output", metavar="CHECKPOINT.pt", type=Path, required=True, help="weights to write; log and plot too")
+    add("--checkpoint", metavar="FILE|auto|none", default="auto", help="weights to begin with; auto: LabelProp's own")
+    add("--device", choices=DEVICES, default="auto")
+    add("--seed", metavar="N", type=int, default=0)
+    add("--licence", metavar="TEXT", default="not stated", help="of the weights, kept with them")
 
 
 def settings_of(options) -> Settings:
@@ -160,6 +216,7 @@ def settings_of(options) -> Settings:
         seed=options.seed,
         extrapolate=options.extrapolate,
         checkpoint=options.checkpoint,
+        memory_gb=options.memory_gb,
     )
 
 
@@ -188,6 +245,93 @@ def batch(options) -> int:
     for result in failed:
         complain(f"{result.name}: {result.failure}")
     return FAILED if failed else DONE
+
+
+def train(options):
+    """labelprop train: reads its input as `propagate` does."""
+    from LabelPropLib.training_run import RunFiles, train
+
+    settings = Settings(preset=options.preset, device=options.device, seed=options.seed, checkpoint=options.checkpoint)
+    run = RunFiles(options.output)
+    run.check([options.image, options.annotations])
+
+    from LabelProp import LabelPropLogic
+
+    volume_node, segmentation_node, _, _ = read_inputs(options)
+    collected = LabelPropLogic().collect(volume_node, segmentation_node, axis=options.axis, missing=options.missing)
+    with shown_progress() as progress:
+        train(collected.annotation, run, settings, options.licence, progress)
+    print(f"Written: {run.checkpoint}, log {run.log.name}.", file=sys.stderr)
+
+
+def pretrain(options):
+    """labelprop pretrain"""
+    from LabelPropLib import dataset
+    from LabelPropLib.registration.pretraining import Plan
+    from LabelPropLib.training_run import RunFiles, pretrain
+
+    run = RunFiles(options.output)
+    entries = dataset.read_table(options.table)
+    run.check([options.table, *(path for entry in entries for path in (entry.image, entry.annotations) if path)])
+    plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
+    try:
+        with shown_progress() as progress:
+            pretrain(
+                entries,
+                run,
+                plan,
+                progress,
+                start=options.checkpoint,
+                device=options.device,
+                licence=options.licence,
+                half=options.half,
+            )
+    except KeyboardInterrupt as error:
+        if run.state.exists():
+            raise Cancelled(f"cancelled: the same command goes on from {run.state}") from error
+        raise
+
+
+def suggest(options):
+    """labelprop suggest: propagate, write nothing of it, and say which slices to draw."""
+    settings = replace(settings_of(options), suggestions=options.count)
+    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
+    files.check_outputs(filter(None, [options.report]), filter(None, inputs))
+
+    from LabelProp import LabelPropLogic
+
+    logic = LabelPropLogic()
+    volume_node, segmentation_node, scribbles_node, _ = read_inputs(options)
+    collected = logic.collect(
+        volume_node,
+        segmentation_node,
+        axis=options.axis,
+        missing=options.missing,
+        scribbles=scribbles_node,
+        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
+    )
+    with shown_progress() as progress:
+        report = logic.compute(collected, settings, progress).report
+    report["segments"] = {str(label): segment_id for label, segment_id in collected.segment_ids.items()}
+    if options.report:
+        with files.replacing([options.report]) as staged:
+            staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(report["messages"]), file=sys.stderr)
+    print(format_suggestions(report))
+
+
+def format_suggestions(report: dict) -> str:
+    """A line for each slice to draw, for the user."""
+    lines = [f"Expected Dice between the annotated slices: {report['expected_mean_dice']:.3f}."]
+    if not report["suggested_slices"]:
+        lines.append("No slice to suggest: none between annotated ones is likely to bear a label.")
+    for suggested in report["suggested_slices"]:
+        labels = ", ".join(f"{label} ({report['segments'][str(label)]})" for label in suggested["labels"])
+        lines.append(
+            f"Slice {suggested['plane']} across {report['axis']}: expected Dice +{suggested['gain']:.4f} for"
+            f" {suggested['boundary_mm']:.0f} mm to trace, labels {labels}."
+        )
+    return "\n".join(lines)
 
 
 def evaluate(options):
@@ -223,7 +367,8 @@ def propagate(options):
         axis=options.axis,
         missing=options.missing,
         scribbles=scribbles_node,
-        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
+        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
+        atlases=[read_atlas(*paths) for paths in options.atlases],
     )
     check_overlap(collected, options.output)
     read = time.monotonic()
@@ -260,7 +405,7 @@ def check_outputs(options) -> dict[str, Path]:
     names = ("up", "down") if options.directions else ()
     directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
     outputs = (options.output, *directions.values(), options.uncertainty, options.picture, options.report)
-    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
+    inputs = (options.image, options.annotations, options.scribbles, options.second_image, *sum(options.atlases, []))
     files.check_outputs(filter(None, outputs), filter(None, inputs))
     return directions
 
@@ -272,12 +417,11 @@ def read_inputs(options):
     from LabelPropLib import scene
 
     vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
-    scan = files.read_volume(options.image)
-    volume_node = add_volume(options.image, scan)
+    volume_node, grid = add_volume(options.image)
 
     def read_labels(path: Path) -> np.ndarray:
         labels = files.read_labels(path)
-        files.check_same_grid(labels, path, scan, options.image)
+        files.check_same_grid(files.Grid.of(labels), path, grid, options.image)
         return files.voxels(labels)
 
     def load_segmentation(path: Path):
@@ -303,12 +447,26 @@ def read_inputs(options):
     return volume_node, segmentation_node, scribbles_node, label_type
 
 
-def add_volume(path: Path, image=None):
-    """The volume node of a file, or of the image that was read from it. Raises InputError."""
+def add_volume(path: Path):
+    """The volume node of a file, and its grid. Raises InputError."""
     import slicer
 
-    image = files.read_volume(path) if image is None else image
-    return slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
+    image = files.read_volume(path)
+    node = slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
+    return node, files.Grid.of(image)
+
+
+def read_atlas(image_path: Path, labels_path: Path):
+    """Volume node and segmentation node of a finished volume. Raises InputError."""
+    from LabelPropLib import scene
+
+    volume_node, grid = add_volume(image_path)
+    if files.is_segmentation(labels_path):
+        files.check_readable(labels_path)
+        return volume_node, scene.load_segmentation(labels_path)
+    labels = files.read_labels(labels_path)
+    files.check_same_grid(files.Grid.of(labels), labels_path, grid, image_path)
+    return volume_node, scene.add_segmentation_of_labels(files.voxels(labels), volume_node, labels_path.name)
 
 
 def check_overlap(collected, output: Path):

@@ -113,7 +113,7 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
 
     def read_on_grid(path: Path) -> np.ndarray:
         image = files.read_labels(path)
-        files.check_same_grid(image, path, reference_image, reference)
+        files.check_same_grid(files.Grid.of(image), path, files.Grid.of(reference_image), reference)
         return files.voxels(image)
 
     reference_labels = files.voxels(reference_image)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .annotation import SparseAnnotation
+from .annotation import AtlasVolume, SparseAnnotation
 from .propagation import Propagation
 
 
@@ -21,6 +21,8 @@ def write_annotation(folder: str | os.PathLike, annotation: SparseAnnotation):
     np.save(folder / "image.npy", annotation.image)
     if annotation.second_image is not None:
         np.save(folder / "second_image.npy", annotation.second_image)
+    for number, atlas in enumerate(annotation.atlases):
+        np.savez(folder / f"atlas {number}.npz", **vars(atlas))
     arrays = {"spacing": annotation.spacing, "axis": annotation.axis, "missing": annotation.missing}
     for label, planes in annotation.complete.items():
         if planes:
@@ -51,7 +53,13 @@ def read_annotation(folder: str | os.PathLike) -> SparseAnnotation:
             scribbles=scribbles,
             missing=str(arrays["missing"]),
             second_image=np.load(second_image, allow_pickle=False) if second_image.exists() else None,
+            atlases=tuple(_read_atlas(path) for path in sorted(folder.glob("atlas *.npz"))),
         )
+
+
+def _read_atlas(path: Path) -> AtlasVolume:
+    with np.load(path, allow_pickle=False) as arrays:
+        return AtlasVolume(**arrays)
 
 
 def write_propagation(folder: str | os.PathLike, propagation: Propagation):

@@ -9,6 +9,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def read_labels(path: Path) -> sitk.Image:
     image = read_volume(path)
     labels = sitk.GetArrayViewFromImage(image)
     lowest, highest = labels.min(), labels.max()
-    if not (lowest >= 0 and highest <= LARGEST_LABEL and (labels % 1 == 0).all()):
+    whole = labels.dtype.kind in "iu" or (labels % 1 == 0).all()
+    if not (lowest >= 0 and highest <= LARGEST_LABEL and whole):
         raise InputError(
             f"{path}: values from {lowest:g} to {highest:g} that are no labels: give a volume of whole numbers from 0"
             f" (not annotated) to {LARGEST_LABEL}."
@@ -95,18 +97,34 @@ def check_nifti_is_whole(path: Path, header: sitk.ImageFileReader):
         raise EOFError
 
 
-def check_same_grid(image: sitk.Image, path: Path, reference: sitk.Image, reference_path: Path):
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of an image lie. size: (i, j, k); spacing: mm; corners: index -> mm of four of its corners."""
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    corners: dict[tuple[int, int, int], tuple[float, float, float]]
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> Grid:
+        """The grid of an image, which is not kept."""
+        last = [size - 1 for size in image.GetSize()]
+        indices = ((0, 0, 0), (last[0], 0, 0), (0, last[1], 0), (0, 0, last[2]))
+        corners = {index: image.TransformIndexToPhysicalPoint(index) for index in indices}
+        return cls(image.GetSize(), image.GetSpacing(), corners)
+
+
+def check_same_grid(grid: Grid, path: Path, reference: Grid, reference_path: Path):
     """Raise InputError unless both images have the same size and place in space."""
-    if image.GetSize() != reference.GetSize():
+    if grid.size != reference.size:
         raise InputError(
-            f"{path} has {size_text(image)} voxels, {reference_path} {size_text(reference)}:"
+            f"{path} has {size_text(grid)} voxels, {reference_path} {size_text(reference)}:"
             " resample one to the other's grid."
         )
-    tolerance = GRID_TOLERANCE * min(reference.GetSpacing())
-    last = [size - 1 for size in reference.GetSize()]
-    for corner in ((0, 0, 0), (last[0], 0, 0), (0, last[1], 0), (0, 0, last[2])):
-        here, there = (np.array(grid.TransformIndexToPhysicalPoint(corner)) for grid in (image, reference))
-        if np.abs(here - there).max() > tolerance:
+    tolerance = GRID_TOLERANCE * min(reference.spacing)
+    for corner, there in reference.corners.items():
+        here = grid.corners[corner]
+        if np.abs(np.subtract(here, there)).max() > tolerance:
             raise InputError(
                 f"Voxel {corner} of {path} lies at {place_text(here)} mm, of {reference_path} at {place_text(there)} mm"
                 " (spacing, origin or direction differ): resample one to the other's grid."
@@ -118,9 +136,9 @@ def voxels(image: sitk.Image) -> np.ndarray:
     return sitk.GetArrayFromImage(image)
 
 
-def size_text(image: sitk.Image) -> str:
+def size_text(grid: Grid) -> str:
     """The size of an image for the user."""
-    return " x ".join(map(str, image.GetSize()))
+    return " x ".join(map(str, grid.size))
 
 
 def place_text(point: Iterable[float]) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
+CONTROL_GROUP_FILES = (  # limit and use of memory, as a container sees its own
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 MOST_THREADS = 8  # batches of planes this small gain nothing from more
 
 
@@ -17,6 +22,50 @@ def thread_count() -> int:
 def processor_count() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take: what the system and its control group have left; None if unknown."""
+    found = [value for value in (_available(), _left_in_control_group()) if value is not None]
+    return min(found) if found else None
+
+
+def held_memory() -> int:
+    """Bytes of memory that this process holds; where the system does not tell now, the most that it has held.
+
+    On Linux without the files that are mapped, the code of PyTorch and VTK above all: the system shares them between
+    processes, and drops them where memory is short.
+    """
+    try:
+        resident, of_files = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    except OSError:
+        return int((peak_memory_gb() or 0) * 1e9)
+    return (resident - of_files) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        pass
+    else:
+        kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+        if kilobytes is not None:
+            return 1024 * int(kilobytes)
+    try:  # macOS, where what other programs hold cannot be asked for without more libraries
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _left_in_control_group() -> int | None:
+    """Of the limit that a container or a batch system sets, version 2 or 1 of control groups; None without a limit."""
+    for limit, used in CONTROL_GROUP_FILES:
+        try:
+            return max(0, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # there is none, or it says "max"
+            continue
+    return None
 
 
 def peak_memory_gb() -> float | None:

@@ -60,14 +60,24 @@ class Update:
             return self.velocity
         *coarse, finest = schedule.levels
         velocity = self.velocity.clone()
+        share, done = len(self.coarse) / (len(self.coarse) + len(self.pairs)), 0
         for run in instance.consecutive(self.coarse):
+
+            def report(fraction: float, before: int = done, cost: int = len(run)):
+                on_step(share * (before + fraction * cost) / len(self.coarse))
+
             images, start = stack.images[run.start : run.stop + 1], velocity[run.start : run.stop]
-            on_step(0.0)
-            fields = instance.register(images, None, replace(schedule, levels=tuple(coarse)), start)
+            fields = instance.register(images, None, replace(schedule, levels=tuple(coarse)), start, report)
             velocity[run.start : run.stop] = resize(fields, velocity.shape[-2:])
+            done += len(run)
         finest = replace(finest, steps=max(1, round(REFINING_STEPS * finest.steps)))
         return instance.refine(
-            stack.images, velocity, self.pairs, ends, replace(schedule, levels=(finest,)), on_step=on_step
+            stack.images,
+            velocity,
+            self.pairs,
+            ends,
+            replace(schedule, levels=(finest,)),
+            lambda fraction: on_step(share + (1 - share) * fraction),
         )
 
 
@@ -128,7 +138,7 @@ class Memory:
         self, annotation: SparseAnnotation, settings: Settings, stack: Stack, update: Update | None
     ) -> Fusion | None:
         """What was fused in the last run, if only what scribbles do is to be done anew. It is not to be changed."""
-        if update is None or update.pairs or self._fusion is None:
+        if update is None or update.pairs or annotation.atlases or self._fusion is None:
             return None
         key, fusion = self._fusion
         return fusion if key == fusion_fingerprint(annotation, settings, stack) else None
@@ -140,7 +150,9 @@ class Memory:
 
 def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
     """Equal for runs whose fields may be taken over: the same voxels, axis, and way of registration."""
-    way = replace(settings, fusion="auto", device="auto", extrapolate=False, directions=False, uncertainty=False)
+    way = replace(
+        settings, fusion="auto", device="auto", extrapolate=False, directions=False, uncertainty=False, memory_gb=None
+    )
     digest = hashlib.blake2b(digest_size=16)
     for image in (annotation.image, annotation.second_image):
         if image is not None:
@@ -149,7 +161,7 @@ def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
 
 
 def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: Stack) -> tuple:
-    """Equal for runs on the same fields that fuse the same: all but the scribbles within reach of what was drawn."""
+    """Equal for runs on the same fields, without atlases, that fuse the same."""
     digest = hashlib.blake2b(digest_size=16)
     for label in annotation.labels:
         for plane, mask in sorted(annotation.complete[label].items()):

@@ -11,21 +11,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import checkpoint, scribbles
+from . import atlases, confidence, planner, scribbles, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps, gaps_to_scribbles
-from .errors import Cancelled
+from .errors import Cancelled, InputError
 from .fusion import appearance, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .labelmaps import FusedScore, LabelMaps
 from .machine import peak_memory_gb, thread_count
 from .memory import Memory, Update
-from .planner import EFFORTS, Effort, choose_device, describe_device
+from .planner import EFFORTS, Effort, Plan
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
 from .registration.consistency import FarEnds, within
 from .registration.fields import resize
+from .registration.network import RegistrationNetwork
+from .registration_weights import load_network
 from .settings import Settings
 
 RULES: dict[str, Rule] = {
@@ -47,14 +49,18 @@ Progress = Callable[[float, str], None]
 class Fusion:
     """What was made of all gaps, before scribbles have their say and what was given is put in.
 
-    rules: label -> name. scores: of all labels and gaps. maps: their label maps; sides: with `settings.directions`
-    those of what was carried up and down alone. image_weights: (C,), see `Chains`.
+    rules: label -> name; factors: see `choose_rules`; priors: see `atlases.helpful`. scores: of all labels and gaps.
+    maps: their label maps; sides: with `settings.directions` those of what was carried up and down alone.
+    image_weights: (C,), see `Chains`.
     """
 
     rules: Mapping[int, str]
+    factors: Mapping[int, float]
+    priors: Mapping[int, torch.Tensor]
     scores: list[FusedScore]
     maps: LabelMaps
     sides: Mapping[str, LabelMaps]
+    evidence: list[confidence.Evidence]
     image_weights: torch.Tensor
 
 
@@ -75,64 +81,83 @@ def propagate(
     Raises InputError for a device that is not there or a checkpoint that cannot be used, Cancelled.
     """
     clock = Clock(progress, is_cancelled)
-    device = choose_device(settings.device)
-    pretrained = checkpoint.choose(settings.checkpoint, "registration")
+    *plans, last = planner.plans(planner.choose_device(settings.device))
+    for plan in plans:
+        try:
+            return compute(annotation, settings, clock, memory, plan)
+        except (MemoryError, RuntimeError) as error:
+            if not planner.is_out_of_memory(error):
+                raise
+        planner.release_memory(plan.device)
+    return compute(annotation, settings, clock, memory, last)
+
+
+def compute(
+    annotation: SparseAnnotation, settings: Settings, clock: Clock, memory: Memory | None, plan: Plan
+) -> Propagation:
+    """`propagate` by a plan. Raises what `planner.is_out_of_memory` knows where there is not enough."""
+    device = plan.device
+    network = load_network(settings.checkpoint)
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
             remembered = None if memory is None else memory.recall(annotation, settings)
             box = None if remembered is None else remembered.box_around(annotation)
-            stack = prepare(annotation, effort.pixels, settings.extrapolate, device, box)
+            free = planner.memory_to_use(device, settings.memory_gb)
+            pixels = planner.fitting_pixels(effort.pixels, annotation.plane_count, free)
+            stack = prepare(annotation, pixels, settings.extrapolate, device, box)
             planes = LabelPlanes(annotation, stack)
         with clock.stage("Registering"):
             update = None if remembered is None else remembered.update(annotation, stack)
             ends = None if update is not None and not update.pairs else far_ends(annotation, stack, planes)
             velocity = register(
-                stack, ends, settings, effort, lambda done: clock.tell(REGISTRATION_SHARE * done), update
+                stack, ends, settings, plan, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done), update
             )
             if memory is not None:
                 memory.keep(annotation, stack, velocity)
         with torch.no_grad():
             fusion = None if memory is None else memory.recall_fusion(annotation, settings, stack, update)
             if fusion is None:
-                chains = Chains(velocity, stack.images)
-                with clock.stage("Choosing"):
-                    rules = choose_rules(annotation, stack, planes, chains, settings.fusion)
-            with clock.stage("Fusing"):
-                if fusion is None:
-                    fusion = fuse(annotation, stack, planes, chains, rules, settings, clock)
-                    if memory is not None:
-                        memory.keep_fusion(annotation, settings, stack, fusion)
+                fusion = fuse(annotation, stack, planes, Chains(velocity, stack.images), settings, clock)
+                if memory is not None:
+                    memory.keep_fusion(annotation, settings, stack, fusion)
+            with clock.stage("Scribbling"):
                 maps, sides = fusion.maps, fusion.sides
                 if memory is not None:
                     maps, sides = maps.copy(), {name: side.copy() for name, side in sides.items()}
                 scribbles.spread(annotation, stack, fusion.scores, maps)
                 for result in (maps, *sides.values()):
                     result.keep_given(annotation)
+                label_maps = maps.volumes()
+            with clock.stage("Assessing"):
+                expected = confidence.assess(annotation, stack, fusion.evidence, label_maps, fusion.factors)
+                suggestions = suggestion.suggest(expected, settings.suggestions)
     clock.tell(1.0)
-    label_maps = maps.volumes()
     return Propagation(
         label_maps=label_maps,
         directions={name: side.volumes() for name, side in sides.items()},
-        uncertainty=maps.uncertainty(annotation) if settings.uncertainty else None,
+        uncertainty=expected.uncertainty() if settings.uncertainty else None,
         report={
             "axis": AXIS_NAMES[annotation.axis],
             "annotated_slices": annotation.planes,
             "labels": list(annotation.labels),
             "volume_ml": volume_ml(annotation, label_maps),
             "missing": annotation.missing,
-            "device": describe_device(device),
+            "device": planner.describe_device(device),
             "preset": settings.preset,
-            "registration": ("network" if settings.registration == "network" else "instance")
+            "registration": ("instance" if settings.registration == "auto" else settings.registration)
             + (", reused" if update else ""),
             "fusion": {str(label): rule for label, rule in fusion.rules.items()},
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "image_shares": [round(w / len(fusion.image_weights), 3) for w in fusion.image_weights.tolist()],
-            "messages": [
-                *messages(annotation, settings, fusion.image_weights, update),
-                *scribbles.contradictions(annotation, maps),
-            ],
+            "atlases_used": sorted(fusion.priors),
+            "messages": planner.messages(plan, pixels, effort)
+            + messages(annotation, settings, fusion.image_weights, update)
+            + atlases.messages(annotation, fusion.priors)
+            + scribbles.contradictions(annotation, maps),
+            **expected.report(),
+            **suggestion.report(suggestions),
         },
     )
 
@@ -141,27 +166,23 @@ def register(
     stack: Stack,
     ends: FarEnds | None,
     settings: Settings,
+    plan: Plan,
     effort: Effort,
+    network: RegistrationNetwork | None,
     on_step: Callable[[float], None],
     update: Update | None = None,
 ) -> torch.Tensor:
     """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance.
 
+    network: pretrained, None for none; 'network' trains it on the scan, 'pretrained' takes it as it is.
     update: what is known of them from a run before, and what is left to do.
     Planes that only lead to a scribble are registered on their own: a scribble changes nothing of the other fields.
     """
-    schedule = instance.Schedule(levels=effort.levels)
+    free = planner.memory_to_use(plan.device, settings.memory_gb)
+    schedule = instance.Schedule(levels=effort.levels, batch_pixels=planner.batch_pixels(plan, free))
     if update is not None:
         return update.register(stack, ends, schedule, on_step)
-    core = stack.images[stack.core.start : stack.core.stop]
-    if ends is not None:
-        ends = within(ends, stack.core, stack.core.start)
-    if len(core) == 1:
-        velocity = core.new_zeros(0, 2, *instance.field_size(core))
-    elif settings.registration == "network":
-        velocity = training.register(core, ends, seed=settings.seed, on_step=on_step)
-    else:
-        velocity = instance.register(core, ends, schedule, on_step=on_step)
+    velocity = register_core(stack, ends, settings, network, planner.pairs_at_once(stack.size, free), schedule, on_step)
     parts = [velocity]
     before, after = stack.images[: stack.core.start + 1], stack.images[stack.core.stop - 1 :]
     if len(before) > 1:
@@ -171,19 +192,52 @@ def register(
     return torch.cat([resize(part, velocity.shape[-2:]) for part in parts])
 
 
+def register_core(
+    stack: Stack,
+    ends: FarEnds | None,
+    settings: Settings,
+    network: RegistrationNetwork | None,
+    pairs: int,
+    schedule: instance.Schedule,
+    on_step: Callable[[float], None],
+) -> torch.Tensor:
+    """Velocity fields of the core's neighbouring planes; pairs: as many as fit into memory at once."""
+    images = stack.images[stack.core.start : stack.core.stop]
+    if len(images) == 1:
+        return images.new_zeros(0, 2, *instance.field_size(images))
+    if ends is not None:
+        ends = within(ends, stack.core, stack.core.start)
+    if images.shape[1] > 1:
+        network = None  # the weights are of networks that look at one image
+    if settings.registration == "network":
+        course = training.course_for(network)
+        return training.register(images, ends, settings.seed, course, network, on_step)
+    if settings.registration == "pretrained":
+        if network is None:
+            raise InputError(
+                "No weights for the registration 'pretrained', which looks at a single image: give a checkpoint, leave"
+                " out the second image, or choose another registration."
+            )
+        return training.predict(network.to(images.device), images, training.PREDICTION_REDUCTIONS)
+    if pairs < len(images) - 1:
+        given = tuple(plane - stack.core.start for plane in stack.given)
+        return instance.register_in_parts(images, given, pairs, ends, schedule, on_step)
+    return instance.register(images, ends, schedule, on_step=on_step)
+
+
 def choose_rules(
     annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains, fusion: str
-) -> dict[int, str]:
+) -> tuple[dict[int, str], dict[int, float]]:
     """The fusion rule of every label; with 'auto' the one that finds hidden annotated slices best.
 
     Every known slice between two others is hidden once and found from its neighbours, over twice the usual gap.
+    Returns the factors of the labels' expected drift too, from what was seen there; none if the rule was given.
     """
     if fusion != "auto":
-        return dict.fromkeys(annotation.labels, fusion)
-    return {
-        label: choose(results, CHOICE_MARGIN)
-        for label, results in leave_one_out(annotation, stack, planes, chains).items()
-    }
+        return dict.fromkeys(annotation.labels, fusion), {}
+    left_out = leave_one_out(annotation, stack, planes, chains)
+    rules = {label: choose(results, CHOICE_MARGIN) for label, results in left_out.items()}
+    return rules, confidence.scales({label: left_out[label][rule].drifts for label, rule in rules.items()})
 
 
 def leave_one_out(
@@ -202,45 +256,54 @@ def leave_one_out(
         for label in labels:
             arrived = arrivals(label, crossing, planes)
             drawn = planes.distances(label, gap.first)
+            seen = confidence.observe(arrived, annotation, stack)
             for rule in CHOICES:
                 score = torch.full_like(drawn, -1.0)
                 score[arrived.box] = RULES[rule](arrived)[0]
                 results[label][rule].add(score, drawn)
+                results[label][rule].drifts += confidence.seen_drift(score, drawn, seen, stack.pixel)
     return results
 
 
 def fuse(
-    annotation: SparseAnnotation,
-    stack: Stack,
-    planes: LabelPlanes,
-    chains: Chains,
-    rules: Mapping[int, str],
-    settings: Settings,
-    clock: Clock,
+    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains, settings: Settings, clock: Clock
 ) -> Fusion:
-    """Scores and label maps of all gaps; what leads to a scribble beyond the outermost known plane is as carried."""
-    fused: list[FusedScore] = []
+    """Choose the rules and fuse what arrives in all gaps; what leads to a scribble alone stays as it was carried."""
+    with clock.stage("Choosing"):
+        rules, factors = choose_rules(annotation, stack, planes, chains, settings.fusion)
+    priors: Mapping[int, torch.Tensor] = {}
+    if annotation.atlases:
+        with clock.stage("Aligning atlases"):
+            chosen = {label: RULES[rule] for label, rule in rules.items()}
+            priors = atlases.helpful(annotation, stack, planes, chains, chosen)
     maps = LabelMaps(annotation, stack)
     sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
+    scores: list[FusedScore] = []
+    evidence: list[confidence.Evidence] = []
     labels_of = gaps(annotation, stack, settings.extrapolate)
-    for number, (gap, labels) in enumerate(labels_of.items()):
-        crossing = chains.cross(gap)
-        for label in labels:
-            clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
-            arrived = arrivals(label, crossing, planes)
-            fused.append(FusedScore(label, gap.targets, arrived.box, RULES[rules[label]](arrived)))
-            maps.enter(fused[-1])
-            for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
-                if name in sides and candidate is not None:
-                    sides[name].enter(FusedScore(label, gap.targets, arrived.box, candidate.distances))
-    for gap, labels in gaps_to_scribbles(annotation, stack).items():
-        crossing = chains.cross(gap)
-        for label in labels:
-            arrived = arrivals(label, crossing, planes)
-            carried = arrived.lower or arrived.upper
-            fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone()))
-            maps.enter(fused[-1])
-    return Fusion(rules, fused, maps, sides, chains.weights)
+    with clock.stage("Fusing"):
+        for number, (gap, labels) in enumerate(labels_of.items()):
+            crossing = chains.cross(gap)
+            for label in labels:
+                clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
+                arrived = arrivals(label, crossing, planes)
+                score = RULES[rules[label]](arrived)
+                if label in priors:
+                    score = atlases.blend(score, arrived, priors[label], planes)
+                scores.append(FusedScore(label, gap.targets, arrived.box, score))
+                evidence.append(confidence.observe(arrived, annotation, stack, settings.uncertainty))
+                for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
+                    if name in sides and candidate is not None:
+                        sides[name].enter(FusedScore(label, gap.targets, arrived.box, candidate.distances))
+        for gap, labels in gaps_to_scribbles(annotation, stack).items():
+            crossing = chains.cross(gap)
+            for label in labels:
+                arrived = arrivals(label, crossing, planes)
+                carried = arrived.lower or arrived.upper
+                scores.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone()))
+        for score in scores:
+            maps.enter(score)
+    return Fusion(rules, factors, priors, scores, maps, sides, evidence, chains.weights)
 
 
 def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:

@@ -1,13 +1,27 @@
-"""Where to compute, and how thoroughly."""
+"""Where to compute, how thoroughly, and how much at once: what fits into memory, and what to do when it does not.
+
+The registration takes most: its graph, for every pixel that is computed at once. Smaller batches give the same voxels
+in more time, so they come first. Only where the planes alone are too much they are made coarser.
+"""
 
 from __future__ import annotations
 
+import gc
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from .errors import InputError
-from .registration.instance import Level
+from .machine import free_memory, held_memory
+from .registration.instance import Level, Schedule
+
+BYTES_PER_BATCH_PIXEL = 320  # measured: of the graph of a pair's loss, per pixel of a plane
+BYTES_PER_PART_PIXEL = 40  # of planes registered together: what is compared, the fields, their momenta
+BYTES_PER_STACK_PIXEL = 12  # of all planes: images and fields
+BATCH_SHARE = PART_SHARE = 0.5
+LEAST_PIXELS = 64
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,73 @@ def choose_device(name: str) -> torch.device:
         present = ", ".join(device for device, there in available.items() if there)
         raise InputError(f"The device '{name}' is not available here: choose auto or one of {present}.")
     return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """device; share: of the free memory that a batch may fill; why: it is not the first plan, for the user."""
+
+    device: torch.device
+    share: float = BATCH_SHARE
+    why: str = ""
+
+
+def plans(device: torch.device) -> Iterator[Plan]:
+    """What to try, one after the other, each if memory ran out with the one before: smaller batches, then the CPU."""
+    name = {"cuda": "The GPU's memory", "mps": "The GPU's memory"}.get(device.type, "Memory")
+    yield Plan(device)
+    yield Plan(device, BATCH_SHARE / 8, f"{name} ran out: computed in smaller batches.")
+    if device.type != "cpu":
+        yield Plan(torch.device("cpu"), BATCH_SHARE, f"{name} ran out: computed on the CPU.")
+        yield Plan(torch.device("cpu"), BATCH_SHARE / 8, f"{name} and the CPU's ran out: computed in smaller batches.")
+
+
+def memory_to_use(device: torch.device, limit_gb: float | None) -> float:
+    """Bytes that are free on the device, and on the CPU within the limit for the whole process; inf if unknown."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = free_memory()
+    left = math.inf if limit_gb is None else max(0.0, limit_gb * 1e9 - held_memory())
+    return min(left, math.inf if free is None else free)
+
+
+def batch_pixels(plan: Plan, free: float) -> int:
+    """Pixels of all pairs of planes to register at once, with `free` bytes."""
+    return int(min(max(plan.share * free / BYTES_PER_BATCH_PIXEL, 1), Schedule.batch_pixels))
+
+
+def pairs_at_once(size: tuple[int, int], free: float) -> float:
+    """Neighbouring pairs of planes (H, W) = `size` whose registration fits into `free` bytes; inf if all do."""
+    return PART_SHARE * free / (math.prod(size) * BYTES_PER_PART_PIXEL)
+
+
+def fitting_pixels(pixels: int, planes: int, free: float) -> int:
+    """The most pixels along a plane's side, up to `pixels`, with which so many square planes fit into `free` bytes."""
+    fitting = math.sqrt(free / (planes * BYTES_PER_STACK_PIXEL)) if free < math.inf else pixels
+    return max(LEAST_PIXELS, min(pixels, int(fitting)))
+
+
+def messages(plan: Plan, pixels: int, effort: Effort) -> list[str]:
+    """Sentences for the user about what was done for want of memory."""
+    said = [plan.why] if plan.why else []
+    if pixels < effort.pixels:
+        said.append(f"Little memory is free: slices of {pixels} pixels instead of {effort.pixels} were registered.")
+    return said
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine or the GPU ran out of memory; PyTorch has a class of its own for CUDA only."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
+def release_memory(device: torch.device):
+    """Give back what PyTorch keeps for later, so that the next plan finds it free."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def describe_device(device: torch.device) -> str:

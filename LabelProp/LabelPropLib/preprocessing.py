@@ -63,7 +63,7 @@ class Stack:
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """Intensities of the scan as in `images`, float32."""
-        return _rescale(torch.from_numpy(np.ascontiguousarray(image, np.float32)), self.intensities).numpy()
+        return _rescale(torch.from_numpy(np.ascontiguousarray(image, np.float32)), *self.intensities).numpy()
 
     def working_box(self, box: tuple[slice, slice]) -> tuple[slice, slice]:
         """The part of the working grid that holds a box (rows, columns) of the volume, as far as the crop goes."""
@@ -114,19 +114,16 @@ def prepare(
     first, last = scribbled_range(annotation, core)
     inner = slice(core[0] - first, core[1] - first + 1)
     box = box or crop_box(annotation)
+    extent = [(s.stop - s.start) * mm for s, mm in zip(box, annotation.plane_spacing, strict=True)]
+    pixel = max(min(annotation.plane_spacing), max(extent) / pixels)
+    size = tuple(max(8, round(e / pixel)) for e in extent)
     channels, intensities = [], []
     for volume in filter(lambda volume: volume is not None, (annotation.image, annotation.second_image)):
         planes = np.moveaxis(volume, annotation.axis, 0)[first : last + 1, box[0], box[1]]
-        planes = torch.from_numpy(np.ascontiguousarray(planes, np.float32))
         intensities.append(robust_range(planes[inner]))
-        channels.append(_rescale(planes, intensities[-1]))
-    images = torch.stack(channels, dim=1)
-
-    extent = [n * s for n, s in zip(images.shape[-2:], annotation.plane_spacing, strict=True)]
-    pixel = max(min(annotation.plane_spacing), max(extent) / pixels)
-    size = tuple(max(8, round(e / pixel)) for e in extent)
+        channels.append(normalise(planes, size, *intensities[-1]))
     return Stack(
-        images=_resize(images, size).to(device),
+        images=torch.stack(channels, dim=1).to(device),
         intensities=intensities[0],
         first=first,
         given=tuple(p - first for p in annotation.planes),
@@ -163,18 +160,36 @@ def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[s
     return box[0], box[1]
 
 
-def robust_range(images: torch.Tensor) -> tuple[float, float]:
+def robust_range(planes: np.ndarray) -> tuple[float, float]:
     """The 1st and 99th percentile of the intensities of all planes together."""
-    low, high = np.percentile(images.numpy(), [1, 99])
-    if high <= low:
-        low, high = images.min().item(), images.max().item()
-    return float(low), float(high)
+    low, high = percentiles(planes, (0.01, 0.99))
+    return (low, high) if high > low else (float(planes.min()), float(planes.max()))
 
 
-def _rescale(images: torch.Tensor, intensities: tuple[float, float]) -> torch.Tensor:
-    """Intensities with the two given at 0 and 1, cut off a little beyond; one scale for all planes."""
-    low, high = intensities
-    return ((images - low) / max(high - low, 1e-6)).clamp(-0.2, 1.2).float()
+def normalise(planes: np.ndarray, size: tuple[int, int], low: float, high: float) -> torch.Tensor:
+    """`planes` (Z, rows, columns) of any type as float32 (Z, h, w) of `size`, bilinear, `low` at 0 and `high` at 1.
+
+    Works plane by plane: in a large scan the cropped planes are too many for copies of all of them in float32.
+    """
+    images = torch.empty(len(planes), *size)
+    for image, plane in zip(images, planes, strict=True):
+        intensities = torch.from_numpy(np.ascontiguousarray(plane, np.float32))
+        image[:] = _resize(_rescale(intensities, low, high)[None, None], size)[0, 0]
+    return images
+
+
+def _rescale(intensities: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """`low` at 0 and `high` at 1, cut off a little beyond."""
+    return ((intensities - low) / max(high - low, 1e-6)).clamp(-0.2, 1.2)
+
+
+def percentiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:
+    """As `np.percentile`, sorting the values in their own type, and without overflow of small integers."""
+    places = [share * (values.size - 1) for share in shares]
+    neighbours = [(math.floor(place), math.ceil(place)) for place in places]
+    ordered = np.partition(values, sorted({index for pair in neighbours for index in pair}), axis=None)
+    lower, upper = ([float(ordered[pair[side]]) for pair in neighbours] for side in (0, 1))
+    return [a + (b - a) * (place % 1) for a, b, place in zip(lower, upper, places, strict=True)]
 
 
 def smooth(images: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -22,6 +22,7 @@ from .annotation import (
     AXIS_NAMES,
     BACKGROUND,
     SCRIBBLE_FILE_BACKGROUND,
+    AtlasVolume,
     SparseAnnotation,
     annotate_from_masks,
     find_axis,
@@ -172,6 +173,7 @@ def collect(
     missing: str = "auto",
     scribbles_node=None,
     second_volume_node=None,
+    atlases: Iterable[tuple] = (),
 ) -> SceneAnnotation:
     """Read the annotation that the segments hold of the volume.
 
@@ -182,6 +184,7 @@ def collect(
     scribbles_node: a segmentation of strokes, its segments named (ID or name) as those of `segmentation_node`, or with
         the role 'background'.
     second_volume_node: another contrast of the same anatomy, resampled where it lies on another grid.
+    atlases: (volume node, segmentation node) of other subjects, finished; see `atlas_of`.
 
     Raises InputError.
     """
@@ -225,6 +228,7 @@ def collect(
         ignored={label: scribbled[label] | ignored for label, ignored in planes("ignored").items()},
         scribbles=scribbles,
         second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
+        atlases=[atlas_of(*nodes, segmentation_node, labels, grid) for nodes in atlases],
     )
     state = segmentation_state(segmentation_node)
     return SceneAnnotation(annotation, volume_node, segmentation_node, labels, grid, state)
@@ -233,6 +237,8 @@ def collect(
 def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
     """(K, J, I) of the volume's intensities, as they are if it lies on the grid, else interpolated linearly."""
     image, warp = volume_image(volume_node, segmentation_node)
+    if warp is None and image.GetExtent() == grid.GetExtent() and Resample.DoGeometriesMatch(image, grid):
+        return voxels(image)
     resampled = slicer.vtkOrientedImageData()
     outside = volume_node.GetImageBackgroundScalarComponentAsDouble(0)
     Resample.ResampleOrientedImageToReferenceOrientedImage(image, grid, resampled, True, False, warp, outside)
@@ -243,6 +249,45 @@ def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
             " space: choose the volume that was segmented, or put both under the same transform."
         )
     return array
+
+
+def atlas_of(volume_node, atlas_node, segmentation_node, segment_ids: Mapping[int, str], grid) -> AtlasVolume:
+    """The segments of `atlas_node` drawn on `volume_node`, a scan of another subject.
+
+    segment_ids: label -> ID of the segment of `segmentation_node` to which it belongs. An atlas' segment is that of the
+    same name or, if no name agrees, of the same label value; of segments that overlap the last one counts.
+    Raises InputError.
+    """
+    _check_volume(volume_node)
+    _check_segmentation(atlas_node)
+    segmentation, theirs = segmentation_node.GetSegmentation(), atlas_node.GetSegmentation()
+    by_name = {theirs.GetSegment(name).GetName(): name for name in theirs.GetSegmentIDs()}
+    by_value = {theirs.GetSegment(name).GetLabelValue(): name for name in theirs.GetSegmentIDs()}
+    names = {label: segmentation.GetSegment(name).GetName() for label, name in segment_ids.items()}
+    matched = {label: by_name[name] for label, name in names.items() if name in by_name}
+    matched = matched or {label: by_value[label] for label in segment_ids if label in by_value}
+    if not matched:
+        raise InputError(
+            f"The atlas '{atlas_node.GetName()}' shares no segment with '{segmentation_node.GetName()}': give it"
+            f" segments of the same names ({', '.join(names.values())}), or leave it out."
+        )
+    image, _ = volume_image(volume_node, segmentation_node)
+    return AtlasVolume(
+        image=voxels(image).astype(np.float32),
+        labels=labels_on_volume(atlas_node, matched, volume_node, np.int32),
+        matrix=_index_to_grid(image, grid),
+    )
+
+
+def _index_to_grid(image, grid) -> np.ndarray:
+    """(4, 4) from voxel indices (k, j, i) of an image to mm along the array axes of the grid."""
+    to_world, to_grid = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(to_world)
+    grid.GetWorldToImageMatrix(to_grid)
+    matrix = slicer.util.arrayFromVTKMatrix(to_grid) @ slicer.util.arrayFromVTKMatrix(to_world)
+    matrix = matrix[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+    matrix[:3] *= np.array(grid.GetSpacing()[::-1])[:, None]
+    return matrix
 
 
 def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
@@ -260,7 +305,7 @@ def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
     skipped = np.maximum(-start, 0)  # of a layer that reaches beyond the grid
     target = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(start, stop))
     source = tuple(slice(low, max(low, low + s.stop - s.start)) for low, s in zip(skipped, target))
-    array[target] = mask[source]
+    np.copyto(array[target], mask[source], where=mask[source])  # zeros that nobody writes take no memory
     return array
 
 
@@ -467,7 +512,7 @@ def add_segmentation_of_labels(labels: np.ndarray, volume_node, name: str, ids: 
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
-    values = [int(value) for value in np.unique(labels) if value]
+    values = sorted({int(value) for plane in labels if plane.any() for value in np.unique(plane)} - {0})
     grid, _ = volume_image(volume_node, node)
     layer = image_from_array(labels.astype(np.min_scalar_type(max(values, default=0))), grid)
     for value in values:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .errors import InputError
 
-REGISTRATIONS = ("auto", "instance", "network")
+REGISTRATIONS = ("auto", "instance", "network", "pretrained")
 FUSIONS = ("auto", "majority", "distance", "similarity", "appearance", "joint")
 PRESETS = ("fast", "balanced", "best")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -20,7 +20,9 @@ class Settings:
     preset: a point on the measured curve of time against Dice.
     extrapolate: carry labels beyond the outermost annotated slices too.
     directions: return the upward and the downward propagation as well; uncertainty: return its map.
+    memory_gb: GB that the process may hold, of those that are free; None for all.
     checkpoint: 'auto' for the shipped weights, 'none', or a file, which takes the place of those of its kind.
+    suggestions: how many slices to draw next are suggested, each as if those before it had been drawn.
     """
 
     registration: str = "auto"
@@ -32,6 +34,8 @@ class Settings:
     directions: bool = False
     uncertainty: bool = False
     checkpoint: str = "auto"
+    suggestions: int = 1
+    memory_gb: float | None = None
 
     def __post_init__(self):
         for name, choices in (
@@ -43,3 +47,7 @@ class Settings:
             value = getattr(self, name)
             if value not in choices:
                 raise InputError(f"Unknown {name} '{value}': choose one of {', '.join(choices)}.")
+        if self.suggestions < 1:
+            raise InputError(f"{self.suggestions} suggested slices: give 1 or more.")
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise InputError(f"A limit of {self.memory_gb:g} GB of memory: give a number above 0.")

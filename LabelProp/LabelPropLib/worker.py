@@ -88,6 +88,8 @@ class Worker:
         except InputError as error:
             self._fail(job, "input", str(error))
         except Exception as error:
+            from LabelPropLib.planner import is_out_of_memory
+
             traceback.print_exc()
             kind = "memory" if is_out_of_memory(error) else "failed"
             self._fail(job, kind, f"{type(error).__name__}: {error}".partition("\n")[0])
@@ -125,15 +127,6 @@ def devices() -> dict[str, str]:
         found["mps"] = "Apple GPU"
     found["cpu"] = "CPU"
     return found
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the machine or the GPU ran out of memory; on the CPU PyTorch says so in the text alone."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
 
 
 def main():

@@ -4,46 +4,27 @@ import ctk
 import qt
 from slicer.i18n import tr as _
 
-from LabelPropLib.settings import FUSIONS, Settings
-
-
-def choices():
-    """Parameter -> its values and what they are called."""
-    fusions = {
-        "auto": _("Automatic"),
-        "majority": _("Majority vote"),
-        "distance": _("By distance"),
-        "similarity": _("By similarity of the slices"),
-        "appearance": _("By similarity and intensity"),
-        "joint": _("Joint label fusion"),
-        "deep": _("Network"),
-    }
-    return {
-        "Direction": {"auto": _("Automatic"), "k": _("Axis k"), "j": _("Axis j"), "i": _("Axis i")},
-        "Preset": {"fast": _("Fast"), "balanced": _("Balanced"), "best": _("Best")},
-        "Device": {"auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("GPU (CUDA)"), "mps": _("GPU (Apple)")},
-        "Registration": {
-            "auto": _("Automatic"),
-            "instance": _("Optimised for this scan"),
-            "network": _("Network trained on this scan"),
-        },
-        "Fusion": {name: fusions.get(name, name.capitalize()) for name in FUSIONS},
-        "Missing": {
-            "auto": _("Automatic"),
-            "absent": _("Segment ends there"),
-            "unknown": _("Not drawn there"),
-        },
-    }
-
+from LabelProp import choiceTitles
+from LabelPropLib.settings import Settings
 
 LARGEST_SEED = 9999
+
+# Parameter of the effect -> of the module, which knows its values.
+CHOICES = {
+    "Direction": "axis",
+    "Preset": "preset",
+    "Device": "device",
+    "Registration": "registration",
+    "Fusion": "fusion",
+    "Missing": "missing",
+}
 
 
 class SettingsPanel:
     """
     The rows Direction/Preset and Device/Extrapolate, and the folded group Advanced.
 
-    The effect's parameters are those of `choices()`, Extrapolate (0 or 1) and Seed.
+    The effect's parameters are those of CHOICES, Extrapolate (0 or 1) and Seed.
     """
 
     def __init__(self, scriptedEffect):
@@ -161,7 +142,7 @@ class SettingsPanel:
         box = qt.QComboBox()
         box.objectName = f"SegmentEditorLabelProp{name}"
         box.setToolTip(toolTip)
-        for value, title in choices()[name].items():
+        for value, title in choiceTitles()[CHOICES[name]].items():
             box.addItem(title, value)
         # A long entry must not make the panel wider.
         box.setSizeAdjustPolicy(qt.QComboBox.AdjustToMinimumContentsLengthWithIcon)

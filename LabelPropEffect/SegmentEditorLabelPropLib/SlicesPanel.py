@@ -173,7 +173,7 @@ class SlicesPanel(VTKObservationMixin):
         :param quality: LabelPropLib.slices.ExpectedQuality, None to show nothing any more.
         """
         self.quality = quality
-        self._show()
+        self.refresh()
 
     def _onSegmentsModified(self, _caller, _event):
         self._surveyNeeded = True

@@ -5,6 +5,7 @@ import slicer
 import vtk
 from scipy.spatial.transform import Rotation
 
+from LabelPropLib import files
 from LabelPropLib.errors import Cancelled
 from LabelPropLib.propagation import Propagation
 
@@ -62,6 +63,12 @@ def draw(node, segment_id, mask, volume_node):
 def segment_array(node, segment_id, volume_node):
     """(K, J, I) bool of a segment on the volume's grid, read by Slicer's own function."""
     return slicer.util.arrayFromSegmentBinaryLabelmap(node, segment_id, volume_node) > 0
+
+
+def write_case(folder, image, drawn, ijk_to_ras=STRAIGHT):
+    """image.nii.gz and annotations.nii.gz in a folder."""
+    files.write_volume(image, ijk_to_ras, folder / "image.nii.gz")
+    files.write_volume(drawn, ijk_to_ras, folder / "annotations.nii.gz")
 
 
 def add_transform(matrix):

@@ -5,6 +5,7 @@ base class of auto-complete effects, of which only the protocol is here. The sel
 Slicer application, runs on these as it is.
 """
 
+import contextlib
 import sys
 import types
 
@@ -362,11 +363,20 @@ class Application:
         pass
 
 
+@contextlib.contextmanager
+def application_running():
+    """Context in which there is a `slicer.app`, by which code knows that it runs in the application."""
+    slicer.app = Application()
+    try:
+        yield
+    finally:
+        del slicer.app
+
+
 def install():
     """Make what the effect imports; returns the QApplication."""
     application = qt_stand_ins.install()
     plain_slicer.bootstrap()
-    slicer.app = Application()
     slicer.util.mainWindow = lambda: None
     slicer.qMRMLSegmentEditorWidget = SegmentEditorWidget
     slicer.qSlicerSegmentEditorAbstractEffect = types.SimpleNamespace(

@@ -119,14 +119,19 @@ def test_a_label_carried_outwards_ends_where_the_image_changes():
     assert kept.tolist() == [True] * 6 + [False] * 4
 
 
-def left_out(overlap, total):
-    return LeftOut(overlap, total)
+def left_out(overlap, total, slices=3):
+    return LeftOut(overlap, total, slices)
 
 
 def test_the_simplest_rule_within_the_margin_is_chosen():
     assert choose({"plain": left_out(90, 200), "clever": left_out(90.5, 200)}, margin=0.01) == "plain"
     assert choose({"plain": left_out(90, 200), "clever": left_out(95, 200)}, margin=0.01) == "clever"
     assert choose({"plain": LeftOut(), "clever": LeftOut()}, margin=0.01) == "plain"
+
+
+def test_one_hidden_slice_decides_nothing():
+    results = {"plain": left_out(50, 200, slices=1), "clever": left_out(95, 200, slices=1)}
+    assert choose(results, margin=0.01) == "plain"
 
 
 def test_left_out_counts_the_dice_of_all_hidden_slices():

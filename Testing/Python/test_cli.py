@@ -191,6 +191,45 @@ def test_second_image_that_cannot_be_used(case, capsys):
     assert_refused(capsys, case, "in use", "--second-image", case / "out.nii.gz")
 
 
+@pytest.mark.parametrize("kind", ["label volume", "segmentation"])
+def test_atlases(case, monkeypatch, nearest_slice_engine, kind):
+    from LabelPropLib import pipeline
+
+    seen = []
+    engine = pipeline.propagate
+
+    def watched(annotation, *arguments):
+        seen.extend(annotation.atlases)
+        return engine(annotation, *arguments)
+
+    monkeypatch.setattr(pipeline, "propagate", watched)
+    finished = drawn_masks(planes=range(2, 10))
+    write(case / "other.nii.gz", noise()[::-1], STRAIGHT)
+    names = {"label volume": "finished.nii.gz", "segmentation": "finished.seg.nrrd"}
+    write(case / names["label volume"], label_volume(finished, LABELS).astype(np.uint16), STRAIGHT)
+    if kind == "segmentation":
+        masks = dict(zip(("Label_7", "Label_300"), finished.values()))
+        scene.save_segmentation(add_segmentation(add_scan(), masks), case / names[kind])
+    pair = ["--atlas", case / "other.nii.gz", case / names[kind]]
+    assert propagate(case, *pair, *pair) == 0
+    assert len(seen) == 2
+    for atlas in seen:
+        np.testing.assert_array_equal(atlas.image, noise()[::-1])
+        np.testing.assert_array_equal(atlas.labels, label_volume(finished, LABELS))
+
+
+def test_atlas_that_cannot_be_used(case, capsys):
+    image, labels = case / "image.nii.gz", case / "annotations.nii.gz"
+    assert_refused(capsys, case, "no such file", "--atlas", case / "nowhere.nii.gz", labels)
+    assert_refused(capsys, case, "no such file", "--atlas", image, case / "nowhere.nii.gz")
+    assert_refused(capsys, case, "expected 2 arguments", "--atlas", image)
+    write(case / "elsewhere.nii.gz", read(labels), STRAIGHT)
+    assert_refused(capsys, case, "resample one to the other's grid", "--atlas", image, case / "elsewhere.nii.gz")
+    write(case / "strange.nii.gz", 5 * (read(labels) > 0).astype(np.uint16))
+    assert_refused(capsys, case, "shares no segment", "--atlas", image, case / "strange.nii.gz")
+    assert_refused(capsys, case, "in use", "--atlas", case / "out.nii.gz", labels)
+
+
 def test_volume_of_one_time_point(case, nearest_slice_engine):
     image = sitk.ReadImage(str(case / "image.nii.gz"))
     sitk.WriteImage(sitk.JoinSeries([image]), str(case / "series.nrrd"))

@@ -30,6 +30,12 @@ IGNORE_QT6_DEPRECATION = pytest.mark.filterwarnings("ignore:.*QMouseEvent.pos") 
 SHAPE = (4, 5, 6)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def application():
+    with segment_editor_stand_ins.application_running():
+        yield
+
+
 class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
     """The self test, and some more on the same tube."""
 

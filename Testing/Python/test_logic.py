@@ -26,7 +26,7 @@ from samples import (
 
 import LabelProp
 from LabelProp import LabelPropLogic, LabelPropTest  # noqa: F401  the self test is run here too
-from LabelPropLib import scene
+from LabelPropLib import cli, scene
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.settings import Settings
 
@@ -240,6 +240,18 @@ class Job:
         self.running = False
 
 
+class Command:
+    """In place of a command line in the background: remembers what it was given."""
+
+    running = False
+
+    def start(self, arguments):
+        self.running, self.arguments = True, arguments
+
+    def cancel(self):
+        self.cancelled = True
+
+
 @pytest.fixture
 def panel(drawn, monkeypatch):
     """The panel as the application would set it up, with widgets that have properties only."""
@@ -250,6 +262,8 @@ def panel(drawn, monkeypatch):
     widget.logic = LabelPropLogic()
     widget.ui = types.SimpleNamespace(**{name: types.SimpleNamespace() for name in WIDGETS})
     widget._job = Job()
+    widget._batch = Command()
+    widget.ui.resultText.appendPlainText = lambda line: setattr(widget.ui.resultText, "plainText", line)
     widget._parameterNode = LabelProp.LabelPropParameterNode()
     widget._parameterNode.inputVolume = volume
     widget._parameterNode.segmentation = node
@@ -295,11 +309,36 @@ def test_panel_gives_the_second_volume(panel):
     np.testing.assert_array_equal(panel._job.annotation.second_image, noise()[::-1])
 
 
-@pytest.mark.parametrize("entered, used", [("", "auto"), (" none ", "none"), ("/weights/mine.pt", "/weights/mine.pt")])
+@pytest.mark.parametrize("entered, used", [("", "auto"), (" none ", "none"), ("mine.pt", "mine.pt")])
 def test_panel_takes_weights(panel, entered, used):
     panel._parameterNode.checkpoint = entered
     panel.onApplyButton()
     assert panel._job.settings.checkpoint == used
+
+
+def test_panel_runs_a_table(panel):
+    panel._parameterNode.batchTable = "table.csv"
+    panel._parameterNode.batchFolder = "results"
+    panel._parameterNode.preset = "fast"
+    panel._parameterNode.extrapolate = True
+    panel.onBatchButton()
+    command = panel._batch.arguments
+    assert command[:4] == ["batch", "table.csv", "-o", "results"]
+    options = cli.parser().parse_args(command)
+    assert cli.settings_of(options) == Settings(preset="fast", extrapolate=True)
+    assert panel.ui.batchButton.text == "Cancel"
+    panel.onBatchButton()
+    assert panel._batch.cancelled and not panel.ui.batchButton.enabled
+    panel._onBatchEnded(1)
+    assert panel.ui.batchButton.enabled and panel.ui.batchButton.text == "Run table"
+    assert "Not all volumes" in panel.ui.resultText.plainText
+
+
+def test_panel_needs_a_table_and_a_folder(panel):
+    panel._parameterNode.batchTable = " "
+    panel._parameterNode.batchFolder = "results"
+    with pytest.raises(InputError, match="Choose a table and a folder"):
+        panel.onBatchButton()
 
 
 def test_panel_cancels(panel, drawn):

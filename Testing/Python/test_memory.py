@@ -106,7 +106,9 @@ def test_slices_beyond_the_last_ones_are_registered_from_the_beginning(volume, r
     memory = Memory()
     propagate(drawn(volume, [0, 6, 12]), FAST, memory=memory)
     del registered[:]
-    again = propagate(drawn(volume, [0, 6, 12, 16]), FAST, memory=memory)
+    told = []
+    again = propagate(drawn(volume, [0, 6, 12, 16]), FAST, lambda done, _: told.append(done), memory=memory)
+    assert told == sorted(told) and told[-1] == 1.0
     assert registered == [4, 4, 4]  # pairs 12 to 15 on three levels
     cold = propagate(drawn(volume, [0, 6, 12, 16]), FAST)
     for label in (3, 700):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from LabelPropLib.registration.consistency import FarEnds, far_displacements, label_consistency
 from LabelPropLib.registration.fields import integrate, resize, warp
 from LabelPropLib.registration.network import RegistrationNetwork, demons_force
-from LabelPropLib.registration.training import Course, Phase, register
+from LabelPropLib.registration.training import Course, Phase, fit, new_network, predict, register
 
 SHORT = Course(phases=(Phase(reduction=2, steps=3, rate=2e-3), Phase(reduction=1, steps=2, rate=1e-3)))
 
@@ -122,3 +122,38 @@ def test_training_ends_when_told_to():
     with pytest.raises(Enough):
         register(moving_ellipse(3), course=SHORT, on_step=stop)
     assert len(told) == 1
+
+
+def test_training_starts_from_a_network_and_leaves_it_as_it_was():
+    images = moving_ellipse(5)
+    start = new_network(0)
+    before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
+    losses = []
+    trained = fit(images, seed=9, course=SHORT, start=start, on_loss=losses.append)
+    assert len(losses) == 5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in start.state_dict().items())
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
+    again = fit(images, seed=4, course=SHORT, start=start)  # the seed is that of first weights, which there are
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in trained.state_dict().items())
+
+
+def test_each_level_of_a_prediction_sees_what_the_one_before_left():
+    images = moving_ellipse(5, shift=2.0)
+    network = fit(images, course=Course(phases=(Phase(reduction=2, steps=40, rate=5e-3),)))
+    seen = []
+
+    def watched(lower, upper):
+        seen.append(((upper - lower) ** 2).mean())
+        return network(lower, upper)
+
+    velocity = predict(watched, images, (2, 2))
+    assert not velocity.requires_grad
+    assert seen[1] < seen[0] / 3
+
+
+def test_prediction_in_small_batches_is_the_same():
+    images = moving_ellipse(5)
+    network = fit(images, course=SHORT)
+    whole, parts = (predict(network, images, (2, 1), batch_pixels=pixels) for pixels in (2**22, 1))
+    assert whole.shape == (4, 2, 24, 28)
+    torch.testing.assert_close(whole, parts)

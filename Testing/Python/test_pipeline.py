@@ -76,7 +76,7 @@ def test_report_tells_what_was_done(found):
     assert found.report["labels"] == [3, 700]
     assert found.report["missing"] == "absent"
     assert set(found.report["fusion"]) == {"3", "700"}
-    assert {"preparing", "registering", "choosing", "fusing"} == set(found.report["seconds"])
+    assert {"preparing", "registering", "choosing", "fusing", "scribbling", "assessing"} == set(found.report["seconds"])
 
 
 def test_same_seed_same_voxels(volume, found):
@@ -187,7 +187,7 @@ def test_directions_and_uncertainty_on_request(volume):
     for (direction,) in result.directions.values():
         assert dice(direction == 3, labels == 3) > 0.85
     assert result.uncertainty.shape == image.shape and result.uncertainty.dtype == np.float32
-    assert 0 <= result.uncertainty.min() and 0.8 < result.uncertainty.max() <= 1
+    assert 0 <= result.uncertainty.min() and 0.1 < result.uncertainty.max() <= 1
     assert not result.uncertainty[8].any()
     contour = ndimage.binary_dilation(result.mask(3)) & ~ndimage.binary_erosion(result.mask(3))
     middle = np.isin(np.arange(17), (4, 12))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import (
     OBLIQUE,
@@ -206,6 +206,29 @@ def test_segment_beyond_the_reference_geometry_is_not_lost():
     propagate(collected)
     np.testing.assert_array_equal(segment_array(node, "beyond", above), beyond)
     assert segment_array(node, "left", volume)[2:10].any(axis=(1, 2)).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    starts=st.tuples(*[st.integers(-4, 8)] * 3),
+    lengths=st.tuples(*[st.integers(1, 9)] * 3),
+    voxels=st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=6),
+)
+def test_segment_on_any_part_of_its_lattice(starts, lengths, voxels):
+    """The same as resampling gives, whether the grid holds the segment, a part of it, or nothing."""
+    slicer.mrmlScene.Clear()
+    volume = add_scan(noise((5, 5, 5)))
+    labels = np.zeros((5, 5, 5), np.uint8)
+    labels[tuple(np.transpose(voxels))] = 3
+    node = scene.add_segmentation_of_labels(labels, volume, "s", {3: "a"})
+    whole, _ = scene.volume_image(volume, node)
+    grid = scene.image_from_array(np.zeros(lengths, np.uint8), whole, starts)
+    expected = np.zeros(lengths, bool)
+    for voxel in voxels:
+        index = np.subtract(voxel, starts)
+        if (index >= 0).all() and (index < lengths).all():
+            expected[tuple(index)] = True
+    np.testing.assert_array_equal(scene.segment_on_grid(node, "a", grid), expected)
 
 
 def test_segments_on_lattices_of_their_own():
@@ -676,3 +699,46 @@ def test_second_volume_that_cannot_be_used():
         )
     with pytest.raises(InputError, match="The second image is constant"):
         scene.collect(volume, node, second_volume_node=add_scan(np.full(SHAPE, 5, np.int16)))
+
+
+def add_atlas(names, ijk_to_ras=STRAIGHT, shape=SHAPE):
+    """Volume node and segmentation node of another subject, its segments called `names`, and their masks."""
+    volume = add_scan(noise(shape), ijk_to_ras, "Other subject")
+    masks = dict(zip(names, drawn_masks(shape).values()))
+    return volume, add_segmentation(volume, masks), list(masks.values())
+
+
+@GEOMETRIES
+def test_atlas_lies_as_its_nodes_do(ijk_to_ras):
+    """Its matrix takes a voxel to where it is in the scan's grid, whichever way it is stored."""
+    volume = add_scan(ijk_to_ras=OBLIQUE)
+    node = add_segmentation(volume, drawn_masks())
+    atlas_volume, atlas_node, (left, right) = add_atlas(("left", "right"), ijk_to_ras)
+    (atlas,) = scene.collect(volume, node, atlases=[(atlas_volume, atlas_node)]).annotation.atlases
+    np.testing.assert_array_equal(atlas.image, noise())
+    np.testing.assert_array_equal(atlas.labels, 1 * left + 2 * right)
+    voxel = np.array([3, 5, 7, 1])
+    in_ras = ijk_to_ras @ voxel[[2, 1, 0, 3]]
+    in_grid = (np.linalg.inv(OBLIQUE) @ in_ras)[[2, 1, 0]] * np.linalg.norm(OBLIQUE[:3, :3], axis=0)[::-1]
+    np.testing.assert_allclose((atlas.matrix @ voxel)[:3], in_grid, atol=1e-4)
+
+
+def test_segments_of_an_atlas_are_matched_by_name_else_by_label_value():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks(), one_layer=True)
+    *swapped, (left, right) = add_atlas(("right", "left"))
+    *numbered, _ = add_atlas(("first", "second"))
+    numbered[1].GetSegmentation().CollapseBinaryLabelmaps(False)
+    by_name, by_value = scene.collect(volume, node, atlases=[swapped, numbered]).annotation.atlases
+    np.testing.assert_array_equal(by_name.labels, 2 * left + 1 * right)
+    np.testing.assert_array_equal(by_value.labels, 1 * left + 2 * right)
+
+
+def test_atlas_that_shares_no_segment():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    *other, _ = add_atlas(("heart", "lung"))
+    for name, value in (("heart", 70), ("lung", 71)):
+        other[1].GetSegmentation().GetSegment(name).SetLabelValue(value)
+    with pytest.raises(InputError, match="shares no segment with 'Segmentation': give it segments of the same names"):
+        scene.collect(volume, node, atlases=[other])

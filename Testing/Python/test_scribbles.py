@@ -82,7 +82,7 @@ def plane_through(kind, centre):
     """(K, J, I) bool: the voxels of a plane through a voxel."""
     millimetres = (np.indices(SHAPE) - np.reshape(centre, (3, 1, 1, 1))) * np.reshape(SPACING, (3, 1, 1, 1))
     normal = {"axial": (1, 0, 0), "coronal": (0, 1, 0), "sagittal": (0, 0, 1), "oblique": (0.6, 0, 0.8)}[kind]
-    half_thickness = {"axial": 1.5, "oblique": 1.3}.get(kind, 0.5)
+    half_thickness = {"axial": 1.5, "oblique": 1.3, "coronal": 2.5}.get(kind, 0.5)  # a thick stroke among the thin
     return np.abs(np.tensordot(normal, millimetres, 1)) < half_thickness
 
 

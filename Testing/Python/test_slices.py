@@ -1,6 +1,9 @@
 """Which slices are annotated and how, and what a preview may change of the segments."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import slicer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +14,18 @@ from LabelPropLib import scene
 from LabelPropLib.annotation import find_axis
 from LabelPropLib.protection import protect
 from LabelPropLib.roles import Roles
-from LabelPropLib.slices import anatomical_plane, segment_box, slice_roles, survey, with_role
+from LabelPropLib.slices import (
+    ExpectedQuality,
+    anatomical_plane,
+    background_segments,
+    expected_quality,
+    segment_box,
+    set_background,
+    set_role,
+    slice_roles,
+    survey,
+    with_role,
+)
 
 SHAPE = (4, 5, 6)
 ROLES = st.sampled_from(["complete", "scribble", "absent", "ignored"])
@@ -65,6 +79,54 @@ def test_fingerprints_change_with_the_slice_alone():
     assert before[1] == after[1] and before[2] != after[2]
 
 
+def collect_box():
+    """What is read of a segment drawn on the first and last slice, on a grid that begins at slice 10."""
+    volume = slicer.util.addVolumeFromArray(np.random.default_rng(0).random(SHAPE))
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[[0, 3], 1:3, 1:3] = 7
+    segmentation = scene.add_segmentation_of_labels(mask, volume, "s", {7: "a"})
+    collected = scene.collect(volume, segmentation, axis="k")
+    grid = slicer.vtkOrientedImageData()
+    grid.SetExtent(0, 5, 0, 4, 10, 13)
+    return replace(collected, grid=grid)
+
+
+def test_expected_quality_is_told_in_slices_of_the_segmentation():
+    quality = expected_quality(
+        collect_box(),
+        {
+            "expected_dice": {"7": {"1": 0.9, "2": 0.8}},
+            "expected_mean_dice": 0.85,
+            "suggested_slice": {"plane": 2, "gain": 0.1, "boundary_mm": 3.0, "labels": [7]},
+        },
+    )
+    assert quality == ExpectedQuality(axis=0, dice={"a": {11: 0.9, 12: 0.8}}, mean=0.85, suggested=12)
+
+
+@pytest.mark.parametrize("report", [{}, {"suggested_slice": None}])
+def test_runs_need_not_estimate_their_quality(report):
+    assert expected_quality(collect_box(), report) == ExpectedQuality(axis=0)
+
+
+def test_background_role_is_kept_beside_those_of_slices():
+    collected = collect_box()
+    node = collected.segmentation_node
+    set_role(node, "a", 0, "scribble", [3])
+    set_background(node, "a", True)
+    assert background_segments(node) == {"a"}
+    set_background(node, "a", False)
+    assert background_segments(node) == set()
+    assert scene.read_roles(node.GetSegmentation().GetSegment("a")).of(0, "scribble") == {3}
+
+
+def test_changed_roles_change_the_state():
+    collected = collect_box()
+    assert collected.unchanged
+    set_role(collected.segmentation_node, "a", 0, "absent", [2])
+    assert not collected.unchanged
+
+
+@settings(deadline=None)
 @given(slices=st.sets(st.integers(-5, 5)), role=ROLES, earlier=ROLES)
 def test_a_slice_has_one_role(slices, role, earlier):
     roles = with_role(with_role(Roles(), 1, earlier, range(-5, 6)), 1, role, slices)

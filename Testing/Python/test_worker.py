@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import LabelPropLib
-from LabelPropLib import worker
-from LabelPropLib.annotation import SparseAnnotation, annotate_from_masks
+from LabelPropLib import planner
+from LabelPropLib.annotation import AtlasVolume, SparseAnnotation, annotate_from_masks
+from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
 from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.process import BackgroundPropagation
@@ -63,6 +64,7 @@ def test_annotation_survives_its_files(tmp_path, data, axis):
     complete = data.draw(st.dictionaries(st.sampled_from([1, 7, 300]), planes, min_size=1))
     voxel = st.tuples(*(st.integers(0, length - 1) for length in shape))
     strokes = st.lists(voxel, min_size=1, max_size=3).map(lambda voxels: np.array(voxels))
+    rng, full = np.random.default_rng(2), np.full((3, 4, 2), min(complete), np.int32)
     annotation = SparseAnnotation(
         image=np.random.default_rng(0).random(shape, np.float32),
         spacing=(2.5, 0.7, 0.9),
@@ -72,11 +74,15 @@ def test_annotation_survives_its_files(tmp_path, data, axis):
         scribbles=data.draw(st.dictionaries(st.sampled_from([0, *complete]), strokes)),
         missing="unknown",
         second_image=np.random.default_rng(1).random(shape, np.float32),
+        atlases=tuple(AtlasVolume(rng.random((3, 4, 2), np.float32), full, rng.random((4, 4))) for _ in range(2)),
     )
     write_annotation(tmp_path, annotation)
     again = read_annotation(tmp_path)
     np.testing.assert_array_equal(again.image, annotation.image)
     np.testing.assert_array_equal(again.second_image, annotation.second_image)
+    for found, atlas in zip(again.atlases, annotation.atlases, strict=True):
+        for name, array in vars(atlas).items():
+            np.testing.assert_array_equal(getattr(found, name), array)
     assert (again.spacing, again.axis, again.missing) == ((2.5, 0.7, 0.9), axis, "unknown")
     assert again.absent == annotation.absent
     assert {label: sorted(planes) for label, planes in again.complete.items()} == {
@@ -186,6 +192,16 @@ def test_jobs_of_a_worker(conversation):
     assert "done" in conversation.hear("done", "error")
 
 
+def test_worker_starts_from_its_last_run(conversation):
+    """Until it is told to forget."""
+    for name, registration in (("a", "instance"), ("b", "instance, reused"), ("c", "instance")):
+        if name == "c":
+            conversation.say(forget=True)
+        conversation.ask(name, tube(), preset="fast", device="cpu")
+        assert "done" in conversation.hear("done", "error")
+        assert read_propagation(conversation.folder / name).report["registration"] == registration
+
+
 def test_worker_ends_with_its_requests_and_leaves_nothing(conversation):
     conversation.ask("a", endless(), preset="best", device="cpu")
     conversation.hear("progress")
@@ -223,9 +239,9 @@ def test_worker_does_not_outlive_a_killed_application(tmp_path):
 def test_out_of_memory_is_recognised():
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 58, dtype=torch.uint8)
-    assert worker.is_out_of_memory(error.value)
-    assert worker.is_out_of_memory(MemoryError())
-    assert not worker.is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
+    assert planner.is_out_of_memory(error.value)
+    assert planner.is_out_of_memory(MemoryError())
+    assert not planner.is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
 
 
 #
@@ -358,8 +374,50 @@ def test_bad_settings_are_told(application):
     assert kind == "input" and unavailable in text
 
 
+#
+# Command lines
+#
+
+
+@pytest.fixture
+def command():
+    """A command in the background, with what it told; run to its end by `end`."""
+    qt_application = qt_stand_ins.install()
+    import qt
+
+    command = BackgroundCommand(qt.QProcess())
+    command.lines, command.statuses = [], []
+    command.on_line, command.on_ended = command.lines.append, command.statuses.append
+    command.end = lambda: wait_for(lambda: qt_application.processEvents() or not command.running)
+    yield command
+    command.close()
+
+
+def test_command_tells_what_it_says(command, tmp_path):
+    for name in ("first", "second"):
+        command.start(["evaluate", str(tmp_path / name), str(tmp_path / name)])
+        command.end()
+        assert name in command.lines[-1]
+    assert command.statuses == [2, 2]
+
+
+def test_command_is_cancelled(command, tmp_path):
+    command.start(["demo", "-o", str(tmp_path)])
+    command.cancel()
+    command.end()
+    assert command.statuses[0] != 0
+    assert not list(tmp_path.glob("*.nii.gz"))
+
+
+def test_command_that_cannot_be_started(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    command.start(["demo"])
+    command.end()
+    assert command.statuses == [FAILED_TO_START]
+
+
 def test_application_does_not_load_pytorch():
     """Only the background process does: it takes seconds, and memory, and need not be installed."""
-    code = "import LabelPropLib.process, LabelPropLib.slices, sys; sys.exit('torch' in sys.modules)"
+    code = "import LabelPropLib.batch, LabelPropLib.process, LabelPropLib.slices, sys; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER.parent)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

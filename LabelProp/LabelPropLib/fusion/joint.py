@@ -29,7 +29,7 @@ class Parameters:
     is most like the slice's is looked for, pixels.
     """
 
-    alpha: float = 0.1
+    alpha: float = 0.3
     beta: float = 1.0
     patch_radius: int = 3
     search_radius: int = 0

@@ -11,6 +11,7 @@ from .distance import distance_way, pool
 WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which images are compared
 CONTRAST = 0.2  # weight of local contrast against raw intensity
 SHARPNESS = 6.0
+END_SHARPNESS = 2.0  # of a label that only one side bears: a wrong end costs more than a contour drawn from both sides
 
 
 def fuse(arrivals: Arrivals) -> torch.Tensor:
@@ -31,7 +32,8 @@ def similarity_way(arrivals: Arrivals) -> torch.Tensor:
     if crossing.lower is None or crossing.upper is None:
         return way
     lower, upper = (_difference(carried, crossing, arrivals.box) for carried in (crossing.lower, crossing.upper))
-    scale = SHARPNESS / (lower + upper).mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)
+    sharpness = SHARPNESS if arrivals.lower and arrivals.upper else END_SHARPNESS
+    scale = sharpness / (lower + upper).mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)
     return torch.sigmoid(torch.logit(way) + scale * (lower - upper))
 
 

@@ -8,7 +8,7 @@ Related: Vercauteren et al. 2009 (symmetric log-demons), Siebert et al. 2021 (Co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from .consistency import FarEnds, far_displacements, label_consistency, within
 from .fields import integrate, resize, warp
 from .regularisation import diffusion
 from .similarity import robust_difference
+
+OVERLAP = 3  # planes
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,33 @@ def register(
 
         velocity = optimise(planes, velocity, level, schedule, ends if finest else None, report)
     return velocity
+
+
+def register_in_parts(
+    images: torch.Tensor,
+    cuts: Sequence[int],
+    pairs: float,
+    ends: FarEnds | None = None,
+    schedule: Schedule = Schedule(),
+    on_step: Callable[[float], None] = lambda fraction: None,
+) -> torch.Tensor:
+    """`register` where memory does not hold all planes at once: in parts of at most so many pairs.
+
+    cuts: planes at which to cut, so that no gap of `ends` is; a part between two cuts may have more pairs. A part is
+    registered with OVERLAP more planes on either side, which its outermost fields are coupled to.
+    """
+    bounds = sorted({0, *cuts, len(images) - 1})
+    fields = []
+    for part in spans(zip(bounds[:-1], bounds[1:]), pairs):
+        around = range(max(0, part.start - OVERLAP), min(len(images), part.stop + OVERLAP))
+
+        def report(fraction: float, done: int = part.start, count: int = len(part) - 1):
+            on_step((done + fraction * count) / (len(images) - 1))
+
+        here = None if ends is None else within(ends, part, around.start)
+        velocity = register(images[around.start : around.stop], here, schedule, on_step=report)
+        fields.append(velocity[part.start - around.start : part.stop - 1 - around.start])
+    return torch.cat(fields)
 
 
 def refine(
@@ -162,7 +191,7 @@ def optimise(
         parts = [pair_loss(planes, velocity, pairs, schedule) for pairs in active.split(batch)]
         loss, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
         if ends is not None:
-            gradient = gradient + consistency_gradient(velocity, ends, schedule)[active]
+            gradient = gradient + consistency_gradient(velocity, ends, schedule, batch)[active]
         momentum[active] = 0.9 * momentum[active] + 0.1 * gradient
         power[active] = 0.99 * power[active] + 0.01 * gradient**2
         direction = (momentum[active] / (1 - 0.9**step)) / ((power[active] / (1 - 0.99**step)).sqrt() + 1e-8)
@@ -199,8 +228,32 @@ def mean_of_neighbours(velocity: torch.Tensor, pairs: torch.Tensor) -> torch.Ten
     return (velocity[(pairs - 1).clamp(min=0)] + velocity[(pairs + 1).clamp(max=len(velocity) - 1)]) / 2
 
 
-def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule) -> torch.Tensor:
-    """Gradient (Z - 1, 2, h, w) of the label term of all gaps, each weighted by its number of pairs."""
+def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule, batch: int) -> torch.Tensor:
+    """Gradient (Z - 1, 2, h, w) of the label term of all gaps, each weighted by its number of pairs.
+
+    batch: the most pairs to compute at once, but never less than a gap.
+    """
+    gradient = torch.zeros_like(velocity)
+    gaps = {tuple(sorted(bounds)) for bounds in zip(ends.moving, ends.fixed, strict=True)}
+    for planes in spans(gaps, batch):
+        pairs = slice(planes.start, planes.stop - 1)
+        gradient[pairs] = gradient_within(velocity[pairs], within(ends, planes, planes.start), schedule)
+    return gradient
+
+
+def spans(gaps: Iterable[tuple[int, int]], batch: float) -> list[range]:
+    """The planes of runs of consecutive gaps, as few runs as there are with at most `batch` pairs or one gap each."""
+    found: list[range] = []
+    for lower, upper in sorted(gaps):
+        if found and upper - found[-1].start <= batch:
+            found[-1] = range(found[-1].start, upper + 1)
+        else:
+            found.append(range(lower, upper + 1))
+    return found
+
+
+def gradient_within(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule) -> torch.Tensor:
+    """The gradient of `consistency_gradient` for gaps that are computed at once."""
     field = velocity.detach().requires_grad_(True)
     hops = torch.tensor([abs(m - f) for m, f in zip(ends.moving, ends.fixed, strict=True)], device=field.device)
     loss = label_consistency(far_displacements(field, ends, schedule.squarings), ends)

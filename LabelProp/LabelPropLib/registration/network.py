@@ -19,7 +19,6 @@ from torch import nn
 ENCODER = (16, 32, 32, 32)  # channels at 1/2, 1/4, 1/8 and 1/16 of the resolution
 DECODER = (32, 32, 16)  # channels at 1/8, 1/4 and 1/2
 SLOPE = 0.2  # of the leaky ReLU, as in VoxelMorph
-ARCHITECTURE = {"name": "RegistrationNetwork", "encoder": list(ENCODER), "decoder": list(DECODER), "revision": 1}
 
 
 class RegistrationNetwork(nn.Module):

@@ -7,7 +7,8 @@ image carried across it against those at its far end, both ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,9 @@ from .instance import appearance
 from .network import RegistrationNetwork
 from .regularisation import diffusion, through_plane
 from .similarity import robust_difference
+
+SQUARINGS = 4
+PREDICTION_REDUCTIONS = (4, 2, 1)  # of a network that has seen other scans
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,16 @@ class Course:
     coupling: float = 0.1
     label_consistency: float = 0.03
     image_consistency: float = 0.02
-    squarings: int = 4
+    squarings: int = SQUARINGS
+
+
+FROM_SCRATCH = Course()
+PRETRAINED = Course(phases=(Phase(2, 60, 2e-3),))
+
+
+def course_for(start: RegistrationNetwork | None) -> Course:
+    """The course on a scan: a network that has seen others needs fewer steps, and no coarse ones."""
+    return FROM_SCRATCH if start is None else PRETRAINED
 
 
 def register(
@@ -47,17 +60,35 @@ def register(
     ends: FarEnds | None = None,
     seed: int = 0,
     course: Course = Course(),
+    start: RegistrationNetwork | None = None,
     on_step: Callable[[float], None] = lambda fraction: None,
 ) -> torch.Tensor:
-    """Velocity fields of all neighbouring planes by a network trained on them.
+    """Velocity fields of all neighbouring planes by a network trained on them, see `fit` and `predict`.
 
-    images: (Z, C, H, W), about 0 to 1. ends: labels on annotated planes. seed: of the network's first weights; the same
-    seed gives the same fields on the CPU, and PyTorch's own random state is left as it was. on_step: told the fraction
-    done; may raise to end the training. Returns (Z - 1, 2, h, w) in pixels of its own grid.
+    One that has seen other scans predicts from coarse to fine; one from random weights where it was trained last.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = RegistrationNetwork(channels=2 * images.shape[1]).to(images.device)
+    network = fit(images, ends, seed, course, start, on_step)
+    return predict(network, images, [course.phases[-1].reduction] if start is None else PREDICTION_REDUCTIONS)
+
+
+def fit(
+    images: torch.Tensor,
+    ends: FarEnds | None = None,
+    seed: int = 0,
+    course: Course = Course(),
+    start: RegistrationNetwork | None = None,
+    on_step: Callable[[float], None] = lambda fraction: None,
+    on_loss: Callable[[float], None] = lambda loss: None,
+) -> RegistrationNetwork:
+    """A network trained on neighbouring planes.
+
+    images: (Z, C, H, W), about 0 to 1. ends: labels on annotated planes. start: the network to begin with, of as many
+    images, which stays as it is; without one, `seed` is that of the first weights; the same seed gives the same weights
+    on the CPU, and PyTorch's own random state is left as it was. on_step: told the fraction done; may raise to end the
+    training. on_loss: told the loss before every step.
+    """
+    network = copy.deepcopy(start) if start is not None else new_network(seed, images.shape[1])
+    network = network.to(images.device)
     costs = [phase.steps / phase.reduction**2 for phase in course.phases]
     for number, phase in enumerate(course.phases):
         before, cost = sum(costs[:number]), costs[number]
@@ -66,9 +97,44 @@ def register(
             on_step((before + fraction * cost) / sum(costs))
 
         planes = appearance(images, phase.reduction)
-        train(network, planes, on_grid(ends, planes.shape[-2:]), course, phase, report)
-    with torch.no_grad():
-        return network(planes[:-1], planes[1:])
+        train(network, planes, on_grid(ends, planes.shape[-2:]), course, phase, report, on_loss)
+    return network
+
+
+@torch.no_grad()
+def predict(
+    network: RegistrationNetwork, images: torch.Tensor, reductions: Sequence[int], batch_pixels: int = 2**22
+) -> torch.Tensor:
+    """Velocity fields (Z - 1, 2, h, w), in pixels of their own grid, of planes (Z, C, H, W), without training.
+
+    reductions: how much coarser the planes are made, one after the other. From the second time on the network sees each
+    pair carried halfway to meet by what was found so far, and what it finds is added (to first order the composition,
+    as in symmetric log-demons; Vercauteren et al., 2008). batch_pixels: computed at once, which bounds the memory.
+    """
+    velocity = None
+    for number, reduction in enumerate(reductions):
+        planes = appearance(images, reduction)
+        size = planes.shape[-2:]
+        grid = tuple((n + 1) // 2 for n in size)
+        velocity = images.new_zeros(len(images) - 1, 2, *grid) if velocity is None else resize(velocity, grid)
+        for pairs in torch.arange(len(velocity)).split(max(1, batch_pixels // planes[0, 0].numel())):
+            half = velocity[pairs] / 2
+            lower, upper = planes[pairs], planes[pairs + 1]
+            if number > 0:
+                lower = warp(lower, resize(integrate(half, SQUARINGS), size))
+                upper = warp(upper, resize(integrate(-half, SQUARINGS), size))
+            velocity[pairs] += network(lower, upper)
+    return velocity
+
+
+def new_network(seed: int, images: int = 1) -> RegistrationNetwork:
+    """A network of random weights for scans of one image or several, the same for the same seed.
+
+    PyTorch's own random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RegistrationNetwork(channels=2 * images)
 
 
 def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:
@@ -86,6 +152,7 @@ def train(
     course: Course,
     phase: Phase,
     on_step: Callable[[float], None] = lambda fraction: None,
+    on_loss: Callable[[float], None] = lambda loss: None,
 ):
     """Adam (Kingma & Ba, 2015) with a cosine-annealed rate, in place; planes: (Z, C, H, W)."""
     optimiser = torch.optim.Adam(network.parameters(), lr=phase.rate)
@@ -96,6 +163,7 @@ def train(
         loss.backward()
         optimiser.step()
         annealing.step()
+        on_loss(loss.item())
         on_step(step / phase.steps)
 
 

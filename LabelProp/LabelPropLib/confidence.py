@@ -1,0 +1,556 @@
+"""How good each label probably is on each slice, without a reference to compare with.
+
+Two things go wrong between annotated slices. The contour *drifts* from the true one: the more, the further it was
+carried, the more what came from the two sides disagrees, and the less the carried image is like the slice. And a label
+that only one of the two annotated slices bears *ends* somewhere in between: where, is a probability for every slice,
+from what labels do in general and from what the images say. Both together give the Dice and the surface distance to
+expect, and the probability that a voxel's label is wrong.
+
+The few coefficients of `PRIOR` were fitted to many scans with a reference, by Testing/Benchmarks/fit_confidence.py; the
+drift is then scaled to what was seen of it on this very scan, on annotated slices that were hidden and found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import special
+
+from .annotation import SparseAnnotation
+from .candidates import INTENSITY_BINS, INTENSITY_RANGE, Arrivals, Candidate, Carried
+from .ends import AROUND, EXPONENT
+from .fusion.appearance import log_odds
+from .preprocessing import Stack, signed_distance, smooth
+
+BAND = 2.0  # pixels from the contour where the two sides are compared
+LEAST_DISAGREEMENT, MOST_DISAGREEMENT = 0.2, 12.0  # pixels
+MOST_ODDS = 3.0
+MOST_TREND = (-1.5, 2.3)
+THINNEST = 3.0  # 1/mm, the most boundary per area
+REACH = 8.0  # drifts; further from a contour nothing is in doubt
+INSET = 1.5  # area goes with depth to the power of this: 2 for a disc, 1 for a band
+LEAST_DRIFT = 0.05  # half pixels
+LEAST_DEPTH = 1e-3  # mm inside the carried contour where a label was found
+HIGHEST_DICE = 0.995  # of a hidden slice that is taken seriously
+CROFTON = np.pi / 4  # length of a contour per length of its pixels' edges, for contours of all directions
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Coefficients of what to expect, from scans with a reference.
+
+    drift: of log mm where both sides bear the label: 1, log bridge (mm), log disagreement (mm), unlikeness.
+    drift_of_one: where one does: 1, log distance (mm), unlikeness.
+    end: mean of the logit of the way to a label's end: 1, trend, known before, the same of the end that was found; and
+        the log of its spread.
+    presence: log-odds that a label is on a slice: 1, intensities in it, likeness to this side more than to the other.
+    own: what the hidden slices of the label and of the whole scan count in scaling the drift.
+    growth: exponent of the drift over the bridge alone, for gaps that are not there yet.
+    surface: mean surface distance per drift.
+    """
+
+    drift: tuple[float, ...]
+    drift_of_one: tuple[float, ...]
+    end: tuple[float, ...]
+    presence: tuple[float, ...]
+    own: tuple[float, ...]
+    growth: float
+    surface: float
+
+
+PRIOR = Prior(
+    drift=(-0.750, 0.271, 0.423, 1.803),
+    drift_of_one=(-0.400, 0.017, 2.975),
+    end=(1.459, 0.768, -1.954, 1.981, 0.703),
+    presence=(-0.038, 0.078, 0.147),
+    own=(0.264, 0.228),
+    growth=0.786,
+    surface=1.216,
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known of a label that only one side of a gap bears; planes in the order away from that side.
+
+    upwards: whether that side is the lower one. steps: (T,) mm from it. length: mm from it to the plane without the
+    label. presence: (T, 2), log-odds of the intensities where the label was carried to, and how much more the slice is
+    like this side than like the other. area: (T,) mm^2 of the carried label. depth: mm, radius of its largest disc.
+    trend: log ratio of its area to that on the annotated plane before; known_before: whether there is one.
+    distances: (T, h, w) mm to the carried contour on the working grid, positive inside, and their box, if kept.
+    """
+
+    upwards: bool
+    steps: np.ndarray
+    length: float
+    presence: np.ndarray
+    area: np.ndarray
+    depth: float
+    trend: float
+    known_before: bool
+    distances: torch.Tensor | None
+    box: tuple[slice, slice]
+
+    def by_plane(self, values: np.ndarray) -> np.ndarray:
+        """Values (T, ...) in the order of the planes; and back."""
+        return values if self.upwards else values[::-1]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What tells how well a label was carried to the planes of a gap.
+
+    planes: T planes of the volume. below, above: (T,) mm to the annotated planes that bound the gap, infinite where
+    there is none. unlikeness: (T,) 1 - correlation of the carried image with the slice, in and around the label.
+    disagreement: (T,) mm between the contours from both sides; None where one side alone bears the label.
+    ending: where one side alone bears it.
+    """
+
+    label: int
+    planes: range
+    below: np.ndarray
+    above: np.ndarray
+    unlikeness: np.ndarray
+    disagreement: np.ndarray | None
+    ending: Ending | None
+
+
+@dataclass(frozen=True)
+class SeenDrift:
+    """A slice that was hidden and found again: the evidence for it, one plane, and the drift, mm, that it showed."""
+
+    evidence: Evidence
+    drift: float
+
+
+@dataclass(frozen=True)
+class Contours:
+    """area (mm^2) and perimeter (mm) of what was found of a label on the planes of a gap, (T,) each."""
+
+    area: np.ndarray
+    perimeter: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What to expect of a label in one gap: T planes, (T,) arrays.
+
+    drift: mm. dice, surface (mm): expected; dice is 0 where nothing was found. found: mm^2. perimeter: mm of what is
+    expected there. ends: (T + 1,) probability that the label is on the first n planes away from the side that bears
+    it, and shapes: (T, T + 1), its area (mm^2) in each case; None where both sides bear it.
+    """
+
+    evidence: Evidence
+    drift: np.ndarray
+    dice: np.ndarray
+    surface: np.ndarray
+    found: np.ndarray
+    perimeter: np.ndarray
+    ends: np.ndarray | None = None
+    shapes: np.ndarray | None = None
+
+    @property
+    def there(self) -> np.ndarray:
+        """(T,) mm^2 expected to be there truly."""
+        return self.found if self.ends is None else self.evidence.ending.by_plane(self.shapes @ self.ends)
+
+    @property
+    def presence(self) -> np.ndarray:
+        """(T,) probability that the label is there."""
+        if self.ends is None:
+            return np.ones(len(self.found))
+        return self.evidence.ending.by_plane(present(self.ends))
+
+
+def observe(arrivals: Arrivals, annotation: SparseAnnotation, stack: Stack, keep_distances: bool = False) -> Evidence:
+    """The evidence for the planes of a gap and one label. keep_distances: for maps of uncertainty."""
+    gap, crossing = arrivals.gap, arrivals.crossing
+    targets = np.array(gap.targets)
+    below, above = (
+        np.full(len(targets), np.inf) if plane is None else np.abs(targets - plane) * stack.slice_spacing
+        for plane in (gap.lower, gap.upper)
+    )
+    sides = [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]
+    nearest = torch.stack([candidate.distances for candidate in sides]).amax(dim=0)
+    likeness = [
+        None if carried is None else correlation(carried, arrivals, nearest > -AROUND)
+        for carried in (crossing.lower, crossing.upper)
+    ]
+    planes = range(gap.first + stack.first, gap.last + stack.first + 1)
+    if len(sides) == 2:
+        way = below / (below + above)
+        unlikeness = 1 - (1 - way) * likeness[0] - way * likeness[1]
+        disagreement = stack.pixel * disagreement_between(*(candidate.distances for candidate in sides))
+        return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, None)
+    this = 0 if arrivals.upper is None else 1
+    other = likeness[this] if likeness[1 - this] is None else likeness[1 - this]
+    ending = observe_ending(arrivals, annotation, stack, likeness[this] - other, keep_distances)
+    return Evidence(arrivals.label, planes, below, above, 1 - likeness[this], None, ending)
+
+
+def observe_ending(
+    arrivals: Arrivals, annotation: SparseAnnotation, stack: Stack, likeness: np.ndarray, keep_distances: bool
+) -> Ending:
+    """likeness: (T,) to the side that bears the label minus that to the other."""
+    gap = arrivals.gap
+    upwards = arrivals.upper is None
+    candidate, bound = (arrivals.lower, gap.upper) if upwards else (arrivals.upper, gap.lower)
+    order = slice(None, None, 1 if upwards else -1)
+    steps = np.arange(1, len(gap.targets) + 1) * stack.slice_spacing
+    length = steps[-1] + stack.slice_spacing if bound is None else abs(bound - candidate.source) * stack.slice_spacing
+    area = (candidate.distances > 0).sum(dim=(1, 2)).cpu().numpy() * stack.pixel**2
+    trend, known_before = growth_at(arrivals.label, candidate.source + stack.first, upwards, annotation)
+    return Ending(
+        upwards=upwards,
+        steps=steps,
+        length=float(length),
+        presence=np.stack([intensity_odds(candidate, arrivals), likeness], axis=1)[order],
+        area=area.astype(float)[order],
+        depth=candidate.depth * stack.pixel,
+        trend=trend,
+        known_before=known_before,
+        distances=candidate.distances[range(len(steps))[order]] * stack.pixel if keep_distances else None,
+        box=arrivals.box,
+    )
+
+
+def correlation(carried: Carried, arrivals: Arrivals, region: torch.Tensor) -> np.ndarray:
+    """(T,) correlation of carried images and slices over `region` (T, h, w), channels by their weights."""
+    rows, columns = arrivals.box
+    weights = arrivals.crossing.weights
+    region = region[:, None].float()
+    count = region.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+
+    def centred(images: torch.Tensor) -> torch.Tensor:
+        images = images[..., rows, columns]
+        return region * (images - (region * images).sum(dim=(2, 3), keepdim=True) / count)
+
+    first, second = centred(carried.channels), centred(arrivals.crossing.channels)
+    norm = ((first**2).sum(dim=(2, 3)) * (second**2).sum(dim=(2, 3))).sqrt().clamp(min=1e-6)
+    by_channel = (first * second).sum(dim=(2, 3)) / norm
+    return ((by_channel * weights).sum(dim=1) / weights.sum()).cpu().numpy().astype(float)
+
+
+def disagreement_between(lower: torch.Tensor, upper: torch.Tensor) -> np.ndarray:
+    """(T,) mean difference of two signed distances (T, h, w) within BAND of the contour half-way between them."""
+    band = (((lower + upper) / 2).abs() < BAND).float()
+    difference = (lower - upper).abs().clamp(max=MOST_DISAGREEMENT)
+    count = band.sum(dim=(1, 2))
+    mean = (band * difference).sum(dim=(1, 2)) / count.clamp(min=1)
+    return LEAST_DISAGREEMENT + torch.where(count > 0, mean, MOST_DISAGREEMENT).cpu().numpy().astype(float)
+
+
+def intensity_odds(candidate: Candidate, arrivals: Arrivals) -> np.ndarray:
+    """(T,) mean log-odds of the intensities where the label was carried to, 0 half-way from what is around it."""
+    rows, columns = arrivals.box
+    odds = log_odds([candidate], smooth(arrivals.crossing.targets[:, rows, columns], 0.7)).clamp(-MOST_ODDS, MOST_ODDS)
+    core = (candidate.distances > 0).float()
+    mean = (odds * core).sum(dim=(1, 2)) / core.sum(dim=(1, 2)).clamp(min=1)
+    low, high = INTENSITY_RANGE
+    centres = low + (torch.arange(INTENSITY_BINS).to(odds) + 0.5) * (high - low) / INTENSITY_BINS
+    table = log_odds([candidate], centres).clamp(-MOST_ODDS, MOST_ODDS)
+    inside, around = (
+        float((histogram * table).sum() / histogram.sum().clamp(min=1))
+        for histogram in (candidate.inside, candidate.around)
+    )
+    return (mean.cpu().numpy() - (inside + around) / 2).clip(-MOST_ODDS, MOST_ODDS).astype(float)
+
+
+def growth_at(label: int, plane: int, upwards: bool, annotation: SparseAnnotation) -> tuple[float, bool]:
+    """Log ratio of the label's area on `plane` to that on the known plane before it; whether there is one."""
+    known = annotation.known_planes(label)
+    before = [other for other in known if (other < plane if upwards else other > plane)]
+    if not before:
+        return 0.0, False
+    here = annotation.complete[label][plane].sum()
+    drawn = annotation.complete[label].get(max(before) if upwards else min(before))
+    there = 0 if drawn is None else drawn.sum()
+    return float(np.clip(np.log((here + 1) / (there + 0.1 * here + 1)), *MOST_TREND)), True
+
+
+def bridge(below: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """sqrt(a b / (a + b)): standard deviation, up to a factor, of a random walk tied at both ends; mm."""
+    return np.sqrt(below * above / (below + above))
+
+
+def drift_mm(prior: Prior, evidence: Evidence) -> np.ndarray:
+    """(T,) mean distance, mm, of the found contour from the true one where the label is there."""
+    if evidence.ending is not None:
+        distance = evidence.ending.by_plane(evidence.ending.steps)
+        return np.exp(linear(prior.drift_of_one, np.log(distance), evidence.unlikeness))
+    bridged = bridge(evidence.below, evidence.above)
+    return np.exp(linear(prior.drift, np.log(bridged), np.log(evidence.disagreement), evidence.unlikeness))
+
+
+def linear(coefficients: Sequence[float], *terms: np.ndarray) -> np.ndarray:
+    """The first coefficient plus the others times their terms."""
+    return coefficients[0] + sum(c * term for c, term in zip(coefficients[1:], terms, strict=True))
+
+
+def end_probabilities(prior: Prior, ending: Ending, found: np.ndarray) -> np.ndarray:
+    """(T + 1,) probability that the label is on the first n planes away from the side that bears it, and no further.
+
+    A logit-normal prior on the way to the end, around where it was found to end, times the odds of presence on each
+    plane up to it: the posterior of a change point, with planes independent of each other given where it is.
+    found: (T,) mm^2 that were found, in the order of the planes.
+    """
+    count = len(ending.steps)
+    way = special.logit((np.arange(count + 1) + 0.5) / (count + 1))
+    mean = linear(prior.end[:4], ending.trend, float(ending.known_before), way[np.count_nonzero(found)])
+    odds = linear(prior.presence, *ending.presence.T)
+    logarithm = -0.5 * ((way - mean) / np.exp(prior.end[4])) ** 2
+    return special.softmax(logarithm + np.concatenate([[0], np.cumsum(odds)]))
+
+
+def present(ends: np.ndarray) -> np.ndarray:
+    """(T,) probability that the label is on each plane, from those (T + 1,) of its end."""
+    return 1 - np.cumsum(ends)[:-1]
+
+
+def remaining(ending: Ending) -> np.ndarray:
+    """(T, T + 1) share of the label's depth that is left on each plane for each end: a superellipse, see `ends`."""
+    count = len(ending.steps)
+    extent = (np.arange(count + 1) + 0.5) * ending.length / (count + 1)
+    q = np.minimum(ending.steps[:, None] / extent, 1)
+    return (1 - q**EXPONENT) ** (1 / EXPONENT)
+
+
+def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 1.0) -> Stretch:
+    """What to expect of what was found. scale: of the drift, from what was seen on this scan."""
+    drift = scale * drift_mm(prior, evidence)
+    found, perimeter = contours.area, contours.perimeter
+    kept = np.where(found > 0, np.exp(-drift * thinness(contours)), 0)
+    if evidence.ending is None:
+        return Stretch(evidence, drift, kept, prior.surface * drift, found, perimeter)
+    ending = evidence.ending
+    ends, left = end_probabilities(prior, ending, found), remaining(ending)
+    shapes = ending.area[:, None] * left**INSET
+    own = ending.by_plane(found)[:, None]
+    nested = 2 * np.minimum(own, shapes) / np.maximum(own + shapes, 1e-6)
+    own_left = np.clip(own / np.maximum(ending.area[:, None], 1e-6), 0, 1) ** (1 / INSET)
+    moved = ending.depth * np.abs(left - own_left) @ ends
+    there = ending.by_plane(shapes @ ends)
+    return Stretch(
+        evidence,
+        drift,
+        dice=kept * ending.by_plane(nested @ ends),
+        surface=prior.surface * drift + ending.by_plane(moved),
+        found=found,
+        perimeter=outline(found, perimeter, there),
+        ends=ends,
+        shapes=shapes,
+    )
+
+
+def thinness(contours: Contours) -> np.ndarray:
+    """(T,) perimeter / (2 area), 1/mm: the Dice that a small drift of 1 mm costs."""
+    return np.minimum(contours.perimeter / (2 * np.maximum(contours.area, 1e-6)), THINNEST)
+
+
+def outline(found: np.ndarray, perimeter: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Perimeter, mm, of shapes like those found but of the area `there`, mm^2; of discs where nothing was found."""
+    roundness = perimeter / np.maximum(2 * np.sqrt(np.pi * found), 1e-6)
+    return np.where(found > 0, roundness, 1) * 2 * np.sqrt(np.pi * there)
+
+
+def seen_drift(score: torch.Tensor, drawn: torch.Tensor, evidence: Evidence, pixel: float) -> list[SeenDrift]:
+    """The drift on a hidden slice; none where it cannot be told from the label's end.
+
+    score, drawn: (h, w), positive where the label was found and where it was drawn; pixel: mm.
+    """
+    found, there = (score > 0).cpu().numpy(), (drawn > 0).cpu().numpy()
+    overlap = (found & there).sum()
+    if evidence.ending is not None or not overlap:
+        return []
+    contours = measure(found[None].astype(np.uint8), (1,), (pixel, pixel))[1]
+    dice = min(2 * overlap / (found.sum() + there.sum()), HIGHEST_DICE)
+    return [SeenDrift(evidence, float(-np.log(dice) * 2 * contours.area[0] / contours.perimeter[0]))]
+
+
+def scales(hidden: Mapping[int, Sequence[SeenDrift]], prior: Prior = PRIOR) -> dict[int, float]:
+    """Factor of each label's drift, from what its hidden slices and those of all labels showed of it."""
+    return {
+        label: float(np.exp(np.dot(prior.own, excesses))) for label, excesses in excess_drift(hidden, prior).items()
+    }
+
+
+def excess_drift(hidden: Mapping[int, Sequence[SeenDrift]], prior: Prior) -> dict[int, tuple[float, float]]:
+    """Label -> median log(seen / expected drift) on its n hidden slices, times n / (n + 1), and that on all slices.
+
+    One slice says little, so what few say is shrunk towards nothing.
+    """
+    ratios = {
+        label: [float(np.log(slice_.drift / drift_mm(prior, slice_.evidence)[0])) for slice_ in slices]
+        for label, slices in hidden.items()
+    }
+    every = [ratio for own in ratios.values() for ratio in own]
+    of_scan = float(np.median(every)) if every else 0.0
+    return {
+        label: (len(own) / (len(own) + 1) * float(np.median(own)) if own else 0.0, of_scan)
+        for label, own in ratios.items()
+    }
+
+
+def measure(planes: np.ndarray, labels: Sequence[int], plane_spacing: tuple[float, float]) -> dict[int, Contours]:
+    """Label -> area and perimeter on each of the planes (T, H, W) of label values."""
+    height, width = plane_spacing
+    ordered = np.sort(labels)
+    areas, perimeters = np.zeros((2, len(planes), len(ordered)))
+
+    def count(values: np.ndarray) -> np.ndarray:
+        return np.bincount(np.searchsorted(ordered, values[values > 0]), minlength=len(ordered))[: len(ordered)]
+
+    for plane, area, perimeter in zip(planes, areas, perimeters, strict=True):
+        padded = np.pad(plane, 1)
+        area += height * width * count(plane)
+        for first, second, edge in ((padded[1:], padded[:-1], width), (padded[:, 1:], padded[:, :-1], height)):
+            differ = first != second
+            perimeter += CROFTON * edge * (count(first[differ]) + count(second[differ]))
+    return {int(label): Contours(areas[:, n], perimeters[:, n]) for n, label in enumerate(ordered)}
+
+
+def assess(
+    annotation: SparseAnnotation,
+    stack: Stack,
+    evidence: Sequence[Evidence],
+    label_maps: Sequence[np.ndarray],
+    factors: Mapping[int, float],
+    prior: Prior = PRIOR,
+) -> Confidence:
+    """What to expect of a propagation. label_maps: its result, volumes (K, J, I); factors: see `scales`."""
+    contours: dict[int, Contours] = {}
+    crops = [crop(label_map, annotation, stack) for label_map in label_maps]
+    for planes in crops:
+        there = [label for label in annotation.labels if label in np.unique(planes)]
+        contours |= measure(planes, there, annotation.plane_spacing)
+    stretches = []
+    for seen in evidence:
+        index = slice(seen.planes.start - stack.first, seen.planes.stop - stack.first)
+        own = contours[seen.label]
+        within = Contours(own.area[index], own.perimeter[index])
+        stretches.append(expect(prior, seen, within, factors.get(seen.label, 1.0)))
+    return Confidence(annotation, stack, stretches, crops)
+
+
+def crop(volume: np.ndarray, annotation: SparseAnnotation, stack: Stack) -> np.ndarray:
+    """The planes of a volume (K, J, I) that the stack holds, (Z, rows, columns)."""
+    rows, columns = stack.box
+    return np.moveaxis(volume, annotation.axis, 0)[stack.first : stack.first + len(stack.images), rows, columns]
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """What to expect of every label in every gap. label_planes: the label maps cropped to the stack, (Z, h, w)."""
+
+    annotation: SparseAnnotation
+    stack: Stack
+    stretches: list[Stretch]
+    label_planes: list[np.ndarray]
+
+    def expected_dice(self) -> dict[int, dict[int, float]]:
+        """Label -> plane -> Dice to expect, for the planes on which it was drawn, 1, or found."""
+        return self._by_plane("dice", drawn=1.0)
+
+    def expected_surface_distance(self) -> dict[int, dict[int, float]]:
+        """Label -> plane -> mean distance of the contours to expect, mm, for the same planes."""
+        return self._by_plane("surface", drawn=0.0)
+
+    def _by_plane(self, name: str, drawn: float) -> dict[int, dict[int, float]]:
+        values = {label: dict.fromkeys(self.annotation.complete[label], drawn) for label in self.annotation.labels}
+        for stretch in self.stretches:
+            for plane, found, value in zip(stretch.evidence.planes, stretch.found, getattr(stretch, name), strict=True):
+                if found > 0:
+                    values[stretch.evidence.label][plane] = round(float(value), 4)
+        return {label: dict(sorted(planes.items())) for label, planes in values.items()}
+
+    def expected_mean_dice(self) -> float:
+        """Dice to expect of all planes between the drawn ones together, mean over the labels."""
+        overlap = dict.fromkeys(self.annotation.labels, 0.0)
+        total = dict.fromkeys(self.annotation.labels, 0.0)
+        for stretch in self.stretches:
+            size = stretch.found + stretch.there
+            overlap[stretch.evidence.label] += float((stretch.dice * size).sum())
+            total[stretch.evidence.label] += float(size.sum())
+        return float(np.mean([overlap[label] / total[label] if total[label] else 1.0 for label in total]))
+
+    def report(self) -> dict:
+        """Plain values, keys of JSON."""
+        dice, surface = (
+            {str(label): {str(plane): value for plane, value in planes.items()} for label, planes in values.items()}
+            for values in (self.expected_dice(), self.expected_surface_distance())
+        )
+        return {
+            "expected_dice": dice,
+            "expected_surface_distance_mm": surface,
+            "expected_mean_dice": round(self.expected_mean_dice(), 4),
+        }
+
+    def uncertainty(self) -> np.ndarray:
+        """(K, J, I) float32, 0 sure to 1 a toss-up: twice the probability that a voxel's label is wrong."""
+        wrong = np.zeros((len(self.stack.images), *self.stack.shape), np.float32)
+        for stretch in self.stretches:
+            self._doubt_contours(stretch, wrong)
+        for stretch in self.stretches:
+            if stretch.ends is not None:
+                self._doubt_end(stretch, wrong)
+        volume = np.zeros(self.annotation.image.shape, np.float32)
+        crop(volume, self.annotation, self.stack)[:] = np.minimum(2 * wrong, 1)
+        return volume
+
+    def _layer(self, stretch: Stretch) -> np.ndarray:
+        """(T, h, w) of the label map that holds the stretch's label."""
+        planes = stretch.evidence.planes
+        index = slice(planes.start - self.stack.first, planes.stop - self.stack.first)
+        layers = [layer[index] for layer in self.label_planes]
+        return next((layer for layer in layers if (layer == stretch.evidence.label).any()), layers[0])
+
+    def _doubt_contours(self, stretch: Stretch, wrong: np.ndarray):
+        """Enter the probabilities that the true contour lies beyond a voxel: it drifts by a Laplacian distance."""
+        label, first = stretch.evidence.label, stretch.evidence.planes.start - self.stack.first
+        half = min(self.annotation.plane_spacing) / 2
+        for index, (labels, drift) in enumerate(
+            zip(self._layer(stretch), np.maximum(stretch.drift, LEAST_DRIFT * half), strict=True)
+        ):
+            found = labels == label
+            if found.any():
+                window = around(found, REACH * drift, self.annotation.plane_spacing)
+                distances = np.abs(signed_distance(found[window], self.annotation.plane_spacing))
+                doubt = 0.5 * np.exp(-distances / drift) * np.sinh(half / drift) / (half / drift)  # mean over a pixel
+                enter(doubt, label, labels[window], wrong[first + index][window])
+
+    def _doubt_end(self, stretch: Stretch, wrong: np.ndarray):
+        """Enter the probabilities that the label has ended before a voxel where it was found, or goes on elsewhere."""
+        label, first, ending = (
+            stretch.evidence.label,
+            stretch.evidence.planes.start - self.stack.first,
+            stretch.evidence.ending,
+        )
+        window, distances = self.stack.window_to_volume_grid(ending.distances, ending.box)
+        thresholds = ending.by_plane(ending.depth * (1 - remaining(ending)))[:, ::-1]  # the further end the smaller
+        likelihood = np.concatenate([[0], np.cumsum(stretch.ends[::-1])])
+        for index, (labels, depth) in enumerate(zip(self._layer(stretch), ending.by_plane(distances), strict=True)):
+            labels, doubt = labels[window], wrong[first + index][window]
+            found = labels == label
+            depth = np.where(found, np.maximum(depth, LEAST_DEPTH), depth)
+            there = likelihood[np.searchsorted(thresholds[index], depth)]
+            ended = np.where(found, 1 - there, there)
+            enter(1 - (1 - ended) * (1 - np.where(found, doubt, 0)), label, labels, doubt)
+
+
+def around(mask: np.ndarray, margin: float, plane_spacing: tuple[float, float]) -> tuple[slice, slice]:
+    """The rows and columns that hold a mask and `margin` mm around it."""
+    window = []
+    for lines, spacing in zip((mask.any(axis=1), mask.any(axis=0)), plane_spacing, strict=True):
+        used = np.flatnonzero(lines)
+        reach = int(np.ceil(margin / spacing))
+        window.append(slice(max(0, used[0] - reach), used[-1] + 1 + reach))
+    return window[0], window[1]
+
+
+def enter(probability: np.ndarray, label: int, labels: np.ndarray, wrong: np.ndarray):
+    """Raise `wrong` to `probability` where `label` or nothing was found; all (h, w)."""
+    free = (labels == label) | (labels == 0)
+    wrong[free] = np.maximum(wrong, probability)[free]

@@ -1,0 +1,144 @@
+"""A data set to train on: a table of files, and the volumes in them made ready.
+
+The table is a CSV file with a header. Columns: image; annotations, a label volume on the image's grid, optional; axis
+across the slices, i, j or k of the file, optional. Paths count from the table's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import files
+from .annotation import AXIS_NAMES, check_image, find_axis
+from .errors import InputError
+from .preprocessing import normalise, robust_range
+from .registration.pretraining import TrainingVolume
+
+COLUMNS = ("image", "annotations", "axis")
+PIXELS = 256  # along the longer side of a plane, at most
+FOREGROUND = 0.08  # normalised intensity above which a pixel is more than air
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table. axis: array axis across the slices, None to find it."""
+
+    image: Path
+    annotations: Path | None = None
+    axis: int | None = None
+
+
+def read_table(path: Path) -> list[Entry]:
+    """The rows of the table. Raises InputError if it is not one, or names a file that is not there."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: check the path.")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            rows, header = list(reader), reader.fieldnames
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a CSV table: save it as CSV (UTF-8).") from error
+    if "image" not in (header or ()):
+        raise InputError(f"{path}: no column 'image': give the table a header with {', '.join(COLUMNS)}.")
+    if not rows:
+        raise InputError(f"{path}: no rows: name at least one image.")
+    return [read_row(row, number, path) for number, row in enumerate(rows, start=2)]
+
+
+def read_row(row: dict[str, str | None], line: int, path: Path) -> Entry:
+    """A row of the table at `path`. Raises InputError."""
+    image, annotations, axis = ((row.get(column) or "").strip() for column in COLUMNS)
+    if not image:
+        raise InputError(f"{path}, line {line}: no image: name a file, or remove the line.")
+    if axis not in ("", "auto", *AXIS_NAMES):
+        raise InputError(f"{path}, line {line}: unknown axis '{axis}': choose one of i, j, k, or leave it empty.")
+    for name in filter(None, (image, annotations)):
+        if not (path.parent / name).is_file():
+            raise InputError(
+                f"{path}, line {line}: {path.parent / name}: no such file: paths count from the table's folder."
+            )
+    return Entry(
+        image=path.parent / image,
+        annotations=path.parent / annotations if annotations else None,
+        axis=AXIS_NAMES.index(axis) if axis in AXIS_NAMES else None,
+    )
+
+
+def load(entry: Entry) -> TrainingVolume:
+    """The volume of a row: its foreground on square pixels, normalised, as float16. Raises InputError."""
+    scan = files.read_volume(entry.image)
+    image = files.voxels(scan).astype(np.float32)
+    spacing = scan.GetSpacing()[::-1]
+    try:
+        check_image(image)
+    except InputError as error:
+        raise InputError(f"{entry.image}: {error}") from error
+    labels = None
+    if entry.annotations:
+        if files.is_segmentation(entry.annotations):
+            raise InputError(f"{entry.annotations}: a segmentation of Slicer's: export it as a label volume.")
+        label_image = files.read_labels(entry.annotations)
+        files.check_same_grid(files.Grid.of(label_image), entry.annotations, files.Grid.of(scan), entry.image)
+        labels = files.voxels(label_image)
+        if not labels.any():
+            raise InputError(f"{entry.annotations}: no labels: leave 'annotations' empty, or give another file.")
+    axis = choose_axis(labels, spacing) if entry.axis is None else entry.axis
+    if image.shape[axis] < 2:
+        raise InputError(f"{entry.image}: a single slice across {AXIS_NAMES[axis]}: choose another axis.")
+    plane_spacing = tuple(s for a, s in enumerate(spacing) if a != axis)
+    name = entry.image.name if entry.axis is None else f"{entry.image.name} across {AXIS_NAMES[axis]}"
+    return prepare(
+        name, np.moveaxis(image, axis, 0), None if labels is None else np.moveaxis(labels, axis, 0), plane_spacing
+    )
+
+
+def choose_axis(labels: np.ndarray | None, spacing: tuple[float, float, float]) -> int:
+    """The array axis across the slices: the one of sparse annotations, else that of the largest spacing, rather k."""
+    if labels is not None:
+        axis = find_axis({1: labels != 0})
+        bearing = np.flatnonzero((labels != 0).any(axis=tuple(a for a in range(3) if a != axis)))
+        if len(bearing) <= (bearing[-1] - bearing[0] + 1) / 2:
+            return axis
+    return int(np.argmax(np.round(spacing, 3)))
+
+
+def prepare(
+    name: str, image: np.ndarray, labels: np.ndarray | None, plane_spacing: tuple[float, float]
+) -> TrainingVolume:
+    """Normalise, crop to the foreground, resample.
+
+    image, labels: (Z, rows, columns); plane_spacing: mm along rows and columns.
+    """
+    images = normalise(image, image.shape[1:], *robust_range(image))
+    bright = (images > FOREGROUND).any(dim=0).numpy()
+    rows, columns = (
+        slice(int(used[0]), int(used[-1]) + 1) for used in (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
+    )
+    images = images[:, rows, columns]
+    extent = [n * s for n, s in zip(images.shape[1:], plane_spacing, strict=True)]
+    pixel = max(min(plane_spacing), max(extent) / PIXELS)
+    size = [max(8, round(e / pixel)) for e in extent]
+    images = F.interpolate(images[:, None], size=size, mode="bilinear", align_corners=True).half()
+    if labels is None:
+        return TrainingVolume(name, images)
+    labels = labels[:, rows, columns]
+    numbers = np.searchsorted(np.unique(labels[labels != 0]), labels) + 1  # 1, 2, ... whatever the values
+    numbers = torch.from_numpy(np.where(labels == 0, 0, numbers).astype(np.float32))
+    numbers = F.interpolate(numbers[:, None], size=size, mode="nearest-exact")[:, 0].short()
+    annotated = torch.nonzero(numbers.flatten(1).any(dim=1))[:, 0]
+    return TrainingVolume(name, images, numbers, tuple(annotated.tolist()))
+
+
+def hold_back(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
+    """Entries to train on and to validate with: `share` of the images, at least one if there are two, at random."""
+    images = sorted({entry.image for entry in entries})
+    count = min(max(1, round(share * len(images))), len(images) - 1)
+    chosen = set(np.random.default_rng(seed).permutation(len(images))[:count].tolist())
+    held_back = {image for number, image in enumerate(images) if number in chosen}
+    return [e for e in entries if e.image not in held_back], [e for e in entries if e.image in held_back]

@@ -1,0 +1,60 @@
+"""The registration network to and from checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint
+from .errors import InputError
+from .registration.network import DECODER, ENCODER, RegistrationNetwork
+
+KIND = "registration"
+ARCHITECTURE = {
+    "name": "RegistrationNetwork",
+    "revision": 1,
+    "encoder": list(ENCODER),
+    "decoder": list(DECODER),
+    "input": ["mean", "difference", "demons force"],
+}
+PREPROCESSING = {
+    "intensity": "1st percentile at 0, 99th at 1, cut off at -0.2 and 1.2",
+    "channels": ["(I - mean) / sqrt(variance + 0.05^2) in a Gaussian window of 4 pixels", "4 I"],
+    "pixels": "square",
+}
+
+
+def load_network(choice: str) -> RegistrationNetwork | None:
+    """The network of a checkpoint, None for none; choice: see `checkpoint.choose`. Raises InputError."""
+    found = checkpoint.choose(choice, KIND)
+    if found is None:
+        return None
+    tensors, metadata = found
+    if metadata["architecture"] != ARCHITECTURE or metadata["preprocessing"] != PREPROCESSING:
+        raise InputError(
+            f"{choice}: weights for another network or other preprocessing than this LabelProp's: train anew, or give"
+            " another checkpoint."
+        )
+    network = RegistrationNetwork()
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{choice}: weights that do not fit the network: give another checkpoint.") from error
+    return network
+
+
+def save_network(
+    path: Path, tensors: Mapping[str, torch.Tensor], training: Mapping[str, Any], licence: str, half: bool = False
+):
+    """Write the network's tensors as a checkpoint; training: the summary for its metadata; half: as float16."""
+    metadata = {
+        "kind": KIND,
+        "architecture": ARCHITECTURE,
+        "preprocessing": PREPROCESSING,
+        "training": dict(training),
+        "licence": licence,
+    }
+    checkpoint.save(path, {name: t.half() if half else t for name, t in tensors.items()}, metadata)

@@ -1,0 +1,252 @@
+"""`labelprop train` and `labelprop pretrain`: trainings, and the files that they leave.
+
+Beside the checkpoint lie the log (.csv: step, training_loss, validation_loss), the log as a plot (.png, where there is
+matplotlib) and, as long as `pretrain` is not done, what it needs to go on after an interruption (.state).
+Each of them is whole at any moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+
+from . import checkpoint, dataset, files
+from .annotation import SparseAnnotation
+from .candidates import LabelPlanes, far_ends
+from .dataset import Entry
+from .errors import InputError
+from .machine import thread_count
+from .pipeline import threads
+from .planner import EFFORTS, choose_device
+from .preprocessing import prepare
+from .registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, weights
+from .registration.training import FROM_SCRATCH, course_for, fit
+from .registration_weights import load_network, save_network
+from .settings import Settings
+
+SUFFIX = ".pt"
+SAMPLING = Sampling()
+HELD_BACK = 0.2  # of the images, to validate with
+LOG_COLUMNS = ("step", "training_loss", "validation_loss")
+STATE_VERSION = 1
+
+Row = Mapping[str, float]
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The checkpoint that a training writes, and what lies beside it."""
+
+    checkpoint: Path
+
+    @property
+    def log(self) -> Path:
+        return self.checkpoint.with_suffix(".csv")
+
+    @property
+    def plot(self) -> Path:
+        return self.checkpoint.with_suffix(".png")
+
+    @property
+    def state(self) -> Path:
+        return self.checkpoint.with_suffix(".state")
+
+    def check(self, inputs: Sequence[Path]):
+        """Raise InputError unless all can be written, and none of them is an input."""
+        files.check_suffix(self.checkpoint, [SUFFIX])
+        files.check_outputs([self.checkpoint, self.log, self.plot, self.state], inputs)
+
+
+def train(annotation: SparseAnnotation, run: RunFiles, settings: Settings, licence: str, progress: Progress):
+    """Train the network on one scan as `propagate` does with the registration 'network', and keep it.
+
+    Raises InputError.
+    """
+    device = choose_device(settings.device)
+    start = load_network(settings.checkpoint)
+    losses: list[float] = []
+    with threads(thread_count()):
+        stack = prepare(annotation, EFFORTS[settings.preset].pixels, device=device)
+        ends = far_ends(annotation, stack, LabelPlanes(annotation, stack))
+        network = fit(
+            stack.images,
+            ends,
+            settings.seed,
+            course_for(start),
+            start,
+            on_step=lambda done: progress(done, "Training"),
+            on_loss=losses.append,
+        )
+    summary = {
+        "scans": 1,
+        "slices": len(stack.images),
+        "annotated_slices": len(annotation.planes),
+        "steps": len(losses),
+        "start": settings.checkpoint,
+        "seed": settings.seed,
+    }
+    save_network(run.checkpoint, weights(network), summary, licence)
+    log = [{"step": n, "training_loss": loss, "validation_loss": math.nan} for n, loss in enumerate(losses, start=1)]
+    write_log(log, run.log)
+    plot_log(log, run.plot)
+
+
+def pretrain(
+    entries: Sequence[Entry],
+    run: RunFiles,
+    plan: Plan,
+    progress: Progress,
+    start: str = checkpoint.AUTO,
+    device: str = "auto",
+    licence: str = "not stated",
+    half: bool = False,
+    sampling: Sampling = SAMPLING,
+) -> Pretraining:
+    """Train the network on a data set, or go on with it if `run.state` is there.
+
+    start: checkpoint to begin with, see `checkpoint.choose`. half: write the checkpoint as float16. Under torchrun
+    every process takes part, and the first one writes. Raises InputError.
+    """
+    with processes(device) as (rank, device), threads(thread_count()):
+        network = load_network(start)
+        description = describe(entries, plan, sampling, start)
+        state = read_state(run.state, description)
+        training, validation = load_volumes(entries, plan.seed, progress)
+        pretraining = Pretraining(training, validation, plan, sampling, FROM_SCRATCH, network, device)
+        if state is not None:
+            pretraining.resume(state)
+        while not pretraining.is_done:
+            pretraining.advance(lambda step: progress(step / plan.steps, training_message(pretraining)))
+            if rank == 0:
+                write_state(run, {"description": description, **pretraining.state()})
+        if rank == 0:
+            summary = summarise(pretraining, training, validation, start)
+            save_network(run.checkpoint, pretraining.best, summary, licence, half)
+            write_log(pretraining.progress.log, run.log)
+            plot_log(pretraining.progress.log, run.plot)
+            run.state.unlink()
+    return pretraining
+
+
+def describe(entries: Sequence[Entry], plan: Plan, sampling: Sampling, start: str) -> dict[str, Any]:
+    """What makes a training this one and no other, as plain values: a state of another one is not gone on with."""
+    rows = [[str(e.image), str(e.annotations), str(e.axis)] for e in entries]
+    choices = {name: repr(value) for name, value in {**asdict(plan), **asdict(sampling)}.items()}
+    return {"version": STATE_VERSION, "rows": rows, "choices": choices, "start": start}
+
+
+def read_state(path: Path, description: dict[str, Any]) -> dict[str, Any] | None:
+    """The state to go on from, None if there is none. Raises InputError if it is another training's or damaged."""
+    if not path.exists():
+        return None
+    state = checkpoint.read_plain(path)
+    if state.pop("description", None) != description:
+        raise InputError(
+            f"{path}: state of a training with another table or other options: finish that one, or remove this file to"
+            " begin anew."
+        )
+    return state
+
+
+def write_state(run: RunFiles, state: dict[str, Any]):
+    """Write the state and the log up to it."""
+    with files.replacing([run.state]) as staged:
+        torch.save(state, staged[run.state])
+    write_log(state["progress"]["log"], run.log)
+
+
+def load_volumes(
+    entries: Sequence[Entry], seed: int, progress: Progress
+) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
+    """Volumes to train on and to validate with. Raises InputError."""
+    loaded = []
+    parts = dataset.hold_back(entries, HELD_BACK, seed)
+    for part in parts:
+        loaded.append([])
+        for entry in part:
+            progress(0.0, f"Reading {entry.image.name}")
+            loaded[-1].append(dataset.load(entry))
+    return loaded[0], loaded[1]
+
+
+def training_message(pretraining: Pretraining) -> str:
+    """For the user: how it stands."""
+    if not pretraining.progress.log:
+        return "Training"
+    last = pretraining.progress.log[-1]
+    return f"Step {last['step']}: loss {last['training_loss']:.4f}, validation {last['validation_loss']:.4f}"
+
+
+def summarise(
+    pretraining: Pretraining, training: list[TrainingVolume], validation: list[TrainingVolume], start: str
+) -> dict[str, Any]:
+    """For the metadata of the checkpoint."""
+    return {
+        "scans": len(training),
+        "annotated_scans": sum(volume.labels is not None for volume in training),
+        "slices": sum(len(volume.images) for volume in training),
+        "names": [volume.name for volume in training],
+        "validation_names": [volume.name for volume in validation],
+        "start": start,
+        "steps": pretraining.progress.step,
+        "processes": pretraining.processes,
+        "best_step": pretraining.progress.best_step,
+        "best_loss": pretraining.progress.best_loss,
+        "plan": asdict(pretraining.plan),
+    }
+
+
+def write_log(log: Sequence[Row], path: Path):
+    """The log as CSV, whole; an empty field where nothing was measured."""
+    with files.replacing([path]) as staged, staged[path].open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(LOG_COLUMNS)
+        for row in log:
+            writer.writerow("" if math.isnan(row[column]) else row[column] for column in LOG_COLUMNS)
+
+
+def plot_log(log: Sequence[Row], path: Path):
+    """The log as a plot, where matplotlib is installed; Slicer does not bundle it."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = [row["step"] for row in log]
+    for column, colour in (("training_loss", "#9aa4b2"), ("validation_loss", "#1d6fb8")):
+        values = [row[column] for row in log]
+        if not all(map(math.isnan, values)):
+            axes.plot(steps, values, color=colour, label=column.replace("_", " "))
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    with files.replacing([path]) as staged:
+        figure.savefig(staged[path], dpi=150)
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[tuple[int, torch.device]]:
+    """This process's rank and device; under torchrun all processes form a group inside. Raises InputError."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, choose_device(device)
+        return
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield torch.distributed.get_rank(), chosen
+    finally:
+        torch.distributed.destroy_process_group()

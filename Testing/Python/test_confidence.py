@@ -1,0 +1,296 @@
+"""What is expected of a propagation, and which slice is suggested: facts whatever the coefficients are."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from samples import write_case
+from scipy import ndimage
+
+from LabelPropLib import cli
+from LabelPropLib.annotation import annotate_from_label_volume
+from LabelPropLib.confidence import (
+    PRIOR,
+    Contours,
+    Ending,
+    Evidence,
+    SeenDrift,
+    drift_mm,
+    end_probabilities,
+    expect,
+    measure,
+    present,
+    scales,
+)
+from LabelPropLib.errors import InputError
+from LabelPropLib.pipeline import propagate
+from LabelPropLib.settings import Settings
+from LabelPropLib.suggestion import Span
+
+SPACING = (3.0, 1.0, 1.0)
+FAST = Settings(preset="fast")
+
+
+def between(below, above, disagreement=2.0, unlikeness=0.2):
+    """Evidence for one plane between two that bear the label; mm."""
+    values = (np.array([value], float) for value in (below, above, unlikeness, disagreement))
+    return Evidence(1, range(5, 6), *values, None)
+
+
+def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
+    """Evidence for a label that the lower side of a gap of `count` planes bears."""
+    steps = spacing * np.arange(1, count + 1)
+    end = Ending(
+        upwards=True,
+        steps=steps,
+        length=spacing * (count + 1),
+        presence=np.full((count, 2), presence),
+        area=np.full(count, area),
+        depth=float(np.sqrt(area / np.pi)),
+        trend=0.0,
+        known_before=True,
+        distances=None,
+        box=(slice(0, 1), slice(0, 1)),
+    )
+    return Evidence(1, range(1, count + 1), steps, end.length - steps, np.full(count, 0.2), None, end)
+
+
+def disc(radius, size=64):
+    rows, columns = np.mgrid[:size, :size] - size / 2 + 0.5
+    return (rows**2 + columns**2 < radius**2).astype(np.uint8)
+
+
+# The model
+
+
+@given(
+    st.floats(1, 40), st.floats(1, 40), st.floats(1.1, 3), st.sampled_from(["distance", "disagreement", "unlikeness"])
+)
+def test_what_goes_further_disagrees_more_or_is_less_alike_drifts_more(below, above, factor, what):
+    better = between(below, above)
+    worse = {
+        "distance": between(factor * below, factor * above),
+        "disagreement": between(below, above, disagreement=2 * factor),
+        "unlikeness": between(below, above, unlikeness=0.2 * factor),
+    }[what]
+    assert drift_mm(PRIOR, worse) > drift_mm(PRIOR, better)
+    contours = Contours(np.array([200.0]), np.array([50.0]))
+    assert expect(PRIOR, worse, contours).dice < expect(PRIOR, better, contours).dice
+    assert expect(PRIOR, worse, contours).surface > expect(PRIOR, better, contours).surface
+
+
+def test_the_same_drift_costs_a_small_structure_more():
+    large, small = (measure(disc(radius)[None], (1,), (1.0, 1.0))[1] for radius in (20, 5))
+    evidence = between(10, 10)
+    assert expect(PRIOR, evidence, small).dice < expect(PRIOR, evidence, large).dice < 1
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 2.0)])
+def test_area_and_perimeter_of_a_rectangle_and_a_disc(spacing):
+    height, width = spacing
+    planes = np.zeros((2, 64, 64), np.uint16)
+    planes[0, 10:30, 5:45] = 700
+    planes[1][disc(20) > 0] = 3
+    measured = measure(planes, (3, 700), spacing)
+    assert measured[700].area.tolist() == [20 * 40 * height * width, 0]
+    np.testing.assert_allclose(measured[700].perimeter, [2 * (20 * height + 40 * width) * np.pi / 4, 0])
+    if height == width:
+        assert measured[3].area[1] == pytest.approx(np.pi * 20**2, rel=0.02)
+        assert measured[3].perimeter[1] == pytest.approx(2 * np.pi * 20, rel=0.03)
+
+
+@given(st.integers(1, 20), st.floats(-2, 2), st.integers(0, 20))
+def test_presence_falls_along_the_gap_and_follows_the_evidence(count, presence, found):
+    areas = np.where(np.arange(count) < found, 100.0, 0.0)
+    ends = end_probabilities(PRIOR, ending(count, presence).ending, areas)
+    assert ends.sum() == pytest.approx(1) and (ends >= 0).all()
+    assert (np.diff(present(ends)) <= 1e-12).all()
+    likelier = end_probabilities(PRIOR, ending(count, presence + 1).ending, areas)
+    assert (present(likelier) >= present(ends) - 1e-9).all()
+
+
+def test_a_label_found_well_beyond_its_likely_end_is_expected_to_be_bad_there():
+    evidence = ending(count=10)
+    everywhere = expect(PRIOR, evidence, Contours(np.full(10, 200.0), np.full(10, 50.0)))
+    assert (np.diff(everywhere.dice) < 0).all() and everywhere.dice[-1] < 0.5 < everywhere.dice[0]
+    nowhere = expect(PRIOR, evidence, Contours(np.zeros(10), np.zeros(10)))
+    assert (nowhere.dice == 0).all()
+
+
+def test_drift_is_scaled_by_what_hidden_slices_show():
+    evidence = between(10, 10)
+    expected = float(drift_mm(PRIOR, evidence)[0])
+    factors = scales({1: [SeenDrift(evidence, 3 * expected)] * 3, 2: [SeenDrift(evidence, expected)], 3: []})
+    assert 1 < factors[1] < 3 and factors[2] < factors[1] and factors[3] == factors[2]
+    assert scales({1: []}) == {1: 1.0}
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 15), st.integers(0, 14), st.booleans(), st.floats(-1, 1))
+def test_drawing_a_slice_leaves_less_error_on_the_whole(count, index, ends, presence):
+    index = index % count
+    if ends:
+        evidence = ending(count, presence)
+    else:
+        steps = 3.0 * np.arange(1, count + 1)
+        values = np.full(count, 0.2), np.full(count, 2.0)
+        evidence = Evidence(1, range(1, count + 1), steps, steps[::-1], *values, None)
+    span = Span.of(expect(PRIOR, evidence, Contours(np.full(count, 200.0), np.full(count, 50.0))))
+    outcomes = span.split(1 + index)
+    assert sum(probability for probability, _ in outcomes) == pytest.approx(1)
+    for _, parts in outcomes:
+        assert 1 + index not in np.concatenate([part.planes for part in parts])
+    after = sum(probability * sum(part.error for part in parts) for probability, parts in outcomes)
+    assert after < span.error
+
+
+# The whole pipeline
+
+
+def columns(slices=20, size=48, last=None):
+    """Two columns on a textured ground, (image, labels): 3 goes through all slices, 700 ends after slice `last`."""
+    rows, across = np.mgrid[:size, :size]
+    labels = np.zeros((slices, size, size), np.int32)
+    for k in range(slices):
+        labels[k][(rows - 15 - 6 * k / slices) ** 2 + (across - 14) ** 2 < 64] = 3
+        if last is None or k <= last:
+            labels[k][(rows - 32) ** 2 + (across - 34 + 3 * k / slices) ** 2 < 81] = 700
+    noise = np.random.default_rng(0).normal(size=labels.shape)
+    image = 100 * (labels == 3) + 70 * (labels == 700) + 60 * ndimage.gaussian_filter(noise, 2) + 4 * noise
+    return image.astype(np.float32), labels
+
+
+def annotate(image, labels, planes, **options):
+    drawn = np.zeros_like(labels)
+    drawn[list(planes)] = labels[list(planes)]
+    return annotate_from_label_volume(image, drawn, SPACING, axis=0, **options)
+
+
+@pytest.fixture(scope="module")
+def volume():
+    return columns()
+
+
+@pytest.fixture(scope="module")
+def found(volume):
+    return propagate(annotate(*volume, (0, 4, 19)), replace(FAST, suggestions=3, uncertainty=True))
+
+
+def test_drawn_slices_are_expected_to_be_perfect_and_others_are_not(found):
+    for label in ("3", "700"):
+        dice, surface = (found.report[name][label] for name in ("expected_dice", "expected_surface_distance_mm"))
+        assert set(dice) == set(surface) == {str(plane) for plane in range(20)}
+        for plane in range(20):
+            drawn = plane in (0, 4, 19)
+            assert (dice[str(plane)] == 1) == drawn and (surface[str(plane)] == 0) == drawn
+            assert 0 < dice[str(plane)] <= 1
+
+
+def test_the_middle_of_a_longer_gap_is_expected_to_be_worse(found):
+    for label in ("3", "700"):
+        dice = found.report["expected_dice"][label]
+        assert dice["12"] < dice["2"] and dice["12"] < dice["5"]
+    assert found.report["expected_mean_dice"] < 1
+
+
+def test_expected_mean_dice_rises_with_the_slices_drawn(volume, found):
+    more = propagate(annotate(*volume, (0, 4, 9, 14, 19)), FAST)
+    assert more.report["expected_mean_dice"] > found.report["expected_mean_dice"]
+
+
+def test_report_can_be_written_as_json_and_suggests_inside_the_long_gap(found):
+    report = json.loads(json.dumps(found.report))
+    first = report["suggested_slice"]
+    assert set(first) == {"plane", "gain", "boundary_mm", "labels"}
+    assert 5 < first["plane"] < 18 and set(first["labels"]) == {3, 700}
+    assert 0 < first["gain"] < 1 and 80 < first["boundary_mm"] < 140
+    assert report["suggested_slices"][0] == first
+    planes = [suggested["plane"] for suggested in report["suggested_slices"]]
+    assert len(set(planes)) == 3 and not set(planes) & {0, 4, 19}
+
+
+def test_uncertainty_is_nothing_where_drawn_and_highest_on_contours(found):
+    uncertainty = found.uncertainty
+    assert uncertainty.dtype == np.float32 and 0 <= uncertainty.min() and uncertainty.max() <= 1
+    assert not uncertainty[[0, 4, 19]].any()
+    inside = found.mask(3)[12]
+    contour = inside & ~ndimage.binary_erosion(inside)
+    core = ndimage.binary_erosion(inside, iterations=4)
+    assert uncertainty[12][contour].min() > 10 * max(uncertainty[12][core].max(), uncertainty[12, 0, 0])
+    assert uncertainty[12].sum() > uncertainty[2].sum()
+
+
+def test_a_hidden_end_is_looked_for_although_the_other_gap_is_longer():
+    image, labels = columns(slices=21, last=14)
+    report = propagate(annotate(image, labels, (0, 11, 20)), FAST).report
+    assert 11 < report["suggested_slice"]["plane"] < 20
+    without_end = propagate(annotate(*columns(slices=21), (0, 11, 20)), FAST).report
+    assert 0 < without_end["suggested_slice"]["plane"] < 11
+
+
+def test_following_the_suggestion_to_the_end_draws_all_that_is_left(volume):
+    drawn = annotate(*volume, (0, 3, 6))
+    planes = [s["plane"] for s in propagate(drawn, replace(FAST, suggestions=99)).report["suggested_slices"]]
+    assert sorted(planes) == [1, 2, 4, 5]
+
+
+def test_nothing_is_suggested_where_nothing_is_to_be_found(volume):
+    report = propagate(annotate(*volume, (8,)), FAST).report
+    assert report["suggested_slice"] is None and report["suggested_slices"] == []
+    assert report["expected_mean_dice"] == 1
+
+
+def test_no_suggestion_asked_for_is_refused():
+    with pytest.raises(InputError, match="1 or more"):
+        Settings(suggestions=0)
+
+
+# The command
+
+
+@pytest.fixture
+def case(tmp_path, volume):
+    """A folder with image.nii.gz and annotations.nii.gz."""
+    image, labels = volume
+    drawn = np.zeros_like(labels)
+    drawn[[0, 4, 19]] = labels[[0, 4, 19]]
+    write_case(tmp_path, image, drawn.astype(np.uint16))
+    return tmp_path
+
+
+def suggest(folder, *options):
+    arguments = ["suggest", str(folder / "image.nii.gz"), str(folder / "annotations.nii.gz"), *map(str, options)]
+    return cli.main(arguments)
+
+
+def test_suggest_prints_and_reports_and_writes_nothing_else(case, capsys):
+    assert suggest(case, "--count", 2, "--axis", "k", "--report", case / "report.json") == 0
+    said = capsys.readouterr().out.splitlines()
+    report = json.loads((case / "report.json").read_text())
+    assert len(said) == 3 and len(report["suggested_slices"]) == 2
+    for line, suggested in zip(said[1:], report["suggested_slices"], strict=True):
+        assert line.startswith(f"Slice {suggested['plane']} across k: expected Dice +")
+        assert f"{suggested['boundary_mm']:.0f} mm to trace" in line and "700 (Label_700)" in line
+    assert sorted(path.name for path in case.iterdir()) == ["annotations.nii.gz", "image.nii.gz", "report.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--count", "0"), "invalid positive value"),
+        (("--count", "two"), "invalid positive value"),
+        (("--axis", "z"), "invalid choice"),
+        (("--report", "annotations.nii.gz"), "annotations.nii.gz"),
+        (("--scribbles", "missing.nii.gz"), "missing.nii.gz"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(case, capsys, monkeypatch, options, message):
+    monkeypatch.chdir(case)
+    before = {path: path.stat().st_mtime_ns for path in case.iterdir()}
+    assert suggest(case, *options) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and message in said.err and said.err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in case.iterdir()} == before

@@ -1,0 +1,165 @@
+"""What is computed at once fits into memory, and what happens when it does not."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_pipeline import SPACING, dice, keep, tubes
+
+from LabelPropLib import machine, planner
+from LabelPropLib.annotation import annotate_from_label_volume
+from LabelPropLib.errors import InputError
+from LabelPropLib.pipeline import propagate
+from LabelPropLib.planner import Plan
+from LabelPropLib.preprocessing import percentiles
+from LabelPropLib.registration import instance
+from LabelPropLib.settings import Settings
+
+CPU = torch.device("cpu")
+FAST = Settings(preset="fast", fusion="similarity", device="cpu")
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def annotation():
+    image, labels = tubes()
+    return annotate_from_label_volume(image, keep(labels, [0, 4, 8, 16]), SPACING)
+
+
+@pytest.fixture(scope="module")
+def found(annotation):
+    return propagate(annotation, FAST)
+
+
+@pytest.mark.parametrize("limit", [4.0, 1.0])
+def test_limits_of_memory_give_the_same_labels(annotation, found, monkeypatch, limit):
+    """In a process that holds 0.4 GB when the registration begins, which pytest's may be beyond."""
+    monkeypatch.setattr(planner, "held_memory", lambda: int(0.4 * GB))
+    limited = propagate(annotation, Settings(preset="fast", fusion="similarity", device="cpu", memory_gb=limit))
+    np.testing.assert_array_equal(limited.label_maps[0], found.label_maps[0])
+
+
+@pytest.mark.parametrize("free", [int(0.002 * GB), int(0.0005 * GB)])
+def test_parts_and_small_batches_find_nearly_the_same(annotation, found, monkeypatch, free):
+    monkeypatch.setattr(planner, "memory_to_use", lambda device, limit: free)
+    assert planner.pairs_at_once((56, 56), free) < 16
+    monkeypatch.setattr(planner, "fitting_pixels", lambda pixels, planes, free: pixels)
+    result = propagate(annotation, FAST)
+    for label in annotation.labels:
+        assert dice(result.mask(label), found.mask(label)) >= 0.99
+
+
+def test_batches_do_not_change_the_fields(annotation):
+    torch.manual_seed(0)
+    images = torch.rand(7, 1, 24, 20)
+    levels = (instance.Level(2, 12), instance.Level(1, 5))
+    whole, single = (
+        instance.register(images, schedule=instance.Schedule(levels=levels, batch_pixels=pixels))
+        for pixels in (2**22, 1)
+    )
+    torch.testing.assert_close(single, whole, rtol=0, atol=0)
+
+
+def test_little_memory_makes_slices_coarser_and_says_so(annotation, monkeypatch):
+    monkeypatch.setattr(planner, "memory_to_use", lambda device, limit: 1000)
+    result = propagate(annotation, FAST)
+    assert any("slices of 64 pixels instead of 128" in message for message in result.report["messages"])
+
+
+class ScarceMemory:
+    """In place of the registration one that needs memory for more than `most` pixels at once, and remembers calls."""
+
+    def __init__(self, most, error):
+        self.most, self.error, self.calls = most, error, []
+        self._register = instance.register
+
+    def __call__(self, images, ends, schedule, **options):
+        self.calls.append((images.device.type, schedule.batch_pixels))
+        if schedule.batch_pixels > self.most:
+            raise self.error("not enough memory: you tried to allocate 100 bytes.")
+        return self._register(images, ends, schedule, **options)
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, MemoryError, RuntimeError])
+def test_out_of_memory_is_followed_by_smaller_batches(annotation, found, monkeypatch, error):
+    monkeypatch.setattr(planner, "memory_to_use", lambda device, limit: 4 * GB)
+    registration = ScarceMemory(2**20, error)
+    monkeypatch.setattr(instance, "register", registration)
+    result = propagate(annotation, FAST)
+    assert len(registration.calls) == 2
+    assert "Memory ran out: computed in smaller batches." in result.report["messages"]
+    np.testing.assert_array_equal(result.label_maps[0], found.label_maps[0])
+
+
+def test_a_gpu_without_memory_is_followed_by_the_cpu(annotation, found, monkeypatch):
+    """A tensor cannot be on a GPU here, so a plan for it is stood in for by one that says so and runs on the CPU."""
+    first, smaller, *rest = planner.plans(torch.device("cuda"))
+    assert [plan.device.type for plan in (first, smaller, *rest)] == ["cuda", "cuda", "cpu", "cpu"]
+    monkeypatch.setattr(planner, "plans", lambda device: (Plan(CPU), Plan(CPU, why=smaller.why), *rest))
+    register, calls = instance.register, []
+
+    def run_out_twice(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) <= 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return register(*arguments, **options)
+
+    monkeypatch.setattr(instance, "register", run_out_twice)
+    result = propagate(annotation, FAST)
+    assert "The GPU's memory ran out: computed on the CPU." in result.report["messages"]
+    np.testing.assert_array_equal(result.label_maps[0], found.label_maps[0])
+
+
+def test_other_errors_are_not_taken_for_want_of_memory(annotation, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("The size of tensor a (3) must match")
+
+    monkeypatch.setattr(instance, "register", fail)
+    with pytest.raises(RuntimeError, match="must match"):
+        propagate(annotation, FAST)
+
+
+def test_running_out_of_memory_for_good_is_an_error(annotation, monkeypatch):
+    monkeypatch.setattr(instance, "register", ScarceMemory(0, MemoryError))
+    with pytest.raises(MemoryError):
+        propagate(annotation, FAST)
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan")])
+def test_a_limit_that_is_none(limit):
+    with pytest.raises(InputError, match="give a number above 0"):
+        Settings(memory_gb=limit)
+
+
+def test_memory_of_this_machine():
+    assert 10**7 < machine.held_memory() < 10**12
+    assert machine.free_memory() is None or machine.free_memory() > 0
+    assert planner.memory_to_use(CPU, 1e-3) == 0
+
+
+@pytest.mark.parametrize("limit, expected", [("1000", 600), ("max", None)])
+def test_limit_of_a_control_group(tmp_path, monkeypatch, limit, expected):
+    (tmp_path / "max").write_text(limit)
+    (tmp_path / "now").write_text("400\n")
+    monkeypatch.setattr(
+        machine, "CONTROL_GROUP_FILES", [(tmp_path / "none", tmp_path), (tmp_path / "max", tmp_path / "now")]
+    )
+    assert machine._left_in_control_group() == expected
+    if expected:
+        assert machine.free_memory() == expected
+
+
+def test_threads_that_are_asked_for(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert machine.thread_count() == 3
+    for nonsense in ("", "0", "4,2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
+        assert 1 <= machine.thread_count() <= machine.MOST_THREADS
+
+
+@given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=60), st.sampled_from([np.int16, np.float32]))
+def test_percentiles_are_those_of_numpy(values, kind):
+    array = np.array(values, kind)
+    expected = np.percentile(array.astype(np.float64), [1, 99])
+    np.testing.assert_allclose(percentiles(array, (0.01, 0.99)), expected, rtol=1e-12, atol=1e-9)
