@@ -317,7 +317,7 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
     everywhere = tuple(slice(0, size) for size in crossing.targets.shape[-2:])
     carried = {side.source: _candidate(label, side, everywhere, planes) for side in bearing}
     nearest = torch.stack([candidate.distances.amax(dim=0) for candidate in carried.values()]).amax(dim=0)
-    box = _bounding_box(nearest > -BOX_MARGIN)
+    box = bounding_box(nearest > -BOX_MARGIN)
     carried = {
         source: replace(candidate, distances=candidate.distances[:, box[0], box[1]])
         for source, candidate in carried.items()
@@ -381,7 +381,8 @@ def _shape(label: int, gap: Gap, box: tuple[slice, slice], planes: LabelPlanes) 
     return [Atlas(("shape", gap.lower, gap.upper), hops, channels, distances, depth)]
 
 
-def _bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:
+def bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:
+    """Rows and columns of an (H, W) mask that hold all of it; it must not be empty."""
     rows = np.flatnonzero(mask.any(dim=1).cpu().numpy())
     columns = np.flatnonzero(mask.any(dim=0).cpu().numpy())
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

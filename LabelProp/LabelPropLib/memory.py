@@ -169,7 +169,7 @@ def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: 
             digest.update(np.packbits(mask).data)
     absent = {label: sorted(planes) for label, planes in annotation.absent.items()}
     leading = sorted(gaps_to_scribbles(annotation, stack).items(), key=repr)
-    return digest.hexdigest(), str(absent), str(leading), replace(settings, uncertainty=False), stack.crop
+    return digest.hexdigest(), str(absent), str(leading), settings, stack.crop
 
 
 def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,10 +13,11 @@ import torch
 
 from . import atlases, confidence, planner, scribbles, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
-from .candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps, gaps_to_scribbles
+from .candidates import Arrivals, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps, gaps_to_scribbles
 from .errors import Cancelled, InputError
-from .fusion import appearance, distance, joint, majority, similarity
+from .fusion import appearance, deep, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
+from .fusion.subnets import DeepLabelFusion
 from .labelmaps import FusedScore, LabelMaps
 from .machine import peak_memory_gb, thread_count
 from .memory import Memory, Update
@@ -37,7 +38,8 @@ RULES: dict[str, Rule] = {
     "appearance": appearance.fuse,
     "joint": joint.fuse,
 }
-CHOICES = ("similarity", "appearance")  # of 'auto', the simplest first
+DEEP = "deep"  # the rule that needs weights, and all labels of a gap at once
+CHOICES = ("similarity", "appearance")  # of 'auto', in this order, after deep fusion where there are weights
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
 REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
@@ -98,6 +100,7 @@ def compute(
     """`propagate` by a plan. Raises what `planner.is_out_of_memory` knows where there is not enough."""
     device = plan.device
     network = load_network(settings.checkpoint)
+    networks = deep.load(settings.checkpoint, settings.fusion == DEEP, device)
     effort = EFFORTS[settings.preset]
     with threads(thread_count()):
         with clock.stage("Preparing"):
@@ -118,7 +121,7 @@ def compute(
         with torch.no_grad():
             fusion = None if memory is None else memory.recall_fusion(annotation, settings, stack, update)
             if fusion is None:
-                fusion = fuse(annotation, stack, planes, Chains(velocity, stack.images), settings, clock)
+                fusion = fuse(annotation, stack, planes, Chains(velocity, stack.images), networks, settings, clock)
                 if memory is not None:
                     memory.keep_fusion(annotation, settings, stack, fusion)
             with clock.stage("Scribbling"):
@@ -226,7 +229,12 @@ def register_core(
 
 
 def choose_rules(
-    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains, fusion: str
+    annotation: SparseAnnotation,
+    stack: Stack,
+    planes: LabelPlanes,
+    chains: Chains,
+    networks: DeepLabelFusion | None,
+    fusion: str,
 ) -> tuple[dict[int, str], dict[int, float]]:
     """The fusion rule of every label; with 'auto' the one that finds hidden annotated slices best.
 
@@ -235,16 +243,21 @@ def choose_rules(
     """
     if fusion != "auto":
         return dict.fromkeys(annotation.labels, fusion), {}
-    left_out = leave_one_out(annotation, stack, planes, chains)
+    left_out = leave_one_out(annotation, stack, planes, chains, networks)
     rules = {label: choose(results, CHOICE_MARGIN) for label, results in left_out.items()}
     return rules, confidence.scales({label: left_out[label][rule].drifts for label, rule in rules.items()})
 
 
 def leave_one_out(
-    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains
+    annotation: SparseAnnotation,
+    stack: Stack,
+    planes: LabelPlanes,
+    chains: Chains,
+    networks: DeepLabelFusion | None,
 ) -> Mapping[int, Mapping[str, LeftOut]]:
     """What each of the CHOICES makes of hidden annotated slices, label -> rule -> result."""
-    results = {label: {rule: LeftOut() for rule in CHOICES} for label in annotation.labels}
+    choices = (DEEP, *CHOICES) if networks else CHOICES
+    results = {label: {rule: LeftOut() for rule in choices} for label in annotation.labels}
     hidden: dict[Gap, list[int]] = {}
     for label in annotation.labels:
         known = sorted(plane - stack.first for plane in annotation.known_planes(label))
@@ -253,57 +266,82 @@ def leave_one_out(
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
     for gap, labels in hidden.items():
         crossing = chains.cross(gap)
-        for label in labels:
-            arrived = arrivals(label, crossing, planes)
-            drawn = planes.distances(label, gap.first)
-            seen = confidence.observe(arrived, annotation, stack)
-            for rule in CHOICES:
+        arrived = [arrivals(label, crossing, planes) for label in labels]
+        seen = [confidence.observe(label, annotation, stack) for label in arrived]
+        for rule in choices:
+            found = scores(arrived, dict.fromkeys(labels, rule), networks)
+            for label, observed, scored in zip(arrived, seen, found, strict=True):
+                drawn = planes.distances(label.label, gap.first)
                 score = torch.full_like(drawn, -1.0)
-                score[arrived.box] = RULES[rule](arrived)[0]
-                results[label][rule].add(score, drawn)
-                results[label][rule].drifts += confidence.seen_drift(score, drawn, seen, stack.pixel)
+                score[label.box] = scored[0]
+                results[label.label][rule].add(score, drawn)
+                results[label.label][rule].drifts += confidence.seen_drift(score, drawn, observed, stack.pixel)
     return results
 
 
+def rule_alone(rule: str, networks: DeepLabelFusion | None) -> Rule:
+    """A rule for a label whose rivals are not known."""
+    if rule == DEEP:
+        return lambda arrived: deep.fuse([arrived], networks)[0]
+    return RULES[rule]
+
+
+def scores(
+    arrived: Sequence[Arrivals], rules: Mapping[int, str], networks: DeepLabelFusion | None
+) -> list[torch.Tensor]:
+    """Scores (T, h, w) of all labels of a gap, each by its own rule and in its own box."""
+    is_deep = any(rules[label.label] == DEEP for label in arrived)
+    corrected = deep.fuse(arrived, networks) if is_deep else [None] * len(arrived)
+    return [
+        score if rules[label.label] == DEEP else RULES[rules[label.label]](label)
+        for label, score in zip(arrived, corrected, strict=True)
+    ]
+
+
 def fuse(
-    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, chains: Chains, settings: Settings, clock: Clock
+    annotation: SparseAnnotation,
+    stack: Stack,
+    planes: LabelPlanes,
+    chains: Chains,
+    networks: DeepLabelFusion | None,
+    settings: Settings,
+    clock: Clock,
 ) -> Fusion:
     """Choose the rules and fuse what arrives in all gaps; what leads to a scribble alone stays as it was carried."""
     with clock.stage("Choosing"):
-        rules, factors = choose_rules(annotation, stack, planes, chains, settings.fusion)
+        rules, factors = choose_rules(annotation, stack, planes, chains, networks, settings.fusion)
     priors: Mapping[int, torch.Tensor] = {}
     if annotation.atlases:
         with clock.stage("Aligning atlases"):
-            chosen = {label: RULES[rule] for label, rule in rules.items()}
+            chosen = {label: rule_alone(rule, networks) for label, rule in rules.items()}
             priors = atlases.helpful(annotation, stack, planes, chains, chosen)
     maps = LabelMaps(annotation, stack)
     sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
-    scores: list[FusedScore] = []
+    fused: list[FusedScore] = []
     evidence: list[confidence.Evidence] = []
     labels_of = gaps(annotation, stack, settings.extrapolate)
     with clock.stage("Fusing"):
         for number, (gap, labels) in enumerate(labels_of.items()):
             crossing = chains.cross(gap)
-            for label in labels:
-                clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
-                arrived = arrivals(label, crossing, planes)
-                score = RULES[rules[label]](arrived)
-                if label in priors:
-                    score = atlases.blend(score, arrived, priors[label], planes)
-                scores.append(FusedScore(label, gap.targets, arrived.box, score))
-                evidence.append(confidence.observe(arrived, annotation, stack, settings.uncertainty))
-                for name, candidate in (("up", arrived.lower), ("down", arrived.upper)):
+            clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
+            arrived = [arrivals(label, crossing, planes) for label in labels]
+            for label, score in zip(arrived, scores(arrived, rules, networks), strict=True):
+                if label.label in priors:
+                    score = atlases.blend(score, label, priors[label.label], planes)
+                fused.append(FusedScore(label.label, gap.targets, label.box, score))
+                evidence.append(confidence.observe(label, annotation, stack, settings.uncertainty))
+                for name, candidate in (("up", label.lower), ("down", label.upper)):
                     if name in sides and candidate is not None:
-                        sides[name].enter(FusedScore(label, gap.targets, arrived.box, candidate.distances))
+                        sides[name].enter(FusedScore(label.label, gap.targets, label.box, candidate.distances))
         for gap, labels in gaps_to_scribbles(annotation, stack).items():
             crossing = chains.cross(gap)
             for label in labels:
                 arrived = arrivals(label, crossing, planes)
                 carried = arrived.lower or arrived.upper
-                scores.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone()))
-        for score in scores:
+                fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone()))
+        for score in fused:
             maps.enter(score)
-    return Fusion(rules, factors, priors, scores, maps, sides, evidence, chains.weights)
+    return Fusion(rules, factors, priors, fused, maps, sides, evidence, chains.weights)
 
 
 def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .errors import InputError
 
 REGISTRATIONS = ("auto", "instance", "network", "pretrained")
-FUSIONS = ("auto", "majority", "distance", "similarity", "appearance", "joint")
+FUSIONS = ("auto", "majority", "distance", "similarity", "appearance", "joint", "deep")
 PRESETS = ("fast", "balanced", "best")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 

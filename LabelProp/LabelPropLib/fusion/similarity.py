@@ -25,8 +25,11 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
     return pool(arrivals, similarity_way(arrivals))
 
 
-def similarity_way(arrivals: Arrivals) -> torch.Tensor:
-    """(T, h, w) weight of the upper side: the way from lower to upper plane, moved towards the more similar one."""
+def similarity_way(arrivals: Arrivals, vote: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """(T, h, w) weight of the upper side: the way from lower to upper plane, moved towards the more similar one.
+
+    vote: what else speaks for the upper side, in log-odds.
+    """
     crossing = arrivals.crossing
     way = distance_way(arrivals)
     if crossing.lower is None or crossing.upper is None:
@@ -34,7 +37,7 @@ def similarity_way(arrivals: Arrivals) -> torch.Tensor:
     lower, upper = (_difference(carried, crossing, arrivals.box) for carried in (crossing.lower, crossing.upper))
     sharpness = SHARPNESS if arrivals.lower and arrivals.upper else END_SHARPNESS
     scale = sharpness / (lower + upper).mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)
-    return torch.sigmoid(torch.logit(way) + scale * (lower - upper))
+    return torch.sigmoid(torch.logit(way) + scale * (lower - upper) + vote)
 
 
 def _difference(carried: Carried, crossing: Crossing, box: tuple[slice, slice]) -> torch.Tensor:

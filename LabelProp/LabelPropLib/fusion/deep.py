@@ -1,0 +1,228 @@
+"""Deep label fusion: the similarity rule corrected by two small networks trained on other scans.
+
+Xie et al., "Deep label fusion", Medical Image Analysis 2023, with candidates that come from the same scan: a voting
+subnet moves the weights of the candidates, a fine-tuning subnet corrects the consensus, and a label mask keeps the
+result near the candidates' votes. What the networks say is added to what the similarity rule says, so networks that say
+nothing leave that rule as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .. import checkpoint
+from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, Candidate, bounding_box
+from ..errors import InputError
+from . import similarity
+from .appearance import log_odds
+from .distance import distance_way, pool
+from .similarity import similarity_way
+from .subnets import DeepLabelFusion
+
+DISTANCE_SCALE = 4.0  # pixels; the networks see distances in this unit, at most three of it
+TIP_DEPTH = 3.0  # pixels; what is thinner on its only drawn plane tells the networks too little
+MASK_MARGIN = 6.0  # pixels beyond the union of the votes that a label may go
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a label's box that the networks look at: rows, columns, and the label mask (T, h, w) in it.
+
+    The mask is the union of the candidates' votes and MASK_MARGIN pixels around them; no label leaves it.
+    """
+
+    rows: slice
+    columns: slice
+    mask: torch.Tensor
+
+    def of(self, planes: torch.Tensor) -> torch.Tensor:
+        """The window's part of planes (T, H, W) in the label's box; a view."""
+        return planes[:, self.rows, self.columns]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the networks are told of a label on T planes of a gap, within its window: all (T, h, w).
+
+    lower, upper: signed distances of the candidates in pixels, -DISTANCE_LIMIT where the label is absent.
+    target, lower_image, upper_image: the slices and the carried images, intensities relative to those in and around the
+    label. odds: of the slices' intensities, see `appearance`. way: distance weight of the upper side.
+    length: log of the hops across the gap, over 3.
+    """
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    target: torch.Tensor
+    lower_image: torch.Tensor
+    upper_image: torch.Tensor
+    odds: torch.Tensor
+    way: torch.Tensor
+    length: torch.Tensor
+
+    def of_lower(self) -> torch.Tensor:
+        """(T, 5, h, w), the voting subnet's view of the lower candidate."""
+        return self._of_candidate(self.lower, self.lower_image, 1 - self.way)
+
+    def of_upper(self) -> torch.Tensor:
+        """(T, 5, h, w), the voting subnet's view of the upper candidate."""
+        return self._of_candidate(self.upper, self.upper_image, self.way)
+
+    def _of_candidate(self, distances: torch.Tensor, image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.stack([bounded(distances), image, self.target, (image - self.target).abs(), weight], dim=1)
+
+    def of_label(self, consensus: torch.Tensor, way: torch.Tensor, rivals: torch.Tensor) -> torch.Tensor:
+        """(T, 11, h, w), the fine-tuning subnet's view.
+
+        consensus: scores after voting; way: the voted weight of the upper side; rivals: best score of another label.
+        """
+        distances = [bounded(planes) for planes in (consensus, self.lower, self.upper, rivals)]
+        images = [self.target, self.lower_image, self.upper_image]
+        return torch.stack([*distances, *images, self.odds, way, self.way, self.length], dim=1)
+
+
+ARCHITECTURE = {"name": "DeepLabelFusion", "revision": 1}
+PREPROCESSING = {
+    "candidates": "the nearest annotated plane on either side, pooled by the similarity rule",
+    "distances": f"pixels / {DISTANCE_SCALE}, cut off at 3",
+    "intensity": "relative to mean and standard deviation in and around the label, cut off at 4",
+    "pixels": "square",
+}
+
+
+def load(choice: str, needed: bool, device: torch.device) -> DeepLabelFusion | None:
+    """The networks of a checkpoint on a device, chosen as `checkpoint.choose` does; None for none.
+
+    Raises InputError if the checkpoint cannot be used, or if there is none although deep fusion is `needed`.
+    """
+    chosen = checkpoint.choose(choice, "fusion")
+    if chosen is None:
+        if needed:
+            raise InputError("Deep fusion needs weights: choose the checkpoint 'auto' or a file, or another fusion.")
+        return None
+    tensors, metadata = chosen
+    if metadata["architecture"] != ARCHITECTURE or metadata["preprocessing"] != PREPROCESSING:
+        raise InputError(
+            f"{choice}: weights for other networks or other preprocessing than these: give another checkpoint."
+        )
+    networks = DeepLabelFusion()
+    try:
+        networks.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{choice}: weights that do not fit the networks: give another checkpoint.") from error
+    return networks.eval().to(device, memory_format=torch.channels_last)
+
+
+def fuse(arrivals: Sequence[Arrivals], networks: DeepLabelFusion) -> list[torch.Tensor]:
+    """Scores (T, h, w), one an arrival, of all labels of one gap, each in its own box.
+
+    All labels of the gap are needed, because where one may go depends on the others. The similarity rule stands beyond
+    the outermost annotated planes, where there is nothing to vote on, and for a label of which only a tip was drawn.
+    """
+    crossing = arrivals[0].crossing
+    if crossing.lower is None or crossing.upper is None:
+        return [similarity.fuse(arrived) for arrived in arrivals]
+    windows = [look(arrived) for arrived in arrivals]
+    told = [evidence(arrived, window) for arrived, window in zip(arrivals, windows, strict=True)]
+    ways = []
+    for arrived, window, heard in zip(arrivals, windows, told, strict=True):
+        votes = torch.zeros_like(crossing.targets[:, arrived.box[0], arrived.box[1]])
+        window.of(votes).copy_(networks.voting(heard.of_upper()) - networks.voting(heard.of_lower()))
+        ways.append(similarity_way(arrived, votes))
+    consensus = [pool(arrived, way) for arrived, way in zip(arrivals, ways, strict=True)]
+    scores = []
+    for index, (window, heard) in enumerate(zip(windows, told, strict=True)):
+        if is_tip(arrivals[index]):
+            scores.append(similarity.fuse(arrivals[index]))
+            continue
+        rivals = best_rival(index, arrivals, consensus)
+        features = heard.of_label(*(window.of(planes) for planes in (consensus[index], ways[index], rivals)))
+        correction = networks.correction(features).masked_fill(~window.mask, -DISTANCE_LIMIT)
+        score = consensus[index] - DISTANCE_LIMIT
+        window.of(score).copy_(window.of(consensus[index]) + correction)
+        scores.append(score)
+    return scores
+
+
+def is_tip(arrivals: Arrivals) -> bool:
+    """Whether one plane alone bears the label, and bears little of it."""
+    candidates = present(arrivals)
+    return len(candidates) == 1 and candidates[0].depth < TIP_DEPTH
+
+
+def look(arrivals: Arrivals) -> Window:
+    """The window that holds the label mask of all planes."""
+    candidates = [candidate.distances for candidate in present(arrivals)]
+    mask = torch.stack(candidates).amax(dim=0) > -MASK_MARGIN
+    rows, columns = bounding_box(mask.any(dim=0))
+    return Window(rows, columns, mask[:, rows, columns])
+
+
+def evidence(arrivals: Arrivals, window: Window) -> Evidence:
+    """What the networks are told of one label's arrivals."""
+    crossing, (rows, columns) = arrivals.crossing, arrivals.box
+    slices = window.of(crossing.targets[:, rows, columns])
+    intensity = label_intensity(arrivals)
+    lower, upper = (
+        torch.full_like(slices, -DISTANCE_LIMIT) if candidate is None else window.of(candidate.distances)
+        for candidate in (arrivals.lower, arrivals.upper)
+    )
+    lower_image, upper_image = (
+        relative(window.of(carried.images[:, rows, columns]), intensity) for carried in (crossing.lower, crossing.upper)
+    )
+    return Evidence(
+        lower=lower,
+        upper=upper,
+        target=relative(slices, intensity),
+        lower_image=lower_image,
+        upper_image=upper_image,
+        odds=log_odds(present(arrivals), slices).clamp(-4, 4) / 2,
+        way=distance_way(arrivals).expand_as(slices),
+        length=torch.full_like(slices, math.log(len(slices) + 1) / 3),
+    )
+
+
+def present(arrivals: Arrivals) -> list[Candidate]:
+    """The candidates that bear the label."""
+    return [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]
+
+
+def best_rival(index: int, arrivals: Sequence[Arrivals], consensus: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(T, h, w) highest consensus of the other labels in the box of `arrivals[index]`; -DISTANCE_LIMIT without any."""
+    rows, columns = arrivals[index].box
+    best = torch.full_like(consensus[index], -DISTANCE_LIMIT)
+    for other, (arrived, score) in enumerate(zip(arrivals, consensus, strict=True)):
+        (first_row, first_column) = (part.start for part in arrived.box)
+        top, bottom = max(rows.start, first_row), min(rows.stop, arrived.box[0].stop)
+        left, right = max(columns.start, first_column), min(columns.stop, arrived.box[1].stop)
+        if other == index or top >= bottom or left >= right:
+            continue
+        here = best[:, top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
+        there = score[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
+        torch.maximum(here, there, out=here)
+    return best
+
+
+def bounded(distances: torch.Tensor) -> torch.Tensor:
+    """Distances in units of DISTANCE_SCALE, at most three."""
+    return (distances / DISTANCE_SCALE).clamp(-3, 3)
+
+
+def relative(images: torch.Tensor, intensity: tuple[float, float]) -> torch.Tensor:
+    """Intensities relative to their mean and standard deviation in and around the label."""
+    mean, deviation = intensity
+    return ((images - mean) / deviation).clamp(-4, 4)
+
+
+def label_intensity(arrivals: Arrivals) -> tuple[float, float]:
+    """Mean and standard deviation of the intensities in and around the label, the latter never quite zero."""
+    counts = torch.stack([candidate.inside + candidate.around for candidate in present(arrivals)]).sum(dim=0)
+    low, high = INTENSITY_RANGE
+    values = low + (torch.arange(len(counts)).to(counts) + 0.5) * (high - low) / len(counts)
+    total = counts.sum().clamp(min=1)
+    mean = (counts * values).sum() / total
+    deviation = ((counts * (values - mean) ** 2).sum() / total).sqrt()
+    return float(mean), float(deviation) + 0.02
