@@ -249,6 +249,25 @@ def gaps(annotation: SparseAnnotation, stack: Stack, extrapolate: bool) -> Mappi
     return dict(sorted(labels_of.items(), key=lambda item: (item[0].first, item[0].last)))
 
 
+def gaps_to_scribbles(annotation: SparseAnnotation, stack: Stack) -> Mapping[Gap, list[int]]:
+    """Gaps from a label's outermost known plane, if it is drawn there, to its scribbles beyond; see `gaps`."""
+    labels_of: dict[Gap, list[int]] = {}
+    for label in annotation.labels:
+        scribbled = annotation.scribbles.get(label)
+        if scribbled is None or not len(scribbled):
+            continue
+        planes = scribbled[:, annotation.axis] - stack.first
+        known = _known(label, annotation, stack)
+        lowest, highest = int(planes.min()), int(planes.max())
+        for plane, gap in (
+            (known[0], Gap(None, known[0], lowest, known[0] - 1)),
+            (known[-1], Gap(known[-1], None, known[-1] + 1, highest)),
+        ):
+            if plane + stack.first in annotation.complete[label] and gap.first <= gap.last:
+                labels_of.setdefault(gap, []).append(label)
+    return labels_of
+
+
 def _known(label: int, annotation: SparseAnnotation, stack: Stack) -> list[int]:
     """The stack's planes on which `label` is drawn or absent, ascending; marks of absence beyond it say nothing."""
     known = (plane - stack.first for plane in annotation.known_planes(label))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from . import files
 from .annotation import AXIS_NAMES, check_image, find_axis
 from .errors import InputError
-from .preprocessing import percentiles, robust_normalise
+from .preprocessing import normalise, percentiles, robust_range
 from .registration.pretraining import TrainingVolume
 
 COLUMNS = ("image", "annotations", "axis")
@@ -124,7 +124,7 @@ def prepare(
     extent = [n * s for n, s in zip(image.shape[1:], plane_spacing, strict=True)]
     pixel = max(min(plane_spacing), max(extent) / PIXELS)
     size = tuple(max(8, round(e / pixel)) for e in extent)
-    images = robust_normalise(image, size)[:, None].half()
+    images = normalise(image, size, *robust_range(image))[:, None].half()
     if labels is None:
         return TrainingVolume(name, images)
     labels = labels[:, rows, columns]

@@ -76,7 +76,7 @@ def test_report_tells_what_was_done(found):
     assert found.report["labels"] == [3, 700]
     assert found.report["missing"] == "absent"
     assert set(found.report["fusion"]) == {"3", "700"}
-    assert {"preparing", "registering", "choosing", "fusing", "assessing"} == set(found.report["seconds"])
+    assert {"preparing", "registering", "choosing", "fusing", "scribbling", "assessing"} == set(found.report["seconds"])
 
 
 def test_same_seed_same_voxels(volume, found):
