@@ -97,7 +97,7 @@ class Remembered:
         return self.box if fits else crop_box(annotation)
 
     def update(self, annotation: SparseAnnotation, stack: Stack) -> Update | None:
-        """What to do for a stack, None if too little of it lies in the crop that was registered."""
+        """What to do for a stack, None if too little is known of it to save time."""
         if overlap(stack.box, self.box) < LEAST_OVERLAP:
             return None
         pair_count = len(stack.images) - 1
@@ -112,6 +112,8 @@ class Remembered:
             changed |= set(range(lower - stack.first, upper - stack.first)) & set(known)
         # In a new crop nothing is known of what the changed labels reach for: it was outside the old one.
         coarse = added if stack.box == self.box else added | changed
+        if len(coarse) == pair_count:
+            return None
         return Update(velocity.to(stack.images.device), tuple(sorted(added | changed)), tuple(sorted(coarse)))
 
 

@@ -185,7 +185,7 @@ def register(
     schedule = instance.Schedule(levels=effort.levels, batch_pixels=planner.batch_pixels(plan, free))
     if update is not None:
         return update.register(stack, ends, schedule, on_step)
-    velocity = register_core(stack, ends, settings, network, planner.pairs_at_once(stack.size, free), schedule, on_step)
+    velocity = register_core(stack, ends, settings, network, schedule, on_step)
     parts = [velocity]
     before, after = stack.images[: stack.core.start + 1], stack.images[stack.core.stop - 1 :]
     if len(before) > 1:
@@ -200,11 +200,10 @@ def register_core(
     ends: FarEnds | None,
     settings: Settings,
     network: RegistrationNetwork | None,
-    pairs: int,
     schedule: instance.Schedule,
     on_step: Callable[[float], None],
 ) -> torch.Tensor:
-    """Velocity fields of the core's neighbouring planes; pairs: as many as fit into memory at once."""
+    """Velocity fields of the core's neighbouring planes."""
     images = stack.images[stack.core.start : stack.core.stop]
     if len(images) == 1:
         return images.new_zeros(0, 2, *instance.field_size(images))
@@ -222,9 +221,6 @@ def register_core(
                 " out the second image, or choose another registration."
             )
         return training.predict(network.to(images.device), images, training.PREDICTION_REDUCTIONS)
-    if pairs < len(images) - 1:
-        given = tuple(plane - stack.core.start for plane in stack.given)
-        return instance.register_in_parts(images, given, pairs, ends, schedule, on_step)
     return instance.register(images, ends, schedule, on_step=on_step)
 
 
@@ -260,7 +256,7 @@ def leave_one_out(
     results = {label: {rule: LeftOut() for rule in choices} for label in annotation.labels}
     hidden: dict[Gap, list[int]] = {}
     for label in annotation.labels:
-        known = sorted(plane - stack.first for plane in annotation.known_planes(label))
+        known = planes.known(label)
         for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
             if planes.bears(label, plane) and (planes.bears(label, lower) or planes.bears(label, upper)):
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .confidence import PRIOR, Confidence, Stretch, bridge, present
+from .confidence import INSET, PRIOR, Confidence, Stretch, bridge, present
+from .ends import EXPONENT, EXTENT
 
 OVERHEAD = 1.0  # cost of going to a slice, in mean lengths to trace on one
 LIKELY = 0.5  # probability from which a label is said to be on a slice
@@ -44,8 +45,7 @@ class Suggestion:
 class Span:
     """A label in a gap: T planes, in the order away from the side that bears it, or from the lower one of two.
 
-    near, far: (T,) mm to the gap's two sides. drift: (T,) mm. perimeter: (T,) mm. ends, shapes: see
-    `confidence.Stretch`, in this order too; None where both sides bear the label.
+    near, far: (T,) mm to the gap's two sides. drift: (T,) mm. perimeter: (T,) mm. end: where one side bears the label.
     """
 
     label: int
@@ -54,70 +54,94 @@ class Span:
     far: np.ndarray
     drift: np.ndarray
     perimeter: np.ndarray
-    ends: np.ndarray | None
-    shapes: np.ndarray | None
+    end: End | None
 
     @classmethod
     def of(cls, stretch: Stretch) -> Span:
         """As the propagation left it."""
-        evidence = stretch.evidence
-        upwards = evidence.ending is None or evidence.ending.upwards
+        evidence, ending = stretch.evidence, stretch.evidence.ending
+        upwards = ending is None or ending.upwards
         order = slice(None, None, 1 if upwards else -1)
         below, above = evidence.below[order], evidence.above[order]
         near, far = (below, above) if upwards else (above, below)
-        drift, perimeter = stretch.drift[order], stretch.perimeter[order]
+        end = None
+        if ending is not None:
+            found = np.broadcast_to(stretch.found[order, None], stretch.shapes.shape)
+            end = End(stretch.ends, stretch.shapes, ending.area, found)
         planes = np.array(evidence.planes)[order]
-        return cls(evidence.label, planes, near, far, drift, perimeter, stretch.ends, stretch.shapes)
+        return cls(evidence.label, planes, near, far, stretch.drift[order], stretch.perimeter[order], end)
 
     @property
     def presence(self) -> np.ndarray:
         """(T,) probability that the label is there."""
-        return np.ones(len(self.planes)) if self.ends is None else present(self.ends)
+        return np.ones(len(self.planes)) if self.end is None else present(self.end.probabilities)
 
     @property
     def error(self) -> float:
         """mm^2 that are expected to be wrong: by drift along the contour, and by the end being elsewhere."""
         drifted = float(self.drift @ self.perimeter)
-        return drifted if self.ends is None else drifted + float(misplaced(self.shapes, self.ends).sum())
+        return drifted if self.end is None else drifted + self.end.error
 
     def split(self, plane: int) -> list[tuple[float, list[Span]]]:
         """What remains once the label is drawn, or seen to be absent, on a plane of the span: (probability, spans)."""
         at = int(np.flatnonzero(self.planes == plane)[0])
         nearer, further = slice(0, at), slice(at + 1, None)
         to_plane = np.abs(self.near - self.near[at])
-        if self.ends is None:
-            return [(1.0, [self._part(nearer, self.near, to_plane), self._part(further, to_plane, self.far)])]
-        likely = float(present(self.ends)[at])
+        tied = self._part(nearer, self.near, to_plane, None)
+        if self.end is None:
+            return [(1.0, [tied, self._part(further, to_plane, self.far, None)])]
+        likely = float(self.presence[at])
         outcomes = []
         if likely > 0:
-            ends = self.ends[at + 1 :] / likely
-            beyond = self._part(further, to_plane, self.far, ends, self.shapes[further, at + 1 :])
-            outcomes.append((likely, [self._part(nearer, self.near, to_plane), beyond]))
+            end = self.end.beyond(at, to_plane[further] / self.far[at])
+            outcomes.append((likely, [tied, self._part(further, to_plane, self.far, end)]))
         if likely < 1:
-            before = self._part(
-                nearer, self.near, self.far, self.ends[: at + 1] / (1 - likely), self.shapes[nearer, : at + 1]
-            )
-            outcomes.append((1 - likely, [before]))
+            end = self.end.before(at, self.near[nearer] / self.near[at])
+            outcomes.append((1 - likely, [self._part(nearer, self.near, self.near[at] - self.near, end)]))
         return outcomes
 
-    def _part(
-        self, part: slice, near: np.ndarray, far: np.ndarray, ends: np.ndarray | None = None, shapes=None
-    ) -> Span:
-        before, after = (
-            (nearest if probabilities is not None else bridge(nearest, furthest))[part]
-            for nearest, furthest, probabilities in ((self.near, self.far, self.ends), (near, far, ends))
-        )
+    def _part(self, part: slice, near: np.ndarray, far: np.ndarray, end: End | None) -> Span:
+        before = (self.near if self.end else bridge(self.near, self.far))[part]
+        after = near[part] if end else bridge(near[part], far[part])
         drift = self.drift[part] * (after / before) ** PRIOR.growth
-        return Span(self.label, self.planes[part], near[part], far[part], drift, self.perimeter[part], ends, shapes)
+        return Span(self.label, self.planes[part], near[part], far[part], drift, self.perimeter[part], end)
 
 
-def misplaced(shapes: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(T,) mm^2 expected to be wrong on each plane if the area found is the median of those it may have."""
-    order = np.argsort(shapes, axis=1)
-    ordered = np.take_along_axis(shapes, order, axis=1)
-    cumulative = np.cumsum(ends[order], axis=1)
-    median = np.take_along_axis(ordered, np.argmax(cumulative >= 0.5 - 1e-9, axis=1)[:, None], axis=1)
-    return np.abs(shapes - median) @ ends
+@dataclass(frozen=True)
+class End:
+    """Where a label ends, of T planes away from the side that bears it, as far as it is known.
+
+    probabilities: (T + 1,) of it being on the first n planes and no further. shapes: (T, T + 1) its area (mm^2) in each
+    case. carried: (T,) the area of what is carried there. found: (T, T + 1) the area found in each case.
+    """
+
+    probabilities: np.ndarray
+    shapes: np.ndarray
+    carried: np.ndarray
+    found: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """mm^2 expected to be wrong."""
+        return float((np.abs(self.shapes - self.found) @ self.probabilities).sum())
+
+    def beyond(self, at: int, way: np.ndarray) -> End:
+        """If it is on plane `at`: what remains beyond; way: (T - at - 1,) from that plane to the gap's other side."""
+        probabilities = self.probabilities[at + 1 :] / self.probabilities[at + 1 :].sum()
+        drawn = self.shapes[at, at + 1 :]
+        carried = np.full(len(way), float(drawn @ probabilities))
+        return End(probabilities, self.shapes[at + 1 :, at + 1 :], carried, closing(way)[:, None] * drawn)
+
+    def before(self, at: int, way: np.ndarray) -> End:
+        """If it is not on plane `at`: what remains before; way: (at,) to that plane from the side that bears it."""
+        probabilities = self.probabilities[: at + 1] / self.probabilities[: at + 1].sum()
+        shapes, carried = self.shapes[:at, : at + 1], self.carried[:at]
+        return End(probabilities, shapes, carried, np.broadcast_to((closing(way) * carried)[:, None], shapes.shape))
+
+
+def closing(way: np.ndarray) -> np.ndarray:
+    """Share of its area that the fusion rules leave to a carried shape on its way to a plane without it, see `ends`."""
+    return (1 - np.minimum(way / EXTENT, 1) ** EXPONENT) ** (INSET / EXPONENT)
 
 
 class Outlook:
@@ -148,18 +172,18 @@ class Outlook:
 
     def option(self, plane: int) -> Suggestion:
         """What it takes and gives to draw a slice for all the labels on it."""
-        gains, lengths = {}, {}
+        gains, lengths, presence = {}, {}, {}
         for span in self._spans:
             at = np.flatnonzero(span.planes == plane)
             if len(at) == 0:
                 continue
             after = sum(probability * sum(part.error for part in parts) for probability, parts in span.split(plane))
             gains[span.label] = (span.error - after) / max(self._size[span.label], 1e-6) / len(self._size)
-            if span.presence[at[0]] >= LIKELY:
-                lengths[span.label] = float(span.perimeter[at[0]])
+            lengths[span.label] = float(span.perimeter[at[0]])
+            presence[span.label] = span.presence[at[0]]
         gain, length = sum(gains.values()), sum(lengths.values())
         least = WORTHWHILE * gain / max(length, 1e-6) if self._alone else -np.inf
-        worthwhile = [label for label in lengths if gains[label] >= least * lengths[label]]
+        worthwhile = [label for label in gains if presence[label] >= LIKELY and gains[label] >= least * lengths[label]]
         return Suggestion(plane, gain, length, tuple(sorted(worthwhile, key=lambda label: -gains[label])))
 
     def _draw(self, plane: int):
