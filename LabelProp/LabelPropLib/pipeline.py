@@ -41,7 +41,7 @@ RULES: dict[str, Rule] = {
 DEEP = "deep"  # the rule that needs weights, and all labels of a gap at once
 CHOICES = ("similarity", "appearance")  # of 'auto', in this order, after deep fusion where there are weights
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
-CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
+CHOICE_MARGIN = 0.05  # Dice on hidden slices, over twice the usual gap, that a rule needs to replace one before it
 REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
 
 Progress = Callable[[float, str], None]
