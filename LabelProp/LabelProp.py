@@ -422,8 +422,9 @@ def formatReport(report):
         names = report["segments"]
         lines.append(_("Expected Dice: {mean:.2f}").format(mean=report["expected_mean_dice"]))
         for label, planes in report.get("expected_dice", {}).items():
+            planes = {plane: dice for plane, dice in planes.items() if int(plane) not in report["annotated_slices"]}
             if planes:
-                worst = min(planes, key=lambda plane: planes[plane])
+                worst = min(planes, key=planes.get)
                 lines.append(
                     _("  {segment}: {mean:.2f}, least on slice {slice}: {least:.2f}").format(
                         segment=names[str(label)],

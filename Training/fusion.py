@@ -25,6 +25,7 @@ from LabelPropLib.fusion.subnets import DeepLabelFusion
 
 BATCH = 64
 RATE = 3e-3
+AVERAGED = 2  # last epochs whose weights are averaged
 CLOSING = 0.98  # of a superellipse; beyond, its slope is too steep to learn from
 VOTING_LOSS = 0.4  # of the consensus, against that of the final score: deep supervision
 
@@ -88,11 +89,15 @@ def read(paths: list[Path]) -> Patches:
 
 
 def train(patches: Patches, epochs: int, generator: np.random.Generator) -> DeepLabelFusion:
-    """AdamW with one cycle of the learning rate (Smith & Topin, 2019)."""
+    """AdamW with one cycle of the learning rate (Smith & Topin, 2019); the mean of the weights of the last epochs.
+
+    See Izmailov et al., "Averaging weights leads to wider optima and better generalization", UAI 2018.
+    """
     networks = DeepLabelFusion().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(networks.parameters(), lr=RATE, weight_decay=1e-4)
     steps = len(patches) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=epochs * steps)
+    averaged = torch.optim.swa_utils.AveragedModel(networks)
     for epoch in range(epochs):
         order = torch.from_numpy(generator.permutation(len(patches)))
         losses = np.zeros((steps, 3))
@@ -107,7 +112,9 @@ def train(patches: Patches, epochs: int, generator: np.random.Generator) -> Deep
             schedule.step()
         prior, voted, final = losses.mean(axis=0)
         print(f"epoch {epoch + 1}: similarity {prior:.4f}, voted {voted:.4f}, corrected {final:.4f}", flush=True)
-    return networks
+        if epoch >= epochs - AVERAGED:
+            averaged.update_parameters(networks)
+    return averaged.module
 
 
 def training_loss(networks: DeepLabelFusion, batch: Patches) -> tuple[torch.Tensor, tuple[float, float, float]]:

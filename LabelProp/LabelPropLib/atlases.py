@@ -22,7 +22,7 @@ from .fusion.choice import LeftOut, Rule
 from .preprocessing import Stack
 
 SHARE = 0.25  # of the atlases in the fused score, for the labels that they help to find
-HELP = 0.01  # Dice on hidden slices that they must add
+HELP = 0.01  # Dice on hidden slices that they must add, mean of all labels
 
 MARGIN_MM = 15.0  # around the labels, of what is aligned
 SHRINKING = (4, 2)  # of the affine alignment's levels
@@ -38,25 +38,42 @@ def helpful(
     """Label -> distances from `carry`, of the labels whose hidden annotated slices are found better with them.
 
     Every known slice between two others is hidden once and found from its neighbours by the label's rule, with the
-    atlases and without. Slices without the label count too: what is found there is wrong.
+    atlases and without. Slices without the label count too: what is found there is wrong. One hidden slice says little
+    about one label, so all labels together must gain by HELP on average for any to be helped.
     """
-    found = {}
-    for label, distances in carry(annotation, stack).items():
-        without, with_atlases = LeftOut(), LeftOut()
-        known = sorted(plane - stack.first for plane in annotation.known_planes(label))
-        for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
-            if planes.bears(label, lower) or planes.bears(label, upper):
-                arrived = arrivals(label, chains.cross(Gap(lower, upper, plane, plane)), planes)
-                score = rules[label](arrived)
-                outside = torch.full(stack.size, -1.0).to(score)
-                drawn = planes.distances(label, plane) if planes.bears(label, plane) else outside
-                for result, scores in ((without, score), (with_atlases, blend(score, arrived, distances, planes))):
-                    whole = outside.clone()
-                    whole[arrived.box] = scores[0]
-                    result.add(whole, drawn)
-        if with_atlases.dice > without.dice + HELP:
-            found[label] = distances
-    return found
+    carried = carry(annotation, stack)
+    gains = {
+        label: _gain(annotation, stack, planes, chains, rules[label], label, distances)
+        for label, distances in carried.items()
+    }
+    if sum(gains.values()) <= HELP * len(gains):
+        return {}
+    return {label: distances for label, distances in carried.items() if gains[label] > 0}
+
+
+def _gain(
+    annotation: SparseAnnotation,
+    stack: Stack,
+    planes: LabelPlanes,
+    chains: Chains,
+    rule: Rule,
+    label: int,
+    distances: torch.Tensor,
+) -> float:
+    """How much Dice the distances from `carry` add on the label's hidden slices; 0 without one."""
+    without, with_atlases = LeftOut(), LeftOut()
+    known = sorted(plane - stack.first for plane in annotation.known_planes(label))
+    for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
+        if planes.bears(label, lower) or planes.bears(label, upper):
+            arrived = arrivals(label, chains.cross(Gap(lower, upper, plane, plane)), planes)
+            score = rule(arrived)
+            outside = torch.full(stack.size, -1.0).to(score)
+            drawn = planes.distances(label, plane) if planes.bears(label, plane) else outside
+            for result, scores in ((without, score), (with_atlases, blend(score, arrived, distances, planes))):
+                whole = outside.clone()
+                whole[arrived.box] = scores[0]
+                result.add(whole, drawn)
+    return with_atlases.dice - without.dice
 
 
 def blend(score: torch.Tensor, arrivals: Arrivals, distances: torch.Tensor, planes: LabelPlanes) -> torch.Tensor:

@@ -160,8 +160,7 @@ class LabelPlanes:
 
     def known(self, label: int) -> list[int]:
         """The stack's planes on which `label` is drawn or absent, ascending."""
-        known = (plane - self._stack.first for plane in self._annotation.known_planes(label))
-        return sorted(plane for plane in known if 0 <= plane < len(self._stack.images))
+        return _known(label, self._annotation, self._stack)
 
     def distances(self, label: int, plane: int) -> torch.Tensor:
         """(H, W) signed distance in working pixels, cut off at DISTANCE_LIMIT."""
@@ -237,7 +236,7 @@ def gaps(annotation: SparseAnnotation, stack: Stack, extrapolate: bool) -> Mappi
     """
     labels_of: dict[Gap, list[int]] = {}
     for label in annotation.labels:
-        known = sorted(plane - stack.first for plane in annotation.known_planes(label))
+        known = _known(label, annotation, stack)
         bounds: list[tuple[int | None, int | None]] = list(zip(known[:-1], known[1:], strict=True))
         if extrapolate:
             bounds += [(None, known[0]), (known[-1], None)]
@@ -248,6 +247,31 @@ def gaps(annotation: SparseAnnotation, stack: Stack, extrapolate: bool) -> Mappi
             if bearing and first <= last:
                 labels_of.setdefault(Gap(lower, upper, first, last), []).append(label)
     return dict(sorted(labels_of.items(), key=lambda item: (item[0].first, item[0].last)))
+
+
+def gaps_to_scribbles(annotation: SparseAnnotation, stack: Stack) -> Mapping[Gap, list[int]]:
+    """Gaps from a label's outermost known plane, if it is drawn there, to its scribbles beyond; see `gaps`."""
+    labels_of: dict[Gap, list[int]] = {}
+    for label in annotation.labels:
+        scribbled = annotation.scribbles.get(label)
+        if scribbled is None or not len(scribbled):
+            continue
+        planes = scribbled[:, annotation.axis] - stack.first
+        known = _known(label, annotation, stack)
+        lowest, highest = int(planes.min()), int(planes.max())
+        for plane, gap in (
+            (known[0], Gap(None, known[0], lowest, known[0] - 1)),
+            (known[-1], Gap(known[-1], None, known[-1] + 1, highest)),
+        ):
+            if plane + stack.first in annotation.complete[label] and gap.first <= gap.last:
+                labels_of.setdefault(gap, []).append(label)
+    return labels_of
+
+
+def _known(label: int, annotation: SparseAnnotation, stack: Stack) -> list[int]:
+    """The stack's planes on which `label` is drawn or absent, ascending; marks of absence beyond it say nothing."""
+    known = (plane - stack.first for plane in annotation.known_planes(label))
+    return sorted(plane for plane in known if 0 <= plane < len(stack.images))
 
 
 class Chains:

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from . import files
 from .annotation import AXIS_NAMES, check_image, find_axis
 from .errors import InputError
-from .preprocessing import robust_normalise
+from .preprocessing import normalise, percentiles, robust_range
 from .registration.pretraining import TrainingVolume
 
 COLUMNS = ("image", "annotations", "axis")
 PIXELS = 256  # along the longer side of a plane, at most
-FOREGROUND = 0.08  # normalised intensity above which a pixel is more than air
+FOREGROUND = 0.08  # of the way from the 1st percentile to the 99th, from where a pixel is more than air
 
 
 @dataclass(frozen=True)
@@ -111,20 +111,20 @@ def choose_axis(labels: np.ndarray | None, spacing: tuple[float, float, float]) 
 def prepare(
     name: str, image: np.ndarray, labels: np.ndarray | None, plane_spacing: tuple[float, float]
 ) -> TrainingVolume:
-    """Normalise, crop to the foreground, resample.
+    """Crop to the foreground, resample, normalise.
 
     image, labels: (Z, rows, columns); plane_spacing: mm along rows and columns.
     """
-    images = robust_normalise(torch.from_numpy(np.ascontiguousarray(image)))
-    bright = (images > FOREGROUND).any(dim=0).numpy()
+    low, high = percentiles(image, (0.01, 0.99))
+    bright = (image >= low + FOREGROUND * (high - low)).any(axis=0)
     rows, columns = (
         slice(int(used[0]), int(used[-1]) + 1) for used in (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
     )
-    images = images[:, rows, columns]
-    extent = [n * s for n, s in zip(images.shape[1:], plane_spacing, strict=True)]
+    image = image[:, rows, columns]
+    extent = [n * s for n, s in zip(image.shape[1:], plane_spacing, strict=True)]
     pixel = max(min(plane_spacing), max(extent) / PIXELS)
-    size = [max(8, round(e / pixel)) for e in extent]
-    images = F.interpolate(images[:, None], size=size, mode="bilinear", align_corners=True).half()
+    size = tuple(max(8, round(e / pixel)) for e in extent)
+    images = normalise(image, size, *robust_range(image))[:, None].half()
     if labels is None:
         return TrainingVolume(name, images)
     labels = labels[:, rows, columns]

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from .annotation import BACKGROUND, SparseAnnotation
 from .candidates import DISTANCE_LIMIT
 from .preprocessing import Stack
+
+Box = tuple[slice, slice, slice]  # planes, rows, columns of the volume
+
+
+@dataclass(frozen=True)
+class FusedScore:
+    """What the fusion rule made of one label on the planes of one gap.
+
+    targets: stack indices of the planes. box: (rows, columns) of the working grid. values: (T, h, w) within the box,
+    see `fusion`.
+    """
+
+    label: int
+    targets: range
+    box: tuple[slice, slice]
+    values: torch.Tensor
+
+    def on_volume(self, stack: Stack, within: Box) -> tuple[Box, np.ndarray]:
+        """The part of a box of the volume that the score covers, and its values there, bilinear."""
+        rows_and_columns = _overlap(stack.working_box(within[1:]), self.box)
+        planes = slice(self.targets.start + stack.first, self.targets.stop + stack.first)
+        (planes,) = _overlap((planes,), within[:1])
+        first = (self.targets.start + stack.first, *(part.start for part in self.box))
+        part = self.values[_shift((planes, *rows_and_columns), first)]
+        if not part.numel():
+            return (slice(0, 0),) * 3, np.empty((0, 0, 0), np.float32)
+        window, values = stack.window_to_volume_grid(part, rows_and_columns)
+        place = (planes, *(slice(w.start + b.start, w.stop + b.start) for w, b in zip(window, stack.box, strict=True)))
+        covered = _overlap(place, within)
+        return covered, values[_shift(covered, [part.start for part in place])]
 
 
 def exclusive_layers(labels: tuple[int, ...], overlapping: set[tuple[int, int]]) -> list[list[int]]:
@@ -24,70 +58,105 @@ def exclusive_layers(labels: tuple[int, ...], overlapping: set[tuple[int, int]])
 
 
 class LabelMaps:
-    """The best label so far of every voxel of the crop, one map a layer of labels that exclude each other."""
+    """The best label so far of every voxel, one map a layer of labels that exclude each other."""
 
     def __init__(self, annotation: SparseAnnotation, stack: Stack):
-        self._annotation = annotation
+        self._axis = annotation.axis
         self._stack = stack
         self._layers = exclusive_layers(annotation.labels, annotation.overlapping())
         self._layer_of = {label: index for index, layer in enumerate(self._layers) for label in layer}
-        size = (len(stack.images), *stack.shape)
         dtype = np.min_scalar_type(max(annotation.labels))
-        self._labels = [np.zeros(size, dtype) for _ in self._layers]
-        self._scores = [np.full(size, -DISTANCE_LIMIT, np.float32) for _ in self._layers]
+        self._volumes = [np.zeros(annotation.image.shape, dtype) for _ in self._layers]
+        crop = (len(stack.images), *stack.shape)
+        self._scores = [np.full(crop, -DISTANCE_LIMIT, np.float32) for _ in self._layers]
 
-    def enter(self, label: int, targets: range, box: tuple[slice, slice], scores: torch.Tensor):
-        """Give `label` the voxels in which its score is positive and above those of the labels entered before.
+    def copy(self) -> LabelMaps:
+        """Maps that may be changed while these stay as they are."""
+        twin = copy.copy(self)
+        twin._volumes = [volume.copy() for volume in self._volumes]
+        twin._scores = [scores.copy() for scores in self._scores]
+        return twin
 
-        scores: (T, h, w) within `box` of the working grid.
+    def enter(self, fused: FusedScore):
+        """Give a label the voxels in which its score is positive and above those of the labels entered before."""
+        window, values = self._stack.window_to_volume_grid(fused.values, fused.box)
+        index = (slice(fused.targets.start, fused.targets.stop), *window)
+        layer = self._layer_of[fused.label]
+        _enter(fused.label, values, self._scores[layer][index], self._planes(layer)[self._stack.crop][index])
+
+    def decide_again(self, box: Box, scores: Mapping[int, np.ndarray], where: np.ndarray):
+        """Take back what was entered for the voxels of `box` in which `where` holds, and enter `scores` there.
+
+        scores: label -> score in the box.
         """
-        window, values = self._stack.window_to_volume_grid(scores, box)
-        index = (slice(targets.start, targets.stop), *window)
-        layer = self._layer_of[label]
-        best, labels = self._scores[layer][index], self._labels[layer][index]
-        wins = values > best
-        best[wins] = values[wins]
-        labels[wins & (values > 0)] = label
+        inside = _overlap(box, self._stack.crop)
+        here = _shift(inside, [part.start for part in box])
+        there = _shift(inside, [part.start for part in self._stack.crop])
+        for layer, labels in enumerate(self._layers):
+            best = np.full(where.shape, -DISTANCE_LIMIT, np.float32)
+            found = np.zeros(where.shape, self._volumes[layer].dtype)
+            for label in labels:
+                if label in scores:
+                    _enter(label, scores[label], best, found)
+            np.copyto(self._planes(layer)[box], found, where=where)
+            np.copyto(self._scores[layer][there], best[here], where=where[here])
 
-    def keep_given(self):
+    def keep_given(self, annotation: SparseAnnotation):
         """Scribbled voxels bear their label, complete planes come back voxel for voxel, absent labels are absent.
 
         Where a scribble contradicts a complete or absent plane of its label, the plane wins.
         """
-        rows, columns = self._stack.box
-        for label, voxels in self._annotation.scribbles.items():
-            self._keep_scribbles(label, voxels)
-        for label in self._annotation.labels:
-            labels = self._labels[self._layer_of[label]]
-            for plane in self._annotation.known_planes(label):
-                target = labels[plane - self._stack.first]
-                target[target == label] = 0
-                if plane in self._annotation.complete[label]:
-                    target[self._annotation.complete[label][plane][rows, columns]] = label
+        for label in sorted(annotation.scribbles, key=lambda label: (label == BACKGROUND, label)):
+            index = tuple(annotation.scribbles[label].T)
+            for layer in range(len(self._layers)) if label == BACKGROUND else (self._layer_of[label],):
+                self._volumes[layer][index] = label
+        for label in annotation.labels:
+            planes = self._planes(self._layer_of[label])
+            for plane in annotation.known_planes(label):
+                planes[plane][planes[plane] == label] = 0
+                if plane in annotation.complete[label]:
+                    planes[plane][annotation.complete[label][plane]] = label
 
-    def _keep_scribbles(self, label: int, voxels: np.ndarray):
-        axis = self._annotation.axis
-        rows, columns = np.delete(voxels, axis, axis=1).T
-        box_rows, box_columns = self._stack.box
-        index = (voxels[:, axis] - self._stack.first, rows - box_rows.start, columns - box_columns.start)
-        for layer in range(len(self._layers)) if label == BACKGROUND else (self._layer_of[label],):
-            self._labels[layer][index] = label
+    def bears(self, label: int, voxels: np.ndarray) -> np.ndarray:
+        """(N,) bool: whether the voxels (N, 3), indices (k, j, i), bear the label; BACKGROUND: no label at all."""
+        index = tuple(voxels.T)
+        if label == BACKGROUND:
+            return np.all([volume[index] == BACKGROUND for volume in self._volumes], axis=0)
+        return self._volumes[self._layer_of[label]][index] == label
 
-    def uncertainty(self) -> np.ndarray:
+    def uncertainty(self, annotation: SparseAnnotation) -> np.ndarray:
         """(K, J, I) float32: 1 - |2 p - 1| with p = sigmoid(score) of the best label, 1 on a contour; 0 where given."""
         doubt = np.max([1 - np.abs(np.tanh(scores / 2)) for scores in self._scores], axis=0)
-        unknown = [plane - self._stack.first for plane in self._annotation.unknown_planes]
+        unknown = [plane - self._stack.first for plane in annotation.unknown_planes]
         given = np.setdiff1d(np.arange(len(doubt)), unknown)
         doubt[given] = 0
-        return self._on_image_grid(doubt)
+        volume = np.zeros(annotation.image.shape, np.float32)
+        np.moveaxis(volume, self._axis, 0)[self._stack.crop] = doubt
+        return volume
 
     def volumes(self) -> list[np.ndarray]:
-        """The label maps on the grid of the annotation's image."""
-        return [self._on_image_grid(labels) for labels in self._labels]
+        """The label maps (K, J, I) on the grid of the annotation's image."""
+        return self._volumes
 
-    def _on_image_grid(self, crop: np.ndarray) -> np.ndarray:
-        rows, columns = self._stack.box
-        volume = np.zeros(self._annotation.image.shape, crop.dtype)
-        planes = np.moveaxis(volume, self._annotation.axis, 0)
-        planes[self._stack.first : self._stack.first + len(crop), rows, columns] = crop
-        return volume
+    def _planes(self, layer: int) -> np.ndarray:
+        """(planes, rows, columns) of the layer's volume, not copied."""
+        return np.moveaxis(self._volumes[layer], self._axis, 0)
+
+
+def _enter(label: int, values: np.ndarray, best: np.ndarray, labels: np.ndarray):
+    """Give `label` the voxels in which its `values` are positive and above the `best`, which they then become."""
+    wins = values > best
+    best[wins] = values[wins]
+    labels[wins & (values > 0)] = label
+
+
+def _overlap(first: Sequence[slice], second: Sequence[slice]) -> tuple[slice, ...]:
+    """The part of two boxes that they share, of no size where there is none."""
+    starts = [max(a.start, b.start) for a, b in zip(first, second, strict=True)]
+    stops = [min(a.stop, b.stop) for a, b in zip(first, second, strict=True)]
+    return tuple(slice(start, max(start, stop)) for start, stop in zip(starts, stops, strict=True))
+
+
+def _shift(box: Sequence[slice], origin: Sequence[int]) -> tuple[slice, ...]:
+    """The box counted from `origin`."""
+    return tuple(slice(part.start - first, part.stop - first) for part, first in zip(box, origin, strict=True))

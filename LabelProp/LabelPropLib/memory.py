@@ -11,16 +11,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .annotation import SparseAnnotation
+from .candidates import gaps_to_scribbles
 from .preprocessing import Stack, crop_box
 from .registration import instance
 from .registration.consistency import FarEnds
 from .registration.fields import resize, sample
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .pipeline import Fusion
 
 KEPT_MARGIN = 0.5  # of the margin around the labels; with less of it left the crop is made anew
 LEAST_OVERLAP = 0.5  # of a new crop with the one that was registered
@@ -92,7 +97,7 @@ class Remembered:
         return self.box if fits else crop_box(annotation)
 
     def update(self, annotation: SparseAnnotation, stack: Stack) -> Update | None:
-        """What to do for a stack, None if too little of it lies in the crop that was registered."""
+        """What to do for a stack, None if too little is known of it to save time."""
         if overlap(stack.box, self.box) < LEAST_OVERLAP:
             return None
         pair_count = len(stack.images) - 1
@@ -107,6 +112,8 @@ class Remembered:
             changed |= set(range(lower - stack.first, upper - stack.first)) & set(known)
         # In a new crop nothing is known of what the changed labels reach for: it was outside the old one.
         coarse = added if stack.box == self.box else added | changed
+        if len(coarse) == pair_count:
+            return None
         return Update(velocity.to(stack.images.device), tuple(sorted(added | changed)), tuple(sorted(coarse)))
 
 
@@ -116,17 +123,31 @@ class Memory:
     def __init__(self):
         self._key: tuple | None = None
         self._remembered: Remembered | None = None
+        self._fusion: tuple[tuple, Fusion] | None = None
 
     def recall(self, annotation: SparseAnnotation, settings: Settings) -> Remembered | None:
         """What is remembered of the annotation's scan; and be ready to keep what a run on it finds."""
         key = fingerprint(annotation, settings)
         if key != self._key:
-            self._key, self._remembered = key, None
+            self._key, self._remembered, self._fusion = key, None, None
         return self._remembered
 
     def keep(self, annotation: SparseAnnotation, stack: Stack, velocity: torch.Tensor):
         """Keep the registration of the scan that was recalled last."""
         self._remembered = Remembered(stack.first, stack.box, velocity.cpu(), pulls(annotation))
+
+    def recall_fusion(
+        self, annotation: SparseAnnotation, settings: Settings, stack: Stack, update: Update | None
+    ) -> Fusion | None:
+        """What was fused in the last run, if only what scribbles do is to be done anew. It is not to be changed."""
+        if update is None or update.pairs or annotation.atlases or self._fusion is None:
+            return None
+        key, fusion = self._fusion
+        return fusion if key == fusion_fingerprint(annotation, settings, stack) else None
+
+    def keep_fusion(self, annotation: SparseAnnotation, settings: Settings, stack: Stack, fusion: Fusion):
+        """Keep what was fused, before scribbles had their say."""
+        self._fusion = (fusion_fingerprint(annotation, settings, stack), fusion)
 
 
 def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
@@ -139,6 +160,18 @@ def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
         if image is not None:
             digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest(), annotation.image.shape, annotation.spacing, annotation.axis, astuple(way)
+
+
+def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: Stack) -> tuple:
+    """Equal for runs on the same fields, without atlases, that fuse the same."""
+    digest = hashlib.blake2b(digest_size=16)
+    for label in annotation.labels:
+        for plane, mask in sorted(annotation.complete[label].items()):
+            digest.update(f"{label} {plane} {mask.shape}".encode())
+            digest.update(np.packbits(mask).data)
+    absent = {label: sorted(planes) for label, planes in annotation.absent.items()}
+    leading = sorted(gaps_to_scribbles(annotation, stack).items(), key=repr)
+    return digest.hexdigest(), str(absent), str(leading), settings, stack.crop
 
 
 def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:

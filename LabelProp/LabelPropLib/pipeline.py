@@ -6,25 +6,27 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from . import atlases, confidence, planner, suggestion
+from . import atlases, confidence, planner, scribbles, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
-from .candidates import Arrivals, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
+from .candidates import Arrivals, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps, gaps_to_scribbles
 from .errors import Cancelled, InputError
 from .fusion import appearance, deep, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .fusion.subnets import DeepLabelFusion
-from .labelmaps import LabelMaps
+from .labelmaps import FusedScore, LabelMaps
 from .machine import peak_memory_gb, thread_count
 from .memory import Memory, Update
 from .planner import EFFORTS, Effort, Plan
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
-from .registration.consistency import FarEnds
+from .registration.consistency import FarEnds, within
+from .registration.fields import resize
 from .registration.network import RegistrationNetwork
 from .registration_weights import load_network
 from .settings import Settings
@@ -39,10 +41,29 @@ RULES: dict[str, Rule] = {
 DEEP = "deep"  # the rule that needs weights, and all labels of a gap at once
 CHOICES = ("similarity", "appearance")  # of 'auto', in this order, after deep fusion where there are weights
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
-CHOICE_MARGIN = 0.01  # Dice on hidden slices by which a rule must be better than a simpler one
+CHOICE_MARGIN = 0.05  # Dice on hidden slices, over twice the usual gap, that a rule needs to replace one before it
 REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
 
 Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What was made of all gaps, before scribbles have their say and what was given is put in.
+
+    rules: label -> name; factors: see `choose_rules`; priors: see `atlases.helpful`. scores: of all labels and gaps.
+    maps: their label maps; sides: with `settings.directions` those of what was carried up and down alone.
+    image_weights: (C,), see `Chains`.
+    """
+
+    rules: Mapping[int, str]
+    factors: Mapping[int, float]
+    priors: Mapping[int, torch.Tensor]
+    scores: list[FusedScore]
+    maps: LabelMaps
+    sides: Mapping[str, LabelMaps]
+    evidence: list[confidence.Evidence]
+    image_weights: torch.Tensor
 
 
 def propagate(
@@ -89,30 +110,30 @@ def compute(
             pixels = planner.fitting_pixels(effort.pixels, annotation.plane_count, free)
             stack = prepare(annotation, pixels, settings.extrapolate, device, box)
             planes = LabelPlanes(annotation, stack)
-            ends = far_ends(annotation, stack, planes)
         with clock.stage("Registering"):
             update = None if remembered is None else remembered.update(annotation, stack)
+            ends = None if update is not None and not update.pairs else far_ends(annotation, stack, planes)
             velocity = register(
                 stack, ends, settings, plan, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done), update
             )
             if memory is not None:
                 memory.keep(annotation, stack, velocity)
         with torch.no_grad():
-            chains = Chains(velocity, stack.images)
-            with clock.stage("Choosing"):
-                rules, factors = choose_rules(annotation, stack, planes, chains, networks, settings.fusion)
-            priors: Mapping[int, torch.Tensor] = {}
-            if annotation.atlases:
-                with clock.stage("Aligning atlases"):
-                    chosen = {label: rule_alone(rule, networks) for label, rule in rules.items()}
-                    priors = atlases.helpful(annotation, stack, planes, chains, chosen)
-            with clock.stage("Fusing"):
-                maps, sides, evidence = fuse(
-                    annotation, stack, planes, chains, networks, rules, priors, settings, clock
-                )
+            fusion = None if memory is None else memory.recall_fusion(annotation, settings, stack, update)
+            if fusion is None:
+                fusion = fuse(annotation, stack, planes, Chains(velocity, stack.images), networks, settings, clock)
+                if memory is not None:
+                    memory.keep_fusion(annotation, settings, stack, fusion)
+            with clock.stage("Scribbling"):
+                maps, sides = fusion.maps, fusion.sides
+                if memory is not None:
+                    maps, sides = maps.copy(), {name: side.copy() for name, side in sides.items()}
+                scribbles.spread(annotation, stack, fusion.scores, maps)
+                for result in (maps, *sides.values()):
+                    result.keep_given(annotation)
                 label_maps = maps.volumes()
             with clock.stage("Assessing"):
-                expected = confidence.assess(annotation, stack, evidence, label_maps, factors)
+                expected = confidence.assess(annotation, stack, fusion.evidence, label_maps, fusion.factors)
                 suggestions = suggestion.suggest(expected, settings.suggestions)
     clock.tell(1.0)
     return Propagation(
@@ -129,14 +150,15 @@ def compute(
             "preset": settings.preset,
             "registration": ("instance" if settings.registration == "auto" else settings.registration)
             + (", reused" if update else ""),
-            "fusion": {str(label): rule for label, rule in rules.items()},
+            "fusion": {str(label): rule for label, rule in fusion.rules.items()},
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
-            "image_shares": [round(share, 3) for share in (chains.weights / len(chains.weights)).tolist()],
-            "atlases_used": sorted(priors),
+            "image_shares": [round(w / len(fusion.image_weights), 3) for w in fusion.image_weights.tolist()],
+            "atlases_used": sorted(fusion.priors),
             "messages": planner.messages(plan, pixels, effort)
-            + messages(annotation, settings, chains.weights, update)
-            + atlases.messages(annotation, priors),
+            + messages(annotation, settings, fusion.image_weights, update)
+            + atlases.messages(annotation, fusion.priors)
+            + scribbles.contradictions(annotation, maps),
             **expected.report(),
             **suggestion.report(suggestions),
         },
@@ -157,27 +179,49 @@ def register(
 
     network: pretrained, None for none; 'network' trains it on the scan, 'pretrained' takes it as it is.
     update: what is known of them from a run before, and what is left to do.
+    Planes that only lead to a scribble are registered on their own: a scribble changes nothing of the other fields.
     """
     free = planner.memory_to_use(plan.device, settings.memory_gb)
     schedule = instance.Schedule(levels=effort.levels, batch_pixels=planner.batch_pixels(plan, free))
     if update is not None:
         return update.register(stack, ends, schedule, on_step)
-    if stack.images.shape[1] > 1:
+    velocity = register_core(stack, ends, settings, network, schedule, on_step)
+    parts = [velocity]
+    before, after = stack.images[: stack.core.start + 1], stack.images[stack.core.stop - 1 :]
+    if len(before) > 1:
+        parts.insert(0, instance.register(before, None, schedule))
+    if len(after) > 1:
+        parts.append(instance.register(after, None, schedule))
+    return torch.cat([resize(part, velocity.shape[-2:]) for part in parts])
+
+
+def register_core(
+    stack: Stack,
+    ends: FarEnds | None,
+    settings: Settings,
+    network: RegistrationNetwork | None,
+    schedule: instance.Schedule,
+    on_step: Callable[[float], None],
+) -> torch.Tensor:
+    """Velocity fields of the core's neighbouring planes."""
+    images = stack.images[stack.core.start : stack.core.stop]
+    if len(images) == 1:
+        return images.new_zeros(0, 2, *instance.field_size(images))
+    if ends is not None:
+        ends = within(ends, stack.core, stack.core.start)
+    if images.shape[1] > 1:
         network = None  # the weights are of networks that look at one image
     if settings.registration == "network":
         course = training.course_for(network)
-        return training.register(stack.images, ends, settings.seed, course, network, on_step)
+        return training.register(images, ends, settings.seed, course, network, on_step)
     if settings.registration == "pretrained":
         if network is None:
             raise InputError(
                 "No weights for the registration 'pretrained', which looks at a single image: give a checkpoint, leave"
                 " out the second image, or choose another registration."
             )
-        return training.predict(network.to(stack.images.device), stack.images, training.PREDICTION_REDUCTIONS)
-    pairs = planner.pairs_at_once(stack.size, free)
-    if pairs < len(stack.images) - 1:
-        return instance.register_in_parts(stack.images, stack.given, pairs, ends, schedule, on_step)
-    return instance.register(stack.images, ends, schedule, on_step=on_step)
+        return training.predict(network.to(images.device), images, training.PREDICTION_REDUCTIONS)
+    return instance.register(images, ends, schedule, on_step=on_step)
 
 
 def choose_rules(
@@ -212,7 +256,7 @@ def leave_one_out(
     results = {label: {rule: LeftOut() for rule in choices} for label in annotation.labels}
     hidden: dict[Gap, list[int]] = {}
     for label in annotation.labels:
-        known = sorted(plane - stack.first for plane in annotation.known_planes(label))
+        known = planes.known(label)
         for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
             if planes.bears(label, plane) and (planes.bears(label, lower) or planes.bears(label, upper)):
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
@@ -256,34 +300,44 @@ def fuse(
     planes: LabelPlanes,
     chains: Chains,
     networks: DeepLabelFusion | None,
-    rules: Mapping[int, str],
-    priors: Mapping[int, torch.Tensor],
     settings: Settings,
     clock: Clock,
-) -> tuple[LabelMaps, dict[str, LabelMaps], list[confidence.Evidence]]:
-    """Label maps of all gaps, with `settings.directions` those of what was carried up and down alone, and evidence.
-
-    priors: what the atlases say of the labels that they help to find, see `atlases.helpful`.
-    """
+) -> Fusion:
+    """Choose the rules and fuse what arrives in all gaps; what leads to a scribble alone stays as it was carried."""
+    with clock.stage("Choosing"):
+        rules, factors = choose_rules(annotation, stack, planes, chains, networks, settings.fusion)
+    priors: Mapping[int, torch.Tensor] = {}
+    if annotation.atlases:
+        with clock.stage("Aligning atlases"):
+            chosen = {label: rule_alone(rule, networks) for label, rule in rules.items()}
+            priors = atlases.helpful(annotation, stack, planes, chains, chosen)
     maps = LabelMaps(annotation, stack)
     sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
-    evidence = []
+    fused: list[FusedScore] = []
+    evidence: list[confidence.Evidence] = []
     labels_of = gaps(annotation, stack, settings.extrapolate)
-    for number, (gap, labels) in enumerate(labels_of.items()):
-        crossing = chains.cross(gap)
-        clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
-        arrived = [arrivals(label, crossing, planes) for label in labels]
-        for label, score in zip(arrived, scores(arrived, rules, networks), strict=True):
-            if label.label in priors:
-                score = atlases.blend(score, label, priors[label.label], planes)
-            maps.enter(label.label, gap.targets, label.box, score)
-            evidence.append(confidence.observe(label, annotation, stack, settings.uncertainty))
-            for name, candidate in (("up", label.lower), ("down", label.upper)):
-                if name in sides and candidate is not None:
-                    sides[name].enter(label.label, gap.targets, label.box, candidate.distances)
-    for result in (maps, *sides.values()):
-        result.keep_given()
-    return maps, sides, evidence
+    with clock.stage("Fusing"):
+        for number, (gap, labels) in enumerate(labels_of.items()):
+            crossing = chains.cross(gap)
+            clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
+            arrived = [arrivals(label, crossing, planes) for label in labels]
+            for label, score in zip(arrived, scores(arrived, rules, networks), strict=True):
+                if label.label in priors:
+                    score = atlases.blend(score, label, priors[label.label], planes)
+                fused.append(FusedScore(label.label, gap.targets, label.box, score))
+                evidence.append(confidence.observe(label, annotation, stack, settings.uncertainty))
+                for name, candidate in (("up", label.lower), ("down", label.upper)):
+                    if name in sides and candidate is not None:
+                        sides[name].enter(FusedScore(label.label, gap.targets, label.box, candidate.distances))
+        for gap, labels in gaps_to_scribbles(annotation, stack).items():
+            crossing = chains.cross(gap)
+            for label in labels:
+                arrived = arrivals(label, crossing, planes)
+                carried = arrived.lower or arrived.upper
+                fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone()))
+        for score in fused:
+            maps.enter(score)
+    return Fusion(rules, factors, priors, fused, maps, sides, evidence, chains.weights)
 
 
 def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:

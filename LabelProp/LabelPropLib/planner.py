@@ -18,9 +18,8 @@ from .machine import free_memory, held_memory
 from .registration.instance import Level, Schedule
 
 BYTES_PER_BATCH_PIXEL = 320  # measured: of the graph of a pair's loss, per pixel of a plane
-BYTES_PER_PART_PIXEL = 40  # of planes registered together: what is compared, the fields, their momenta
-BYTES_PER_STACK_PIXEL = 12  # of all planes: images and fields
-BATCH_SHARE = PART_SHARE = 0.5
+BYTES_PER_STACK_PIXEL = 26  # of all planes: images, what is compared, the fields and their momenta
+BATCH_SHARE = 0.5
 LEAST_PIXELS = 64
 
 
@@ -82,11 +81,6 @@ def memory_to_use(device: torch.device, limit_gb: float | None) -> float:
 def batch_pixels(plan: Plan, free: float) -> int:
     """Pixels of all pairs of planes to register at once, with `free` bytes."""
     return int(min(max(plan.share * free / BYTES_PER_BATCH_PIXEL, 1), Schedule.batch_pixels))
-
-
-def pairs_at_once(size: tuple[int, int], free: float) -> float:
-    """Neighbouring pairs of planes (H, W) = `size` whose registration fits into `free` bytes; inf if all do."""
-    return PART_SHARE * free / (math.prod(size) * BYTES_PER_PART_PIXEL)
 
 
 def fitting_pixels(pixels: int, planes: int, free: float) -> int:

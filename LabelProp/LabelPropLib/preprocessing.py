@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from .annotation import SparseAnnotation
+from .annotation import BACKGROUND, SparseAnnotation
 from .registration.fields import sample
 
 MARGIN_FRACTION = 0.15  # of the labels' extent
@@ -28,14 +28,18 @@ class Stack:
     """The planes that are worked on.
 
     images: (Z, C, H, W) float32, about 0 to 1, square pixels; the second image, if there is one, is channel 1.
+    intensities: those of the scan that became 0 and 1.
     first: plane index of images[0] in the volume; given: stack indices of annotated planes, ascending.
+    core: stack indices of the planes that are worked on whatever is scribbled; the others lead to scribbles beyond.
     box: the crop's slices (rows, columns) in a plane of the volume; shape: its (rows, columns).
     pixel: mm of a working pixel; slice_spacing: mm from plane to plane.
     """
 
     images: torch.Tensor
+    intensities: tuple[float, float]
     first: int
     given: tuple[int, ...]
+    core: range
     box: tuple[slice, slice]
     pixel: float
     slice_spacing: float
@@ -51,6 +55,24 @@ class Stack:
         """(rows, columns) of the crop on the volume's own grid."""
         rows, columns = (s.stop - s.start for s in self.box)
         return rows, columns
+
+    @property
+    def crop(self) -> tuple[slice, slice, slice]:
+        """Planes, rows and columns of the volume that are worked on."""
+        return slice(self.first, self.first + len(self.images)), *self.box
+
+    def normalise(self, image: np.ndarray) -> np.ndarray:
+        """Intensities of the scan as in `images`, float32."""
+        return _rescale(torch.from_numpy(np.ascontiguousarray(image, np.float32)), *self.intensities).numpy()
+
+    def working_box(self, box: tuple[slice, slice]) -> tuple[slice, slice]:
+        """The part of the working grid that holds a box (rows, columns) of the volume, as far as the crop goes."""
+        found = []
+        for part, crop, working, native in zip(box, self.box, self.size, self.shape, strict=True):
+            step = (working - 1) / (native - 1)  # the corners of both grids coincide
+            start = max(0, math.floor((part.start - crop.start) * step))
+            found.append(slice(start, max(start, min(working, math.ceil((part.stop - 1 - crop.start) * step) + 1))))
+        return found[0], found[1]
 
     def window_to_volume_grid(
         self, planes: torch.Tensor, box: tuple[slice, slice]
@@ -86,35 +108,41 @@ def prepare(
     pixels: the most that the longer side of a working plane may have.
     extrapolate: keep the planes beyond the outermost annotated ones. device: where the stack's images go.
     box: rows and columns to crop to, `crop_box` by default.
+    What is scribbled changes nothing of it but that planes up to scribbles beyond the annotated ones come on top.
     """
-    first, last = (0, annotation.plane_count - 1) if extrapolate else marked_range(annotation)
+    core = (0, annotation.plane_count - 1) if extrapolate else (annotation.planes[0], annotation.planes[-1])
+    first, last = scribbled_range(annotation, core)
+    inner = slice(core[0] - first, core[1] - first + 1)
     box = box or crop_box(annotation)
     extent = [(s.stop - s.start) * mm for s, mm in zip(box, annotation.plane_spacing, strict=True)]
     pixel = max(min(annotation.plane_spacing), max(extent) / pixels)
     size = tuple(max(8, round(e / pixel)) for e in extent)
-    channels = []
+    channels, intensities = [], []
     for volume in filter(lambda volume: volume is not None, (annotation.image, annotation.second_image)):
         planes = np.moveaxis(volume, annotation.axis, 0)[first : last + 1, box[0], box[1]]
-        channels.append(robust_normalise(planes, size))
+        intensities.append(robust_range(planes[inner]))
+        channels.append(normalise(planes, size, *intensities[-1]))
     return Stack(
         images=torch.stack(channels, dim=1).to(device),
+        intensities=intensities[0],
         first=first,
         given=tuple(p - first for p in annotation.planes),
+        core=range(inner.start, inner.stop),
         box=box,
         pixel=pixel,
         slice_spacing=annotation.slice_spacing,
     )
 
 
-def marked_range(annotation: SparseAnnotation) -> tuple[int, int]:
-    """The first and the last plane that bears labels or scribbles."""
-    scribbled = [strokes[:, annotation.axis] for strokes in annotation.scribbles.values() if len(strokes)]
-    marked = np.concatenate([np.array(annotation.planes), *scribbled])
-    return int(marked.min()), int(marked.max())
+def scribbled_range(annotation: SparseAnnotation, core: tuple[int, int]) -> tuple[int, int]:
+    """The first and the last plane of `core`, moved out to the outermost scribbles of labels."""
+    scribbled = [strokes[:, annotation.axis] for label, strokes in annotation.scribbles.items() if label != BACKGROUND]
+    planes = np.concatenate([np.array(core), *scribbled])
+    return int(planes.min()), int(planes.max())
 
 
 def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[slice, slice]:
-    """Rows and columns of a plane that hold all labels and scribbles with a margin, 15 % of their extent or 12 mm.
+    """Rows and columns of a plane that hold all drawn labels with a margin, 15 % of their extent or 12 mm.
 
     margin_share: of that margin, to be taken.
     """
@@ -123,9 +151,6 @@ def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[s
     for planes in annotation.complete.values():
         for mask in planes.values():
             marked |= mask
-    for strokes in annotation.scribbles.values():
-        rows, columns = np.delete(strokes, annotation.axis, axis=1).T
-        marked[rows, columns] = True
     box = []
     for lines, spacing in zip((marked.any(axis=1), marked.any(axis=0)), annotation.plane_spacing, strict=True):
         used = np.flatnonzero(lines)
@@ -135,21 +160,27 @@ def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[s
     return box[0], box[1]
 
 
-def robust_normalise(planes: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """`planes` (Z, rows, columns) of any type as float32 (Z, h, w) of `size`, bilinear.
-
-    Intensities have the 1st percentile at 0 and the 99th at 1, cut off a little beyond; one scale for all planes. Works
-    plane by plane: in a large scan the cropped planes are too many for copies of all of them in float32.
-    """
+def robust_range(planes: np.ndarray) -> tuple[float, float]:
+    """The 1st and 99th percentile of the intensities of all planes together."""
     low, high = percentiles(planes, (0.01, 0.99))
-    if high <= low:
-        low, high = float(planes.min()), float(planes.max())
+    return (low, high) if high > low else (float(planes.min()), float(planes.max()))
+
+
+def normalise(planes: np.ndarray, size: tuple[int, int], low: float, high: float) -> torch.Tensor:
+    """`planes` (Z, rows, columns) of any type as float32 (Z, h, w) of `size`, bilinear, `low` at 0 and `high` at 1.
+
+    Works plane by plane: in a large scan the cropped planes are too many for copies of all of them in float32.
+    """
     images = torch.empty(len(planes), *size)
     for image, plane in zip(images, planes, strict=True):
         intensities = torch.from_numpy(np.ascontiguousarray(plane, np.float32))
-        normalised = ((intensities - low) / max(high - low, 1e-6)).clamp(-0.2, 1.2)
-        image[:] = _resize(normalised[None, None], size)[0, 0]
+        image[:] = _resize(_rescale(intensities, low, high)[None, None], size)[0, 0]
     return images
+
+
+def _rescale(intensities: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """`low` at 0 and `high` at 1, cut off a little beyond."""
+    return ((intensities - low) / max(high - low, 1e-6)).clamp(-0.2, 1.2)
 
 
 def percentiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:

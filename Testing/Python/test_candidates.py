@@ -46,6 +46,16 @@ def test_gaps_beyond_the_outermost_planes_need_a_label_there():
     assert list(gaps(annotation, stack, extrapolate=True)) == [Gap(None, 2, 0, 1), Gap(2, 6, 3, 5), Gap(6, None, 7, 8)]
 
 
+def test_absence_beyond_the_outermost_drawn_planes_opens_no_gap():
+    masks = {1: np.zeros((9, SIZE, SIZE), bool)}
+    masks[1][[2, 6]] = disc(20, 20)
+    image = np.random.default_rng(1).normal(size=(9, SIZE, SIZE)).astype(np.float32)
+    annotation = annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0, absent={1: {0, 8}})
+    assert list(gaps(annotation, prepare(annotation, 200), extrapolate=False)) == [Gap(0, 4, 1, 3)]
+    whole = prepare(annotation, 200, extrapolate=True)
+    assert list(gaps(annotation, whole, extrapolate=True)) == [Gap(0, 2, 1, 1), Gap(2, 6, 3, 5), Gap(6, 8, 7, 7)]
+
+
 def test_chains_add_up_translations():
     """A velocity that is constant in space and along the chain carries points by its sum."""
     images = torch.zeros(6, 1, SIZE, SIZE)

@@ -394,7 +394,8 @@ def test_expected_quality_as_text():
         "peak_memory_gb": 0.84,
         "segments": {"3": "Left"},
         "expected_mean_dice": 0.9,
-        "expected_dice": {"3": {"5": 0.95, "7": 0.85}},
+        "annotated_slices": [4],
+        "expected_dice": {"3": {"4": 1.0, "5": 0.95, "7": 0.85}},
         "suggested_slice": {"plane": 7, "gain": 0.01},
     }
     assert LabelProp.formatReport(report).splitlines() == [

@@ -155,6 +155,19 @@ def test_labels_that_leave_the_crop_move_it_over_the_fields(volume, registered):
     assert again.report["registration"] == "instance, reused"
 
 
+def test_nothing_worth_keeping_begins_anew(volume, registered):
+    """A slice between the only two, that moves the crop as well: every pair would go through all levels."""
+    memory = Memory()
+    image, labels = volume
+    small = np.where(keep(labels, [0, 16]) == 3, 3, 0)
+    small[:, 30:] = small[:, :, 30:] = 0
+    propagate(annotate_from_label_volume(image, small, SPACING, 0), FAST, memory=memory)
+    small[8, 20:40, 20] = 3
+    again = propagate(annotate_from_label_volume(image, small, SPACING, 0), FAST, memory=memory)
+    assert registered == [16, 16, 16, 16, 16, 16]
+    assert again.report["registration"] == "instance"
+
+
 def test_labels_elsewhere_begin_anew(volume, registered):
     memory = Memory()
     image, _ = volume

@@ -76,7 +76,7 @@ def test_report_tells_what_was_done(found):
     assert found.report["labels"] == [3, 700]
     assert found.report["missing"] == "absent"
     assert set(found.report["fusion"]) == {"3", "700"}
-    assert {"preparing", "registering", "choosing", "fusing", "assessing"} == set(found.report["seconds"])
+    assert {"preparing", "registering", "choosing", "fusing", "scribbling", "assessing"} == set(found.report["seconds"])
 
 
 def test_same_seed_same_voxels(volume, found):
@@ -100,7 +100,7 @@ def test_axes_and_directions_do_not_matter(volume, found, order, flipped):
         assert dice(back == label, found.mask(label)) >= 0.99
 
 
-@pytest.mark.parametrize("fusion", ["distance", "similarity", "appearance"])
+@pytest.mark.parametrize("fusion", ["distance", "similarity", "appearance", "joint"])
 def test_every_fusion_rule_finds_the_labels(volume, fusion):
     image, labels = volume
     result = propagate(annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING), Settings(fusion=fusion))
@@ -116,6 +116,14 @@ def test_nothing_goes_beyond_the_outermost_slices_unless_asked(volume):
     assert not within[:4].any() and not within[13:].any() and within[4:13].any(axis=(1, 2)).all()
     (beyond,) = propagate(annotation, Settings(extrapolate=True)).label_maps
     assert dice(beyond[2] > 0, labels[2] > 0) > 0.8 and dice(beyond[14] > 0, labels[14] > 0) > 0.8
+
+
+def test_absence_may_be_marked_beyond_the_outermost_slices(volume):
+    image, labels = volume
+    masks = {1: keep(labels == 3, [4, 12])}
+    annotation = annotate_from_masks(image, masks, SPACING, axis=0, absent={1: {0, 16}})
+    result = propagate(annotation, Settings(preset="fast")).mask(1)
+    assert result.any(axis=(1, 2)).tolist() == [4 <= plane <= 12 for plane in range(17)]
 
 
 def test_a_single_annotated_slice_stays_alone_and_says_so(volume):

@@ -20,7 +20,7 @@ from .fields import integrate, resize, warp
 from .regularisation import diffusion
 from .similarity import robust_difference
 
-OVERLAP = 3  # planes
+PLANES_AT_ONCE = 16  # that are filtered, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -79,33 +79,6 @@ def register(
     return velocity
 
 
-def register_in_parts(
-    images: torch.Tensor,
-    cuts: Sequence[int],
-    pairs: float,
-    ends: FarEnds | None = None,
-    schedule: Schedule = Schedule(),
-    on_step: Callable[[float], None] = lambda fraction: None,
-) -> torch.Tensor:
-    """`register` where memory does not hold all planes at once: in parts of at most so many pairs.
-
-    cuts: planes at which to cut, so that no gap of `ends` is; a part between two cuts may have more pairs. A part is
-    registered with OVERLAP more planes on either side, which its outermost fields are coupled to.
-    """
-    bounds = sorted({0, *cuts, len(images) - 1})
-    fields = []
-    for part in spans(zip(bounds[:-1], bounds[1:]), pairs):
-        around = range(max(0, part.start - OVERLAP), min(len(images), part.stop + OVERLAP))
-
-        def report(fraction: float, done: int = part.start, count: int = len(part) - 1):
-            on_step((done + fraction * count) / (len(images) - 1))
-
-        here = None if ends is None else within(ends, part, around.start)
-        velocity = register(images[around.start : around.stop], here, schedule, on_step=report)
-        fields.append(velocity[part.start - around.start : part.stop - 1 - around.start])
-    return torch.cat(fields)
-
-
 def refine(
     images: torch.Tensor,
     velocity: torch.Tensor,
@@ -162,10 +135,13 @@ def appearance(images: torch.Tensor, reduction: int) -> torch.Tensor:
     no edges. Several channels are scaled by how far each can be trusted.
     """
     weights = channel_weights(images)[:, None, None]
-    if reduction > 1:
-        size = [max(8, n // reduction) for n in images.shape[-2:]]
-        images = F.interpolate(smooth(images, 0.4 * reduction), size=size, mode="bilinear", align_corners=True)
-    return torch.cat([weights * local_contrast_normalise(images), 4 * weights * images], dim=1)
+    size = [max(8, n // reduction) for n in images.shape[-2:]] if reduction > 1 else images.shape[-2:]
+    compared = images.new_empty(len(images), 2 * images.shape[1], *size)
+    for part, planes in zip(compared.split(PLANES_AT_ONCE), images.split(PLANES_AT_ONCE), strict=True):
+        if reduction > 1:
+            planes = F.interpolate(smooth(planes, 0.4 * reduction), size=size, mode="bilinear", align_corners=True)
+        part[:] = torch.cat([weights * local_contrast_normalise(planes), 4 * weights * planes], dim=1)
+    return compared
 
 
 def optimise(
@@ -241,7 +217,7 @@ def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedu
     return gradient
 
 
-def spans(gaps: Iterable[tuple[int, int]], batch: float) -> list[range]:
+def spans(gaps: Iterable[tuple[int, int]], batch: int) -> list[range]:
     """The planes of runs of consecutive gaps, as few runs as there are with at most `batch` pairs or one gap each."""
     found: list[range] = []
     for lower, upper in sorted(gaps):

@@ -1,0 +1,279 @@
+"""Scribbles on scores that are known: what they change, how far, and what they leave alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from LabelPropLib import pipeline, scribbles
+from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
+from LabelPropLib.candidates import gaps, gaps_to_scribbles
+from LabelPropLib.labelmaps import FusedScore, LabelMaps
+from LabelPropLib.memory import Memory
+from LabelPropLib.preprocessing import prepare, signed_distance
+from LabelPropLib.registration import instance
+from LabelPropLib.settings import Settings
+
+SPACING = (3.0, 1.0, 1.0)
+SHAPE = (13, 64, 72)
+ANNOTATED = (0, 12)
+INTENSITY = {0: 0.0, 3: 60.0, 9: 120.0}
+PLANE_KINDS = ("axial", "coronal", "sagittal", "oblique")
+
+
+def block(columns, rows=slice(22, 40)):
+    """(K, J, I) bool: the same rectangle on all planes."""
+    mask = np.zeros(SHAPE, bool)
+    mask[:, rows, columns] = True
+    return mask
+
+
+TRUTH = np.zeros(SHAPE, np.uint8)
+TRUTH[block(slice(16, 36))] = 3
+TRUTH[block(slice(36, 56))] = 9
+# What was fused is 6 mm off on planes 4 to 8: label 3 has taken a strip of label 9, and label 9 one of the background.
+FUSED = TRUTH.copy()
+FUSED[4:9] = np.roll(TRUTH[4:9], 6, axis=2)
+FUSED[4:9, 22:40, 16:22] = 3
+
+
+@dataclasses.dataclass
+class Case:
+    """What fusion left, and the map without scribbles."""
+
+    annotation: object
+    stack: object
+    scores: list
+    maps: LabelMaps
+
+    def update(self, strokes):
+        """The label map after strokes label -> (N, 3), and what the user is told."""
+        annotation = dataclasses.replace(self.annotation, scribbles=strokes)
+        maps = self.maps.copy()
+        scribbles.spread(annotation, self.stack, self.scores, maps)
+        maps.keep_given(annotation)
+        (found,) = maps.volumes()
+        return found, scribbles.contradictions(annotation, maps)
+
+
+@pytest.fixture(scope="module")
+def case():
+    noise = np.random.default_rng(0).normal(size=SHAPE)
+    image = (np.vectorize(INTENSITY.get)(TRUTH) + 2 * noise).astype(np.float32)
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[list(ANNOTATED)] = TRUTH[list(ANNOTATED)]
+    annotation = annotate_from_label_volume(image, drawn, SPACING)
+    stack = prepare(annotation, 200)
+    maps = LabelMaps(annotation, stack)
+    everywhere = tuple(slice(0, size) for size in stack.size)
+    scores = []
+    for label in (3, 9):
+        planes = [signed_distance(plane[stack.box] == label, SPACING[1:]) for plane in FUSED[1:12]]
+        scores.append(FusedScore(label, range(1, 12), everywhere, torch.from_numpy(np.stack(planes))))
+        maps.enter(scores[-1])
+    return Case(annotation, stack, scores, maps)
+
+
+def plane_through(kind, centre):
+    """(K, J, I) bool: the voxels of a plane through a voxel."""
+    millimetres = (np.indices(SHAPE) - np.reshape(centre, (3, 1, 1, 1))) * np.reshape(SPACING, (3, 1, 1, 1))
+    normal = {"axial": (1, 0, 0), "coronal": (0, 1, 0), "sagittal": (0, 0, 1), "oblique": (0.6, 0, 0.8)}[kind]
+    half_thickness = {"axial": 1.5, "oblique": 1.3, "coronal": 2.5}.get(kind, 0.5)  # a thick stroke among the thin
+    return np.abs(np.tensordot(normal, millimetres, 1)) < half_thickness
+
+
+def distance_to(voxels):
+    """(K, J, I) mm to the nearest of the voxels."""
+    there = np.zeros(SHAPE, bool)
+    there[tuple(voxels.T)] = True
+    return ndimage.distance_transform_edt(~there, sampling=SPACING)
+
+
+def stroke_through(wrong, kind):
+    """A thin stroke in a plane of the kind through the middle of what is wrong, (N, 3)."""
+    depth = ndimage.distance_transform_edt(wrong, sampling=SPACING)
+    middle = np.unravel_index(depth.argmax(), SHAPE)
+    inner = wrong & plane_through(kind, middle) & (depth >= 2)
+    return np.argwhere(inner)
+
+
+def dice(found, label):
+    return 2 * ((found == label) & (TRUTH == label)).sum() / ((found == label).sum() + (TRUTH == label).sum())
+
+
+@pytest.mark.parametrize("kind", PLANE_KINDS)
+@pytest.mark.parametrize("label", [9, BACKGROUND])
+def test_a_stroke_corrects_at_least_half_of_the_region_it_runs_through(case, label, kind):
+    before, _ = case.update({})
+    wrong = (TRUTH == label) & (before != label)
+    voxels = stroke_through(wrong, kind)
+    after, told = case.update({label: voxels})
+    assert told == []
+    assert (after[tuple(voxels.T)] == label).all()
+    assert (after[wrong & (distance_to(voxels) <= scribbles.REACH)] == label).mean() >= 0.5
+    np.testing.assert_array_equal(
+        after[distance_to(voxels) > scribbles.REACH], before[distance_to(voxels) > scribbles.REACH]
+    )
+    assert all(dice(after, other) >= dice(before, other) - 0.002 for other in (3, 9))
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_correct_stroke_anywhere_keeps_its_voxels_and_all_that_is_far(case, data):
+    centre = [data.draw(st.integers(0, size - 1)) for size in SHAPE]
+    kind = data.draw(st.sampled_from(PLANE_KINDS))
+    radius = data.draw(st.sampled_from([2, 8]))
+    near = np.linalg.norm((np.indices(SHAPE).T - centre) * SPACING, axis=-1).T <= radius
+    painted = plane_through(kind, centre) & near
+    strokes = {int(label): np.argwhere(painted & (TRUTH == label)) for label in np.unique(TRUTH[painted])}
+    before, _ = case.update({})
+    after, told = case.update(strokes)
+    assert told == []
+    np.testing.assert_array_equal(after[painted], TRUTH[painted])
+    far = distance_to(np.argwhere(painted)) > scribbles.REACH
+    np.testing.assert_array_equal(after[far], before[far])
+    for plane in ANNOTATED:
+        np.testing.assert_array_equal(after[plane], TRUTH[plane])
+    assert all(dice(after, label) >= dice(before, label) - 0.002 for label in (3, 9))
+
+
+def test_a_stroke_that_says_nothing_new_changes_nothing(case):
+    before, _ = case.update({})
+    for label in (3, 9):
+        after, _ = case.update({label: np.argwhere((before == label) & plane_through("axial", (6, 30, 30)))})
+        np.testing.assert_array_equal(after, before)
+
+
+def test_strokes_far_apart_do_not_know_of_each_other(case):
+    strokes = np.array([[6, 22, 39], [6, 22, 20]]), np.array([[6, 42, 39]])
+    both, _ = case.update({9: np.concatenate([strokes[0][:1], strokes[1]])})
+    one, _ = case.update({9: strokes[0][:1]})
+    other, _ = case.update({9: strokes[1]})
+    near = distance_to(strokes[0][:1]) < distance_to(strokes[1])
+    clear = (distance_to(strokes[0][:1]) > scribbles.REACH) | (distance_to(strokes[1]) > scribbles.REACH)
+    np.testing.assert_array_equal(both[clear], np.where(near, one, other)[clear])
+
+
+def test_a_complete_slice_wins_and_the_user_is_told(case):
+    on_slice = np.array([[12, 30, 18 + n] for n in range(4)])
+    found, told = case.update({9: np.concatenate([on_slice, [[6, 30, 40]]])})
+    np.testing.assert_array_equal(found[12], TRUTH[12])
+    assert found[6, 30, 40] == 9
+    assert told == ["4 scribbled voxels contradict slice 12, which is annotated completely: the slice was kept."]
+
+
+def test_a_voxel_scribbled_twice_is_told(case):
+    found, told = case.update({9: np.array([[6, 30, 40]]), BACKGROUND: np.array([[6, 30, 40]])})
+    assert found[6, 30, 40] == 0
+    assert len(told) == 1 and "1 voxels are scribbled twice" in told[0]
+
+
+def test_strokes_outside_the_crop_are_kept(case):
+    corner = np.array([[6, 0, 0], [6, 0, 1]])
+    assert case.stack.box[0].start > 0
+    found, _ = case.update({3: corner})
+    assert (found[tuple(corner.T)] == 3).all()
+
+
+@given(spacing=st.tuples(*[st.floats(0.5, 4)] * 3), voxel=st.tuples(*[st.integers(0, 8)] * 3))
+def test_paths_are_never_shorter_than_the_straight_line(spacing, voxel):
+    strokes = np.zeros((9, 9, 9), bool)
+    strokes[voxel] = True
+    image = np.random.default_rng(0).random(strokes.shape).astype(np.float32)
+    straight = ndimage.distance_transform_edt(~strokes, sampling=spacing)
+    for scan in (np.zeros_like(image), image):
+        lengths = scribbles.path_lengths(strokes, scan, spacing, 100.0)
+        assert (lengths >= straight * (1 - 1e-4)).all()
+
+
+def test_an_edge_makes_the_path_across_it_longer():
+    strokes = np.zeros((1, 1, 21), bool)
+    strokes[..., 10] = True
+    image = np.zeros(strokes.shape, np.float32)
+    image[..., 14:] = 1
+    lengths = scribbles.path_lengths(strokes, image, (1, 1, 1), 100.0)[0, 0]
+    assert lengths[15] - lengths[12] > 5 * (lengths[12] - lengths[10])
+    assert lengths[7] == pytest.approx(3, abs=1e-3)
+
+
+def drifting(planes):
+    """A bright disc that drifts through the planes: (image, labels)."""
+    rows, columns = np.mgrid[:40, :40]
+    labels = np.stack([((rows - 14 - k) ** 2 + (columns - 18) ** 2 < 49).astype(np.uint8) for k in range(planes)])
+    noise = np.random.default_rng(1).normal(size=labels.shape)
+    return (100 * labels + 6 * ndimage.gaussian_filter(noise, 1)).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def beyond():
+    """Runs with and without a stroke two planes beyond the last annotated one, in one memory: (labels, runs)."""
+    image, labels = drifting(9)
+    drawn = np.zeros_like(labels)
+    drawn[[0, 5]] = labels[[0, 5]]
+    stroke = np.zeros_like(labels)
+    stroke[7, 19:24, 18] = 1
+    annotation = annotate_from_label_volume(image, drawn, SPACING)
+    scribbled = annotate_from_label_volume(image, drawn, SPACING, scribbles=stroke)
+    memory = Memory()
+    fast = Settings(preset="fast")
+    return labels, {
+        "without": pipeline.propagate(annotation, fast, memory=memory).label_maps[0],
+        "warm": pipeline.propagate(scribbled, fast, memory=memory).label_maps[0],
+        "cold": pipeline.propagate(scribbled, fast).label_maps[0],
+    }
+
+
+def test_a_stroke_beyond_the_last_slice_carries_the_label_there(beyond):
+    labels, runs = beyond
+    for name in ("warm", "cold"):
+        for plane in (6, 7):
+            found, there = runs[name][plane] > 0, labels[plane] > 0
+            assert 2 * (found & there).sum() / (found.sum() + there.sum()) > 0.85
+    assert not runs["without"][6:].any()
+
+
+def test_a_stroke_beyond_the_last_slice_changes_nothing_before_it(beyond):
+    _, runs = beyond
+    for name in ("warm", "cold"):
+        np.testing.assert_array_equal(runs[name][:6], runs["without"][:6])
+
+
+def test_a_label_absent_on_the_last_slice_is_not_carried_to_its_stroke():
+    _, labels = drifting(9)
+    image = np.random.default_rng(0).normal(size=labels.shape)
+    drawn = np.zeros_like(labels)
+    drawn[[0, 5]] = labels[[0, 5]]
+    drawn[5] *= 2
+    strokes = np.zeros_like(labels)
+    strokes[7, 20, 18] = 1
+    strokes[8, 20, 18] = 2
+    annotation = annotate_from_label_volume(image, drawn, SPACING, scribbles=strokes)
+    assert annotation.missing == "absent"
+    leading = gaps_to_scribbles(annotation, prepare(annotation, 200))
+    assert [(gap.first, gap.last, labels) for gap, labels in leading.items()] == [(6, 8, [2])]
+    assert all(gap.last < 5 for gap in gaps(annotation, prepare(annotation, 200), extrapolate=False))
+
+
+def test_a_stroke_needs_no_registration_and_no_fusion(monkeypatch):
+    image, labels = drifting(7)
+    drawn = np.zeros_like(labels)
+    drawn[[0, 6]] = labels[[0, 6]]
+    stroke = np.zeros_like(labels)
+    stroke[3, 8:12, 18] = 255
+    memory, fast = Memory(), Settings(preset="fast")
+    pipeline.propagate(annotate_from_label_volume(image, drawn, SPACING), fast, memory=memory)
+
+    def never(*arguments, **choices):
+        raise AssertionError("nothing is to be computed again")
+
+    monkeypatch.setattr(instance, "optimise", never)
+    monkeypatch.setattr(pipeline, "fuse", never)
+    scribbled = annotate_from_label_volume(image, drawn, SPACING, scribbles=stroke)
+    (found,) = pipeline.propagate(scribbled, fast, memory=memory).label_maps
+    assert not found[3, 8:12, 18].any()
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found, pipeline.propagate(scribbled, fast).label_maps[0])
