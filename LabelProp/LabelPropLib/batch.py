@@ -217,14 +217,12 @@ def stem(path: Path) -> str:
 
 
 def arguments(settings: Settings) -> Iterator[str]:
-    """The settings as arguments of `labelprop propagate`."""
+    """Those settings that are not the default, as arguments of `labelprop propagate`."""
     for field in fields(settings):
         value = getattr(settings, field.name)
-        option = "--" + field.name.removesuffix("_gb")
-        if value is True:
-            yield option
-        elif value is not False and value is not None:
-            yield from (option, str(value))
+        if value != field.default:
+            option = "--" + field.name.removesuffix("_gb")
+            yield from (option,) if value is True else (option, str(value))
 
 
 def read_report(path: Path) -> dict:

@@ -47,7 +47,7 @@ class Fusion:
 
     rules: label -> name; factors: see `choose_rules`; priors: see `atlases.helpful`. scores: of all labels and gaps.
     maps: their label maps; sides: with `settings.directions` those of what was carried up and down alone.
-    image_weights: (C,), see `Chains`.
+    image_weights: (C,) of the given images, the scan first, see `Chains`.
     """
 
     rules: Mapping[int, str]
@@ -159,4 +159,5 @@ def fuse_gaps(
                 fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone()))
         for score in fused:
             maps.enter(score)
-    return Fusion(rules, factors, priors, fused, maps, sides, evidence, scan.chains.weights)
+    image_weights = scan.chains.weights[[stack.order.index(image) for image in range(len(stack.order))]]
+    return Fusion(rules, factors, priors, fused, maps, sides, evidence, image_weights)

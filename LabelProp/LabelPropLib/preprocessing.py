@@ -27,7 +27,8 @@ SIGNED_DISTANCE_LIMIT = 24.0  # pixels; further away only the sign matters
 class Stack:
     """The planes that are worked on.
 
-    images: (Z, C, H, W) float32, about 0 to 1, square pixels; the second image, if there is one, is channel 1.
+    images: (Z, C, H, W) float32, about 0 to 1, square pixels; the most trustworthy channel first.
+    order: which of the given images each channel is, 0 the scan, 1 the second image.
     intensities: those of the scan that became 0 and 1.
     first: plane index of images[0] in the volume; given: stack indices of annotated planes, ascending.
     core: stack indices of the planes that are worked on whatever is scribbled; the others lead to scribbles beyond.
@@ -36,6 +37,7 @@ class Stack:
     """
 
     images: torch.Tensor
+    order: tuple[int, ...]
     intensities: tuple[float, float]
     first: int
     given: tuple[int, ...]
@@ -122,8 +124,11 @@ def prepare(
         planes = np.moveaxis(volume, annotation.axis, 0)[first : last + 1, box[0], box[1]]
         intensities.append(robust_range(planes[inner]))
         channels.append(normalise(planes, size, *intensities[-1]))
+    images = torch.stack(channels, dim=1)
+    order = channel_weights(images).argsort(descending=True, stable=True).tolist()
     return Stack(
-        images=torch.stack(channels, dim=1).to(device),
+        images=images[:, order].to(device),
+        order=tuple(order),
         intensities=intensities[0],
         first=first,
         given=tuple(p - first for p in annotation.planes),

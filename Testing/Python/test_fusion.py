@@ -14,7 +14,7 @@ from LabelPropLib.ends import round_off
 from LabelPropLib.fusion import joint
 from LabelPropLib.fusion.pooling import pool
 from LabelPropLib.gap_fusion import RULES
-from LabelPropLib.labelmaps import LabelMaps
+from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.preprocessing import prepare
 
 SPACING = (3.0, 1.0, 1.0)
@@ -218,7 +218,7 @@ def fused(image, masks, rule):
     for gap, labels in gaps(annotation, stack, extrapolate=False).items():
         for label in labels:
             arrived = arrivals(label, chains.cross(gap), planes)
-            maps.enter(label, gap.targets, arrived.box, RULES[rule](arrived))
+            maps.enter(FusedScore(label, gap.targets, arrived.box, RULES[rule](arrived)))
     (labels,) = maps.volumes()
     return labels
 

@@ -260,7 +260,7 @@ def test_a_second_image_shows_what_the_first_does_not(contrasts):
     first, second, labels = contrasts
     alone, _ = mean_dice(first, labels)
     both, report = mean_dice(first, labels, second)
-    assert both > alone + 0.02
+    assert both > alone + 0.01
     assert report["image_shares"] == pytest.approx([0.5, 0.5], abs=0.15)
 
 
