@@ -25,7 +25,7 @@ from .registration.fields import resize, sample
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .pipeline import Fusion
+    from .gap_fusion import Fusion
 
 KEPT_MARGIN = 0.5  # of the margin around the labels; with less of it left the crop is made anew
 LEAST_OVERLAP = 0.5  # of a new crop with the one that was registered

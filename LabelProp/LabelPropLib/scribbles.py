@@ -23,9 +23,10 @@ from .preprocessing import Stack
 
 REACH = 15.0  # mm of path from a stroke, beyond which nothing changes
 REACH_SLICES = 6.0  # the same in slices, where these are thin: what is scanned finely is small
-EDGE_LENGTH = 22.0  # mm of path that a change of intensity from black to white is worth
+EDGE_LENGTH = 10.0  # mm of path that a change of intensity from black to white is worth
 AVERAGING = 1 / 3  # of the reach: standard deviation of the Gaussian over which errors at strokes are averaged
-EXCESS = 2.0  # times the error: a stroke runs through the middle of what is wrong, the error grows on its far side
+EXCESS = 2.0  # times the error, to be added: a stroke runs through the middle of what is wrong, not along its far side
+MOST_EXCESS = 4.0  # pixels
 MARGIN = 0.5  # pixels by which a stroke's voxels are to be on their side of the contour
 NOT_SCRIBBLED = -1
 
@@ -192,7 +193,7 @@ def correct(score: np.ndarray, said: np.ndarray, around: Reach) -> np.ndarray:
     wrong = (side != 0) & (given <= 0)
     if not wrong.any():
         return np.zeros_like(score)
-    error = np.where(wrong, side * (MARGIN - EXCESS * given), 0)
+    error = np.where(wrong, side * (MARGIN - given + np.minimum(-EXCESS * given, MOST_EXCESS)), 0)
     return around.weights * around.average(error)
 
 

@@ -25,8 +25,7 @@ from .candidates import LabelPlanes, far_ends
 from .dataset import Entry
 from .errors import InputError
 from .machine import thread_count
-from .pipeline import threads
-from .planner import EFFORTS, choose_device
+from .planner import EFFORTS, choose_device, threads
 from .preprocessing import prepare
 from .registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, weights
 from .registration.training import FROM_SCRATCH, course_for, fit

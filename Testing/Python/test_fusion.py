@@ -13,8 +13,8 @@ from LabelPropLib.candidates import Atlas, Chains, Gap, LabelPlanes, arrivals, g
 from LabelPropLib.ends import round_off
 from LabelPropLib.fusion import joint
 from LabelPropLib.fusion.pooling import pool
+from LabelPropLib.gap_fusion import RULES
 from LabelPropLib.labelmaps import LabelMaps
-from LabelPropLib.pipeline import RULES
 from LabelPropLib.preprocessing import prepare
 
 SPACING = (3.0, 1.0, 1.0)

@@ -40,9 +40,9 @@ class LeftOut:
 
 
 def choose(left_out: Mapping[str, LeftOut], margin: float) -> str:
-    """The first rule, the simplest, that comes within `margin` of the best Dice on hidden slices.
+    """The first rule that comes within `margin` of the best Dice on hidden slices.
 
-    left_out: rule -> result, the simplest first. Without FEWEST_SLICES hidden slices to judge by, the simplest.
+    left_out: rule -> result, the preferred one first. Without FEWEST_SLICES hidden slices to judge by, that one.
     """
     if any(result.slices < FEWEST_SLICES for result in left_out.values()):
         return next(iter(left_out))

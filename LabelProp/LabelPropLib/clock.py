@@ -1,0 +1,37 @@
+"""Seconds by stage, progress and cancellation, for all that takes time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .errors import Cancelled
+
+Progress = Callable[[float, str], None]
+
+
+class Clock:
+    """Seconds by stage; progress and cancellation on the way."""
+
+    def __init__(self, progress: Progress | None, is_cancelled: Callable[[], bool] | None):
+        self.seconds: dict[str, float] = {}
+        self._progress = progress or (lambda fraction, message: None)
+        self._is_cancelled = is_cancelled or (lambda: False)
+        self._stage = ""
+        self._fraction = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done inside under `name`."""
+        self._stage, started = name, time.perf_counter()
+        self.tell(self._fraction)
+        yield
+        self.seconds[name.lower()] = round(time.perf_counter() - started, 3)
+
+    def tell(self, fraction: float):
+        """Tell the progress; raises Cancelled if the caller has had enough."""
+        if self._is_cancelled():
+            raise Cancelled
+        self._fraction = fraction
+        self._progress(fraction, self._stage)

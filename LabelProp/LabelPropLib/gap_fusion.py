@@ -1,0 +1,162 @@
+"""Fuses what arrives in every gap, label by label, each by the rule that suits it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from . import atlases, confidence
+from .annotation import SparseAnnotation
+from .candidates import Arrivals, Chains, Gap, LabelPlanes, arrivals, gaps, gaps_to_scribbles
+from .clock import Clock
+from .fusion import appearance, deep, distance, joint, majority, similarity
+from .fusion.choice import LeftOut, Rule, choose
+from .fusion.subnets import DeepLabelFusion
+from .labelmaps import FusedScore, LabelMaps
+from .preprocessing import Stack
+from .settings import Settings
+
+RULES: dict[str, Rule] = {
+    "majority": majority.fuse,
+    "distance": distance.fuse,
+    "similarity": similarity.fuse,
+    "appearance": appearance.fuse,
+    "joint": joint.fuse,
+}
+DEEP = "deep"  # the rule that needs weights, and all labels of a gap at once
+CHOICES = ("similarity", "appearance")  # of 'auto', in this order, after deep fusion where there are weights
+CHOICE_MARGIN = 0.05  # Dice on hidden slices, over twice the usual gap, that a rule needs to replace one before it
+REGISTRATION_SHARE = 0.75  # of the time, for the progress bar
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An annotated scan that has been registered."""
+
+    annotation: SparseAnnotation
+    stack: Stack
+    planes: LabelPlanes
+    chains: Chains
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What was made of all gaps, before scribbles have their say and what was given is put in.
+
+    rules: label -> name; factors: see `choose_rules`; priors: see `atlases.helpful`. scores: of all labels and gaps.
+    maps: their label maps; sides: with `settings.directions` those of what was carried up and down alone.
+    image_weights: (C,), see `Chains`.
+    """
+
+    rules: Mapping[int, str]
+    factors: Mapping[int, float]
+    priors: Mapping[int, torch.Tensor]
+    scores: list[FusedScore]
+    maps: LabelMaps
+    sides: Mapping[str, LabelMaps]
+    evidence: list[confidence.Evidence]
+    image_weights: torch.Tensor
+
+
+def choose_rules(scan: Scan, networks: DeepLabelFusion | None, fusion: str) -> tuple[dict[int, str], dict[int, float]]:
+    """The fusion rule of every label; with 'auto' the first choice, unless another finds hidden slices clearly better.
+
+    Every known slice between two others is hidden once and found from its neighbours, over twice the usual gap.
+    Returns the factors of the labels' expected drift too, from what was seen there; none if the rule was given.
+    """
+    if fusion != "auto":
+        return dict.fromkeys(scan.annotation.labels, fusion), {}
+    left_out = leave_one_out(scan, networks)
+    rules = {label: choose(results, CHOICE_MARGIN) for label, results in left_out.items()}
+    return rules, confidence.scales({label: left_out[label][rule].drifts for label, rule in rules.items()})
+
+
+def leave_one_out(scan: Scan, networks: DeepLabelFusion | None) -> Mapping[int, Mapping[str, LeftOut]]:
+    """What each of the CHOICES makes of hidden annotated slices, label -> rule -> result."""
+    annotation, stack, planes = scan.annotation, scan.stack, scan.planes
+    choices = (DEEP, *CHOICES) if networks else CHOICES
+    results = {label: {rule: LeftOut() for rule in choices} for label in annotation.labels}
+    hidden: dict[Gap, list[int]] = {}
+    for label in annotation.labels:
+        known = planes.known(label)
+        for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
+            if planes.bears(label, plane) and (planes.bears(label, lower) or planes.bears(label, upper)):
+                hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
+    for gap, labels in hidden.items():
+        crossing = scan.chains.cross(gap)
+        arrived = [arrivals(label, crossing, planes) for label in labels]
+        seen = [confidence.observe(label, annotation, stack) for label in arrived]
+        for rule in choices:
+            found = scores(arrived, dict.fromkeys(labels, rule), networks)
+            for label, observed, scored in zip(arrived, seen, found, strict=True):
+                drawn = planes.distances(label.label, gap.first)
+                score = torch.full_like(drawn, -1.0)
+                score[label.box] = scored[0]
+                results[label.label][rule].add(score, drawn)
+                results[label.label][rule].drifts += confidence.seen_drift(score, drawn, observed, stack.pixel)
+    return results
+
+
+def rule_alone(rule: str, networks: DeepLabelFusion | None) -> Rule:
+    """A rule for a label whose rivals are not known."""
+    if rule == DEEP:
+        return lambda arrived: deep.fuse([arrived], networks)[0]
+    return RULES[rule]
+
+
+def scores(
+    arrived: Sequence[Arrivals], rules: Mapping[int, str], networks: DeepLabelFusion | None
+) -> list[torch.Tensor]:
+    """Scores (T, h, w) of all labels of a gap, each by its own rule and in its own box."""
+    is_deep = any(rules[label.label] == DEEP for label in arrived)
+    corrected = deep.fuse(arrived, networks) if is_deep else [None] * len(arrived)
+    return [
+        score if rules[label.label] == DEEP else RULES[rules[label.label]](label)
+        for label, score in zip(arrived, corrected, strict=True)
+    ]
+
+
+def fuse_gaps(
+    scan: Scan,
+    networks: DeepLabelFusion | None,
+    settings: Settings,
+    clock: Clock,
+) -> Fusion:
+    """Choose the rules and fuse what arrives in all gaps; what leads to a scribble alone stays as it was carried."""
+    annotation, stack, planes = scan.annotation, scan.stack, scan.planes
+    with clock.stage("Choosing"):
+        rules, factors = choose_rules(scan, networks, settings.fusion)
+    priors: Mapping[int, torch.Tensor] = {}
+    if annotation.atlases:
+        with clock.stage("Aligning atlases"):
+            chosen = {label: rule_alone(rule, networks) for label, rule in rules.items()}
+            priors = atlases.helpful(annotation, stack, planes, scan.chains, chosen)
+    maps = LabelMaps(annotation, stack)
+    sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
+    fused: list[FusedScore] = []
+    evidence: list[confidence.Evidence] = []
+    labels_of = gaps(annotation, stack, settings.extrapolate)
+    with clock.stage("Fusing"):
+        for number, (gap, labels) in enumerate(labels_of.items()):
+            crossing = scan.chains.cross(gap)
+            clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
+            arrived = [arrivals(label, crossing, planes) for label in labels]
+            for label, score in zip(arrived, scores(arrived, rules, networks), strict=True):
+                if label.label in priors:
+                    score = atlases.blend(score, label, priors[label.label], planes)
+                fused.append(FusedScore(label.label, gap.targets, label.box, score))
+                evidence.append(confidence.observe(label, annotation, stack, settings.uncertainty))
+                for name, candidate in (("up", label.lower), ("down", label.upper)):
+                    if name in sides and candidate is not None:
+                        sides[name].enter(FusedScore(label.label, gap.targets, label.box, candidate.distances))
+        for gap, labels in gaps_to_scribbles(annotation, stack).items():
+            crossing = scan.chains.cross(gap)
+            for label in labels:
+                arrived = arrivals(label, crossing, planes)
+                carried = arrived.lower or arrived.upper
+                fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone()))
+        for score in fused:
+            maps.enter(score)
+    return Fusion(rules, factors, priors, fused, maps, sides, evidence, scan.chains.weights)
