@@ -124,16 +124,6 @@ class LabelMaps:
             return np.all([volume[index] == BACKGROUND for volume in self._volumes], axis=0)
         return self._volumes[self._layer_of[label]][index] == label
 
-    def uncertainty(self, annotation: SparseAnnotation) -> np.ndarray:
-        """(K, J, I) float32: 1 - |2 p - 1| with p = sigmoid(score) of the best label, 1 on a contour; 0 where given."""
-        doubt = np.max([1 - np.abs(np.tanh(scores / 2)) for scores in self._scores], axis=0)
-        unknown = [plane - self._stack.first for plane in annotation.unknown_planes]
-        given = np.setdiff1d(np.arange(len(doubt)), unknown)
-        doubt[given] = 0
-        volume = np.zeros(annotation.image.shape, np.float32)
-        np.moveaxis(volume, self._axis, 0)[self._stack.crop] = doubt
-        return volume
-
     def volumes(self) -> list[np.ndarray]:
         """The label maps (K, J, I) on the grid of the annotation's image."""
         return self._volumes
