@@ -26,9 +26,20 @@ from bench import Case, add_bench_option, open_bench  # noqa: E402
 from tables import describe_machine  # noqa: E402
 
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume  # noqa: E402
-from LabelPropLib.candidates import Arrivals, Atlas, Chains, LabelPlanes, arrivals, gaps  # noqa: E402
+from LabelPropLib.candidates import (  # noqa: E402
+    DISTANCE_LIMIT,
+    Arrivals,
+    Atlas,
+    Chains,
+    LabelPlanes,
+    arrivals,
+    gaps,
+)
+from LabelPropLib.clock import Clock  # noqa: E402
 from LabelPropLib.evaluation import score_labels  # noqa: E402
-from LabelPropLib.labelmaps import LabelMaps  # noqa: E402
+from LabelPropLib.fusion import deep  # noqa: E402
+from LabelPropLib.gap_fusion import Scan, fuse_gaps  # noqa: E402
+from LabelPropLib.labelmaps import FusedScore, LabelMaps  # noqa: E402
 from LabelPropLib.memory import Memory  # noqa: E402
 from LabelPropLib.pipeline import propagate  # noqa: E402
 from LabelPropLib.planner import EFFORTS  # noqa: E402
@@ -40,6 +51,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 RULES = (*(rule for rule in FUSIONS if rule != "auto"), "auto")
 CANDIDATES = ("lower", "upper", "next lower", "next upper", "shape")
 ORACLES = {"oracle, nearest two": (CANDIDATES[:2], 0.0), "oracle": (CANDIDATES, 0.0), "oracle, 10 %": (CANDIDATES, 0.1)}
+ABLATIONS = ("deep, no voting", "deep, no fine-tuning", "deep, no label mask")
 MANY_SLICES = 5  # annotated ones, from which a case counts for the second line of means
 NOTES = """\
 All rules fuse the same registration. Single candidates: the annotated planes that bound a gap, the next ones behind
@@ -143,7 +155,8 @@ def measure(subject: Subject, memory: Memory) -> Iterator[Row]:
         yield subject.score(rule, found, stages["choosing"] + stages["fusing"], megabytes)
     with torch.no_grad():
         alone = {name: volume(maps) for name, maps in candidates_alone(subject.annotation, memory).items()}
-    for name, found in alone.items():
+        parts_missing = {name: volume(maps) for name, maps in ablations(subject.annotation, memory).items()}
+    for name, found in (alone | parts_missing).items():
         yield subject.score(name, found)
     for name, (candidates, share) in ORACLES.items():
         yield subject.score(name, oracle([alone[c] for c in candidates], subject.reference, share))
@@ -157,23 +170,50 @@ def volume(maps: LabelMaps) -> np.ndarray:
 
 def candidates_alone(annotation: SparseAnnotation, memory: Memory) -> dict[str, LabelMaps]:
     """What each candidate says without the others; a plane that bounds the gap stands in for one that is not there."""
-    settings = Settings()
-    stack = prepare(annotation, EFFORTS[settings.preset].pixels)
-    planes = LabelPlanes(annotation, stack)
-    chains = Chains(memory.recall(annotation, settings).velocity, stack.images)
-    maps = {name: LabelMaps(annotation, stack) for name in CANDIDATES}
-    for gap, labels in gaps(annotation, stack, extrapolate=False).items():
-        crossing = chains.cross(gap)
+    scan = registered(annotation, memory)
+    planes = scan.planes
+    maps = {name: LabelMaps(annotation, scan.stack) for name in CANDIDATES}
+    for gap, labels in gaps(annotation, scan.stack, extrapolate=False).items():
+        crossing = scan.chains.cross(gap)
         for label in labels:
             arrived = arrivals(label, crossing, planes)
             atlases = name_atlases(arrived)
             for name in CANDIDATES:
                 atlas = atlases.get(name) or atlases["upper" if name.endswith("upper") else "lower"]
                 if atlas.distances is not None:
-                    maps[name].enter(label, gap.targets, arrived.box, atlas.distances)
+                    maps[name].enter(FusedScore(label, gap.targets, arrived.box, atlas.distances))
     for result in maps.values():
-        result.keep_given()
+        result.keep_given(annotation)
     return maps
+
+
+def ablations(annotation: SparseAnnotation, memory: Memory) -> dict[str, LabelMaps]:
+    """Deep fusion without its voting subnet, without its fine-tuning subnet, and without its label mask."""
+    scan = registered(annotation, memory)
+    device = scan.stack.images.device
+    voiceless, uncorrected, whole = (deep.load("auto", True, device) for _ in range(3))
+    for layer in (voiceless.voting.out, uncorrected.correction.out):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    maps = {}
+    for name, networks in zip(ABLATIONS, (voiceless, uncorrected, whole)):
+        margin = deep.MASK_MARGIN
+        if networks is whole:
+            deep.MASK_MARGIN = DISTANCE_LIMIT
+        try:
+            maps[name] = fuse_gaps(scan, networks, Settings(fusion="deep"), Clock(None, None)).maps
+        finally:
+            deep.MASK_MARGIN = margin
+        maps[name].keep_given(annotation)
+    return maps
+
+
+def registered(annotation: SparseAnnotation, memory: Memory) -> Scan:
+    """The case with the registration in the memory."""
+    settings = Settings()
+    stack = prepare(annotation, EFFORTS[settings.preset].pixels)
+    velocity = memory.recall(annotation, settings).velocity
+    return Scan(annotation, stack, LabelPlanes(annotation, stack), Chains(velocity, stack.images))
 
 
 def name_atlases(arrived: Arrivals) -> dict[str, Atlas]:
@@ -226,7 +266,7 @@ def format_report(rows: list[Row], registration_seconds: float, machine: str) ->
 
 def dice_table(dice: dict[tuple[str, str], float], cases: list[str], many: list[str]) -> list[str]:
     """Lines of Markdown: Dice of every method on every case and the means of all, and of the `many` alone."""
-    methods = (*RULES, *CANDIDATES, *ORACLES)
+    methods = (*RULES, *ABLATIONS, *CANDIDATES, *ORACLES)
     lines = table_head(["Dice", *methods])
     lines += [table_line([case, *(f"{dice[case, method]:.3f}" for method in methods)]) for case in cases]
     for title, group in (("mean", cases), (f"mean, {MANY_SLICES} slices or more", many)):
