@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .annotation import SparseAnnotation
-from .preprocessing import Stack, channel_weights, signed_distance, smooth
+from .preprocessing import Stack, channel_weights, local_contrast_normalise, signed_distance, smooth
 from .registration.consistency import FarEnds
 from .registration.fields import compose, identity, integrate, resize, sample
 
@@ -59,8 +59,13 @@ class Carried:
 
     @property
     def images(self) -> torch.Tensor:
-        """(T, H, W) of the first channel, the scan."""
+        """(T, H, W) of the first channel."""
         return self.channels[:, 0]
+
+    @cached_property
+    def contrast(self) -> torch.Tensor:
+        """(T, C, H, W) local contrast of the carried images, found once for all labels."""
+        return local_contrast_normalise(self.channels)
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,13 @@ class Crossing:
 
     @property
     def targets(self) -> torch.Tensor:
-        """(T, H, W) of the first channel, the scan."""
+        """(T, H, W) of the first channel."""
         return self.channels[:, 0]
+
+    @cached_property
+    def contrast(self) -> torch.Tensor:
+        """(T, C, H, W) local contrast of the planes, found once for all labels."""
+        return local_contrast_normalise(self.channels)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort(pixels=128, levels=(Level(4, 40), Level(2, 20), Level(1, 6, rate=0.15))),
-    "balanced": Effort(pixels=200, levels=(Level(4, 60), Level(2, 30), Level(1, 20, rate=0.1))),
+    "balanced": Effort(pixels=200, levels=(Level(4, 60), Level(2, 24), Level(1, 14, rate=0.12))),
     "best": Effort(pixels=320, levels=(Level(4, 80), Level(2, 60), Level(1, 50, rate=0.06))),
 }
 

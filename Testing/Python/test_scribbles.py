@@ -271,7 +271,7 @@ def test_a_stroke_needs_no_registration_and_no_fusion(monkeypatch):
         raise AssertionError("nothing is to be computed again")
 
     monkeypatch.setattr(instance, "optimise", never)
-    monkeypatch.setattr(pipeline, "fuse", never)
+    monkeypatch.setattr(pipeline, "fuse_gaps", never)
     scribbled = annotate_from_label_volume(image, drawn, SPACING, scribbles=stroke)
     (found,) = pipeline.propagate(scribbled, fast, memory=memory).label_maps
     assert not found[3, 8:12, 18].any()

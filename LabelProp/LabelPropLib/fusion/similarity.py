@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..candidates import Arrivals, Carried, Crossing
-from ..preprocessing import local_contrast_normalise, smooth
+from ..preprocessing import smooth
 from .distance import distance_way, pool
 
 WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which images are compared
@@ -42,7 +42,8 @@ def similarity_way(arrivals: Arrivals, vote: torch.Tensor | float = 0.0) -> torc
 
 def _difference(carried: Carried, crossing: Crossing, box: tuple[slice, slice]) -> torch.Tensor:
     """(T, h, w) local difference of carried images and slices within `box`."""
-    images, targets = (side.channels[..., box[0], box[1]] for side in (carried, crossing))
-    contrast = (local_contrast_normalise(images) - local_contrast_normalise(targets)).abs()
-    difference = crossing.weights[:, None, None] * ((images - targets).abs() + CONTRAST * contrast)
+    rows, columns = box
+    images = (carried.channels[..., rows, columns] - crossing.channels[..., rows, columns]).abs()
+    contrast = (carried.contrast[..., rows, columns] - crossing.contrast[..., rows, columns]).abs()
+    difference = crossing.weights[:, None, None] * (images + CONTRAST * contrast)
     return smooth(difference.mean(dim=1), WINDOW)
