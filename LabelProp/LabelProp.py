@@ -608,6 +608,24 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         }
         return report
 
+    def train(self, volumeNode, segmentationNode, checkpointPath, licence="not stated", progress=None, **settings):
+        """
+        Train the registration network on a scan and save its weights, for `propagate(checkpoint=...)`.
+
+        :param volumeNode, segmentationNode: see `propagate`; the segments drawn on some slices take part.
+        :param checkpointPath: the .pt file to write; a log of the training goes beside it.
+        :param licence: kept with the weights.
+        :param progress: called as progress(fraction, message).
+        :param settings: preset, device, seed, checkpoint (to begin with), see `LabelPropLib.settings.Settings`.
+        :raises InputError: the input cannot be used, or the file not be written. Nothing was written.
+        """
+        from LabelPropLib.training_run import RunFiles, train
+
+        run = RunFiles(Path(checkpointPath))
+        run.check([])
+        collected = self.collect(volumeNode, segmentationNode)
+        train(collected.annotation, run, Settings(**settings), licence, progress or (lambda fraction, message: None))
+
     def batch(self, tablePath, outputFolder, missing="auto", jobs=None, scheduler=None, say=print, **settings):
         """
         Propagate on the volumes of a table, each in a process of its own; returns when all have ended.

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -37,8 +38,9 @@ DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process; returns the exit status."""
+    interrupted = threading.Event()
     try:
-        with interruptible():
+        with interruptible(interrupted):
             options = parser().parse_args(argv)
             return options.run(options) or DONE
     except InputError as error:
@@ -47,11 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Cancelled) as stopped:
         complain(str(stopped) or "cancelled, nothing was written")
         return CANCELLED
-    except (OSError, ImportError) as error:
-        complain(str(error))
-        return FAILED
-    except Exception:  # Slicer would stay open after an exception that nobody caught
-        traceback.print_exc()
+    except Exception as error:  # Slicer would stay open after an exception that nobody caught
+        if interrupted.is_set():  # a library that is interrupted while it loads raises errors of its own
+            complain("cancelled, nothing was written")
+            return CANCELLED
+        if isinstance(error, (OSError, ImportError)):
+            complain(str(error))
+        else:
+            traceback.print_exc()
         return FAILED
 
 
@@ -556,9 +561,17 @@ class StageLines:
 
 
 @contextlib.contextmanager
-def interruptible():
-    """SIGTERM ends the work as Ctrl+C does, by KeyboardInterrupt, so that what is half written is removed."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+def interruptible(interrupted: threading.Event):
+    """SIGTERM ends the work as Ctrl+C does, by KeyboardInterrupt, so that what is half written is removed.
+
+    interrupted: set when that happens.
+    """
+
+    def interrupt(number, frame):
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

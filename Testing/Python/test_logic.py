@@ -26,7 +26,7 @@ from samples import (
 
 import LabelProp
 from LabelProp import LabelPropLogic, LabelPropTest  # noqa: F401  the self test is run here too
-from LabelPropLib import cli, scene
+from LabelPropLib import checkpoint, cli, scene
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.settings import Settings
 
@@ -410,3 +410,20 @@ def test_expected_quality_as_text():
 @pytest.mark.parametrize("seconds, text", [(4.4, "4 s left"), (59, "59 s left"), (200, "3 min left")])
 def test_time_left_as_text(seconds, text):
     assert LabelProp.formatSeconds(seconds) == text
+
+
+def test_weights_trained_from_the_console_are_used(tmp_path):
+    volume_node, segmentation_node, _ = LabelProp.addTaperedTube()
+    path, logic = tmp_path / "weights.pt", LabelPropLogic()
+    logic.train(volume_node, segmentation_node, path, licence="CC0", preset="fast", device="cpu")
+    _, metadata = checkpoint.load(path, "registration")
+    assert metadata["licence"] == "CC0" and metadata["training"]["annotated_slices"] == 3
+    report = logic.propagate(volume_node, segmentation_node, registration="pretrained", checkpoint=path, preset="fast")
+    assert report["registration"] == "pretrained"
+
+
+def test_weights_are_not_written_over_something_else(tmp_path):
+    volume_node, segmentation_node, _ = LabelProp.addTaperedTube()
+    with pytest.raises(InputError, match=r"\.pt"):
+        LabelPropLogic().train(volume_node, segmentation_node, tmp_path / "weights.txt")
+    assert list(tmp_path.iterdir()) == []
