@@ -178,18 +178,39 @@ def annotate_from_masks(
 
     Raises InputError.
     """
-    if missing not in MISSING_CHOICES:
-        raise InputError(f"Unknown way to read missing labels '{missing}': choose one of {', '.join(MISSING_CHOICES)}.")
     for label, mask in masks.items():
         if mask.shape != image.shape:
             raise InputError(
                 f"Label {label} has the size {mask.shape[::-1]}, the image {image.shape[::-1]}:"
                 " resample the annotations to the image's grid."
             )
-    check_image(image)
     if axis is None:
         axis = find_axis(masks)
     complete = {label: complete_planes(mask, axis, (ignored or {}).get(label, ())) for label, mask in masks.items()}
+    return annotate_from_planes(
+        image, complete, spacing, axis, missing, absent, ignored, scribbles, second_image, atlases
+    )
+
+
+def annotate_from_planes(
+    image: np.ndarray,
+    complete: Mapping[int, Mapping[int, np.ndarray]],
+    spacing: tuple[float, float, float],
+    axis: int,
+    missing: str = "auto",
+    absent: Mapping[int, set[int]] | None = None,
+    ignored: Mapping[int, set[int]] | None = None,
+    scribbles: Mapping[int, np.ndarray] | None = None,
+    second_image: np.ndarray | None = None,
+    atlases: Iterable[AtlasVolume] = (),
+) -> SparseAnnotation:
+    """Annotation from the drawn planes of each label, without those to be ignored.
+
+    complete: label -> plane index -> (H, W) bool, see `SparseAnnotation`; the rest as in `annotate_from_masks`.
+    Raises InputError.
+    """
+    if missing not in MISSING_CHOICES:
+        raise InputError(f"Unknown way to read missing labels '{missing}': choose one of {', '.join(MISSING_CHOICES)}.")
     complete = {label: planes for label, planes in complete.items() if planes}
     marked = {label: frozenset(planes) - set(complete.get(label, ())) for label, planes in (absent or {}).items()}
     if missing == "auto":
@@ -295,11 +316,12 @@ def check_image(image: np.ndarray, name: str = "image"):
         raise InputError(
             f"The {name} has {image.ndim} dimensions: give a 3D scalar volume (one time point, one channel)."
         )
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
+    low, high = image.min(), image.max()  # NaN if there is one: one look at every voxel tells all
+    if not (np.isfinite(low) and np.isfinite(high)):
         count = int((~np.isfinite(image)).sum())
         raise InputError(f"The {name} has {count} voxels that are NaN or infinite: replace them by a number first.")
-    if image.min() == image.max():
-        raise InputError(f"The {name} is constant ({float(image.flat[0]):g} everywhere): choose the scan itself.")
+    if low == high:
+        raise InputError(f"The {name} is constant ({float(low):g} everywhere): choose the scan itself.")
 
 
 def check_second_image(second: np.ndarray, image: np.ndarray):

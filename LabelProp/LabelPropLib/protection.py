@@ -1,10 +1,97 @@
-"""What a preview may change of the segments: everything but what the user drew, locked, or did since."""
+"""What a preview may change of the segments: everything but what the user drew, locked, or did since.
+
+What is locked, and which other segments may be written over, is the Segment Editor's masking: editable area, editable
+intensity range, overwrite mode.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
+import slicer
+
+from . import scene
+from .errors import InputError
+from .slices import SliceOverview
+
+
+def masks_to_write(
+    editor_node, preview_node, overview: SliceOverview, source_image=None
+) -> tuple[dict[str, np.ndarray], slicer.vtkOrientedImageData, int]:
+    """What to write of a preview into the segmentation of a segment editor node.
+
+    preview_node: its segments have the IDs of those that they are the preview of, and lie on the overview's grid.
+    overview: of the slices of these segments as they are now.
+    source_image: the source volume aligned with the segmentation, for the editable intensity range; None without one.
+
+    Returns segment ID -> (K, J, I) bool, the grid of these masks, which is a part of the overview's, and the number of
+    voxels that were left to segments outside the preview. Raises InputError when the preview does not fit any more.
+    """
+    node, names = editor_node.GetSegmentationNode(), list(overview.roles)
+    _check_geometry(preview_node, names, overview.grid)
+    grid = scene.content_grid(overview.grid, (node, preview_node), names)
+    first = scene.grid_start(grid)[overview.axis]
+    there = range(first, first + scene.grid_shape(grid)[overview.axis])
+
+    def planes(*roles: str) -> dict[str, list[int]]:
+        given = {name: overview.roles[name].items() for name in names}
+        return {n: [index - first for index, role in given[n] if role in roles and index in there] for n in names}
+
+    preview, current = (
+        {name: segment.on_grid(grid) for name, segment in scene.stored_segments(source, names, grid).items()}
+        for source in (preview_node, node)
+    )
+    occupied = occupied_voxels(editor_node, names, grid)
+    locked = locked_voxels(editor_node, names, grid, source_image)
+    known, scribbled = planes("complete", "absent"), planes("scribble")
+    written = protect(preview, current, overview.axis, known, scribbled, occupied, locked)
+    left = 0 if occupied is None else sum(int((preview[n] & occupied & ~written[n]).sum()) for n in names)
+    return {name: mask for name, mask in written.items() if (mask != current[name]).any()}, grid, left
+
+
+def _check_geometry(preview_node, names: Iterable[str], grid):
+    for name in names:
+        labelmap = preview_node.GetSegmentation().GetSegment(name).GetRepresentation(scene.BINARY_LABELMAP)
+        if not labelmap.IsEmpty() and not scene.Resample.DoGeometriesMatch(labelmap, grid):
+            raise InputError(
+                "The geometry of the segmentation was changed since the preview was made: update the preview."
+            )
+
+
+def occupied_voxels(editor_node, names: Collection[str], grid) -> np.ndarray | None:
+    """(K, J, I) bool: voxels of segments other than `names`, which are not taken; None where they may overlap."""
+    node, mode = editor_node.GetSegmentationNode(), editor_node.GetOverwriteMode()
+    if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteNone:
+        return None
+    others = set(node.GetSegmentation().GetSegmentIDs()) - set(names)
+    if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteVisibleSegments:
+        others &= set(scene.visible_segments(node))
+    occupied = np.zeros(scene.grid_shape(grid), bool)
+    for segment in scene.stored_segments(node, others, grid).values():
+        occupied |= segment.on_grid(grid)
+    return occupied
+
+
+def locked_voxels(editor_node, names: Iterable[str], grid, source_image) -> dict[str, np.ndarray] | None:
+    """Segment ID -> (K, J, I) bool: where it may not be edited; None where all may be edited everywhere."""
+    by_intensity = bool(editor_node.GetSourceVolumeIntensityMask())
+    if editor_node.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere and not by_intensity:
+        return None
+    locked = {}
+    for name in names:
+        mask = slicer.vtkOrientedImageData()
+        editor_node.GetSegmentationNode().GenerateEditMask(
+            mask,
+            editor_node.GetMaskMode(),
+            grid,
+            name,
+            editor_node.GetMaskSegmentID() or "",
+            source_image if by_intensity else None,
+            editor_node.GetSourceVolumeIntensityMaskRange() if by_intensity else None,
+        )
+        locked[name] = scene.voxels(mask) > 0
+    return locked
 
 
 def protect(
@@ -26,30 +113,20 @@ def protect(
     occupied: voxels that belong to segments outside the preview, None where overlap is allowed.
     locked: voxels where a segment must stay as it is, e.g. outside the editable area; None where there are none.
     """
-    drawn_since = {name: np.zeros_like(mask) for name, mask in preview.items()}
-    for name, drawn in drawn_since.items():
-        for plane in {*known[name], *scribbled[name]}:
-            here = _plane(plane, axis)
-            drawn[here] = current[name][here] & ~preview[name][here]
-    written = {}
-    for name, mask in preview.items():
-        result = mask.copy()
-        for other, drawn in drawn_since.items():
-            if other != name:
-                result &= ~drawn
-        if occupied is not None:
-            result &= ~occupied
-        for plane in scribbled[name]:
-            here = _plane(plane, axis)
-            result[here] |= current[name][here]
-        for plane in known[name]:
-            here = _plane(plane, axis)
-            result[here] = current[name][here]
-        if locked is not None:
-            result = np.where(locked[name], current[name], result)
-        written[name] = result
+    written = {name: mask.copy() if occupied is None else mask & ~occupied for name, mask in preview.items()}
+    kept = {name: {*known[name], *scribbled[name]} for name in preview}
+    for plane in set().union(*kept.values()):
+        here = tuple(plane if a == axis else slice(None) for a in range(3))
+        for name, planes in kept.items():
+            if plane in planes:
+                drawn_since = current[name][here] & ~preview[name][here]
+                for other in written.keys() - {name}:
+                    written[other][here] &= ~drawn_since
+        for name, mask in written.items():
+            if plane in scribbled[name]:
+                mask[here] |= current[name][here]
+            if plane in known[name]:
+                mask[here] = current[name][here]
+    for name, mask in (locked or {}).items():
+        np.copyto(written[name], current[name], where=mask)
     return written
-
-
-def _plane(index: int, axis: int) -> tuple:
-    return tuple(index if a == axis else slice(None) for a in range(3))

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import slicer
@@ -24,8 +25,8 @@ from .annotation import (
     SCRIBBLE_FILE_BACKGROUND,
     AtlasVolume,
     SparseAnnotation,
-    annotate_from_masks,
-    find_axis,
+    annotate_from_planes,
+    run_length,
 )
 from .errors import InputError
 from .roles import ROLES_TAG, Roles
@@ -71,12 +72,35 @@ def work_grid(volume_node, segmentation_node) -> slicer.vtkOrientedImageData:
         image, _ = volume_image(volume_node, segmentation_node)
         grid.SetExtent(image.GetExtent())
         _copy_lattice(image, grid)
-    content = [0, -1, 0, -1, 0, -1]
-    segmentation.DetermineCommonLabelmapExtent(content, grid, None, True)
-    if content[0] <= content[1]:
+    # Where the labelmaps reach no further than the reference geometry, their voxels need not be looked at.
+    for only_content in (False, True):
+        content = [0, -1, 0, -1, 0, -1]
+        segmentation.DetermineCommonLabelmapExtent(content, grid, None, only_content)
         extent = grid.GetExtent()
-        grid.SetExtent([(min, max)[n % 2](extent[n], content[n]) for n in range(6)])
+        grown = tuple((min, max)[n % 2](extent[n], content[n]) for n in range(6))
+        if content[0] > content[1] or grown == extent:
+            return grid
+    grid.SetExtent(grown)
     return grid
+
+
+def content_grid(grid, segmentation_nodes: Iterable, segment_ids: Iterable[str]) -> slicer.vtkOrientedImageData:
+    """The part of the grid, an image without voxels, that the segments reach in any of the segmentations."""
+    reached = []
+    for node in segmentation_nodes:
+        for segment in stored_segments(node, segment_ids, grid).values():
+            if segment.filled.size:
+                start, stop = list(segment.first), np.add(segment.first, segment.values.shape)
+                start[0], stop[0] = segment.first[0] + segment.filled[0], segment.first[0] + segment.filled[-1] + 1
+                reached.append((start, stop))
+    first, last = grid_start(grid), np.add(grid_start(grid), grid_shape(grid)) - 1
+    if reached:
+        first = np.maximum(first, np.min([start for start, _ in reached], axis=0))
+        last = np.minimum(last, np.max([stop for _, stop in reached], axis=0) - 1)
+    part = slicer.vtkOrientedImageData()
+    part.SetExtent([int(index) for pair in zip(first[::-1], last[::-1]) for index in pair])
+    _copy_lattice(grid, part)
+    return part
 
 
 def volume_image(volume_node, segmentation_node):
@@ -106,7 +130,7 @@ def voxels(image) -> np.ndarray:
 
 def image_from_array(array: np.ndarray, grid, first=(0, 0, 0)) -> slicer.vtkOrientedImageData:
     """The (K, J, I) array as an image on the lattice of `grid`, beginning `first` voxels (k, j, i) into its extent."""
-    start = np.add(grid.GetExtent()[::2], first[::-1])
+    start = np.add(grid_start(grid), first)[::-1]
     stop = start + array.shape[::-1] - 1
     image = slicer.vtkOrientedImageData()
     image.SetExtent([int(index) for pair in zip(start, stop) for index in pair])
@@ -125,8 +149,13 @@ def _copy_lattice(source, target):
 
 
 def grid_shape(grid) -> tuple[int, int, int]:
-    """(K, J, I) of an image without voxels."""
+    """(K, J, I) of an image."""
     return grid.GetDimensions()[::-1]
+
+
+def grid_start(grid) -> tuple[int, int, int]:
+    """(k, j, i) of the first voxel of an image on its lattice."""
+    return grid.GetExtent()[::2][::-1]
 
 
 @dataclass(frozen=True)
@@ -144,6 +173,11 @@ class SceneAnnotation:
     segment_ids: Mapping[int, str]
     grid: slicer.vtkOrientedImageData
     state: tuple
+
+    @property
+    def written_ids(self) -> dict[int, str]:
+        """Label -> ID of the segments that something was drawn of, which are those that get a result."""
+        return {label: self.segment_ids[label] for label in self.annotation.labels}
 
     @property
     def unchanged(self) -> bool:
@@ -201,31 +235,40 @@ def collect(
         )
     image = image_on_grid(volume_node, segmentation_node, grid)
     segmentation = segmentation_node.GetSegmentation()
-    masks = {label: segment_on_grid(segmentation_node, name, grid) for label, name in labels.items()}
+    segments = stored_segments(segmentation_node, labels.values(), grid)
+    stored = {label: segments[name] for label, name in labels.items()}
     roles = {label: read_roles(segmentation.GetSegment(name)) for label, name in labels.items()}
 
-    array_axis = _choose_axis(axis, roles.values(), masks)
-    first = grid.GetExtent()[::2][::-1][array_axis]
+    array_axis, drawn = drawn_planes(stored, roles.values(), axis)
+    if not any(drawn.values()):
+        raise InputError("No annotated slice: draw at least one segment on at least one slice.")
+    first = grid_start(grid)[array_axis]
 
     def planes(role: str) -> dict[int, set[int]]:
         return {label: {index - first for index in roles[label].of(array_axis, role)} for label in labels}
 
-    scribbled = planes("scribble")
-    strokes = {label: [_take_planes(masks[label], array_axis, scribbled[label])] for label in labels}
+    def masks(label: int, indices: Iterable[int]) -> dict[int, np.ndarray]:
+        return {index: stored[label].mask_on_grid(array_axis, index + first, grid) for index in sorted(indices)}
+
+    borne = {label: {index - first for index in drawn[label]} for label in labels}
+    scribbled, ignored = planes("scribble"), planes("ignored")
+    strokes = {
+        label: [_voxels_on_planes(masks(label, borne[label] & scribbled[label]), array_axis)] for label in labels
+    }
     strokes[BACKGROUND] = [np.argwhere(segment_on_grid(segmentation_node, name, grid)) for name in background_ids]
     if scribbles_node is not None:
         for label, name in _match_scribbles(scribbles_node, segmentation, labels).items():
             strokes[label].append(np.argwhere(segment_on_grid(scribbles_node, name, grid)))
     scribbles = {label: np.concatenate(parts) for label, parts in strokes.items() if sum(map(len, parts))}
 
-    annotation = annotate_from_masks(
+    annotation = annotate_from_planes(
         image,
-        masks,
+        {label: masks(label, borne[label] - scribbled[label] - ignored[label]) for label in labels},
         spacing=grid.GetSpacing()[::-1],
         axis=array_axis,
         missing=missing,
         absent=planes("absent"),
-        ignored={label: scribbled[label] | ignored for label, ignored in planes("ignored").items()},
+        ignored={label: scribbled[label] | ignored[label] for label in labels},
         scribbles=scribbles,
         second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
         atlases=[atlas_of(*nodes, segmentation_node, labels, grid) for nodes in atlases],
@@ -292,35 +335,101 @@ def _index_to_grid(image, grid) -> np.ndarray:
 
 def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
     """(K, J, I) bool of one segment, whatever layer, extent and lattice it is kept in."""
-    stored = stored_voxels(segmentation_node, segment_id, grid)
-    if stored is None:
-        labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
-        segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap)
-        Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
-        return voxels(resampled) > 0
-    mask, first = stored
-    array = np.zeros(grid_shape(grid), bool)
-    start = np.subtract(first, grid.GetExtent()[::2][::-1])
-    stop = np.minimum(start + mask.shape, array.shape)
-    skipped = np.maximum(-start, 0)  # of a layer that reaches beyond the grid
+    return stored_segments(segmentation_node, [segment_id], grid)[segment_id].on_grid(grid)
+
+
+@dataclass(frozen=True)
+class StoredSegment:
+    """A segment as it is kept, not copied. Indices count on the lattice of the reference geometry.
+
+    values: (K, J, I) label values of its layer, which may hold other segments; value: its own.
+    first: index (k, j, i) of the first voxel. filled: the k of values[k] that are not empty.
+    """
+
+    values: np.ndarray
+    value: int
+    first: tuple[int, int, int]
+    filled: np.ndarray
+
+    def planes(self, axes: Iterable[int]) -> dict[int, list[int]]:
+        """Array axis -> indices of the planes across it that bear the segment, ascending."""
+        borne = {axis: np.zeros(self.values.shape[axis], bool) for axis in axes}
+        for k in self.filled:
+            mask = self.values[k] == self.value
+            for axis, flags in borne.items():
+                if axis == 0:
+                    flags[k] = mask.any()
+                else:
+                    flags |= mask.any(axis=2 - axis)
+        return {axis: (np.flatnonzero(flags) + self.first[axis]).tolist() for axis, flags in borne.items()}
+
+    def mask(self, axis: int, index: int) -> np.ndarray:
+        """(H, W) bool of a plane within its extent, as far as that reaches."""
+        return self.values.take(index - self.first[axis], axis) == self.value
+
+    def on_grid(self, grid) -> np.ndarray:
+        """(K, J, I) bool."""
+        return _paste(self.values, self.value, np.subtract(self.first, grid_start(grid)), grid_shape(grid))
+
+    def mask_on_grid(self, axis: int, index: int, grid) -> np.ndarray:
+        """(H, W) bool of a plane within its extent."""
+        start, shape = (
+            [number for a, number in enumerate(numbers) if a != axis]
+            for numbers in (np.subtract(self.first, grid_start(grid)), grid_shape(grid))
+        )
+        return _paste(self.values.take(index - self.first[axis], axis), self.value, start, shape)
+
+
+def _paste(values: np.ndarray, value: int, start: Iterable[int], shape: Iterable[int]) -> np.ndarray:
+    """Bool of `shape`: where `values`, the first of which comes to lie at `start`, are `value`."""
+    array = np.zeros(shape, bool)
+    stop = np.minimum(np.add(start, values.shape), array.shape)
+    skipped = np.maximum(np.negative(start), 0)  # of a layer that reaches beyond
     target = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(start, stop))
     source = tuple(slice(low, max(low, low + s.stop - s.start)) for low, s in zip(skipped, target))
-    np.copyto(array[target], mask[source], where=mask[source])  # zeros that nobody writes take no memory
+    np.equal(values[source], value, out=array[target])
     return array
 
 
-def stored_voxels(segmentation_node, segment_id: str, grid) -> tuple[np.ndarray, tuple[int, int, int]] | None:
-    """The voxels of a segment as they are kept, cropped, and (k, j, i) of the first one on the lattice of `grid`.
+def stored_segments(segmentation_node, segment_ids: Iterable[str], grid) -> dict[str, StoredSegment]:
+    """Segment ID -> the segment as it is kept; resampled to the grid if it is kept on another lattice."""
+    layers = {}  # what segments share is looked through once
+    found = {}
+    for segment_id in segment_ids:
+        segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+        layer, value = segment.GetRepresentation(BINARY_LABELMAP), segment.GetLabelValue()
+        if layer is None or layer.IsEmpty():
+            layer, value, array, first = None, 1, np.zeros((0, 0, 0), np.uint8), (0, 0, 0)
+        elif Resample.DoGeometriesMatch(layer, grid):
+            array, first = voxels(layer), grid_start(layer)
+        else:
+            labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+            segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap)
+            Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
+            layer, value, array, first = resampled, 1, (voxels(resampled) > 0).view(np.uint8), grid_start(grid)
+        if layer not in layers:
+            layers[layer] = np.flatnonzero([plane.any() for plane in array])  # few planes are drawn, as a rule
+        found[segment_id] = StoredSegment(array, value, first, layers[layer])
+    return found
 
-    Empty for an empty segment; None if the segment is kept on another lattice.
+
+def drawn_planes(segments: Mapping, roles: Iterable[Roles], axis: str) -> tuple[int, dict[Any, list[int]]]:
+    """The array axis across which slices are drawn, and for each of `segments` the indices of those that bear it.
+
+    segments: any key -> StoredSegment; roles: of the same segments.
+    axis: 'k', 'j' or 'i', or 'auto': the one axis that the roles speak of, else that across which drawn slices stand
+        alone, see `run_length`. Raises InputError for another one.
     """
-    segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
-    layer = segment.GetRepresentation(BINARY_LABELMAP)
-    if layer is None or layer.IsEmpty():
-        return np.zeros((0, 0, 0), bool), (0, 0, 0)
-    if not Resample.DoGeometriesMatch(layer, grid):
-        return None
-    return voxels(layer) == segment.GetLabelValue(), layer.GetExtent()[::2][::-1]
+    if axis not in (*AXIS_NAMES, "auto"):
+        raise InputError(f"Unknown axis '{axis}': choose one of auto, i, j, k.")
+    named = set().union(*(segment_roles.axes for segment_roles in roles))
+    if axis == "auto" and len(named) == 1:
+        axis = named.pop()
+    axes = range(3) if axis == "auto" else (AXIS_NAMES.index(axis),)
+    borne = {key: segment.planes(axes) for key, segment in segments.items()}
+    used = {a: np.array(sorted(set().union(*(planes[a] for planes in borne.values())))) for a in axes}
+    chosen = min(axes, key=lambda a: run_length(used[a]))
+    return chosen, {key: planes[chosen] for key, planes in borne.items()}
 
 
 def _check_volume(volume_node):
@@ -368,24 +477,9 @@ def choose_segments(segmentation_node, segment_ids: Iterable[str] | None = None)
     return dict(zip(values, chosen)), background
 
 
-def _choose_axis(axis: str, roles: Iterable[Roles], masks: Mapping[int, np.ndarray]) -> int:
-    if axis != "auto":
-        if axis not in AXIS_NAMES:
-            raise InputError(f"Unknown axis '{axis}': choose one of auto, i, j, k.")
-        return AXIS_NAMES.index(axis)
-    named = set().union(*(segment_roles.axes for segment_roles in roles))
-    return AXIS_NAMES.index(named.pop()) if len(named) == 1 else find_axis(masks)
-
-
-def _take_planes(mask: np.ndarray, axis: int, planes: Iterable[int]) -> np.ndarray:
-    """(N, 3) indices of the mask's voxels on the planes, which are cleared of it."""
-    taken = []
-    for plane in planes:
-        if 0 <= plane < mask.shape[axis]:
-            selection = mask[tuple(plane if a == axis else slice(None) for a in range(3))]
-            taken.append(np.insert(np.argwhere(selection), axis, plane, axis=1))
-            selection[:] = False
-    return np.concatenate(taken) if taken else np.empty((0, 3), int)
+def _voxels_on_planes(masks: Mapping[int, np.ndarray], axis: int) -> np.ndarray:
+    """(N, 3) indices of the voxels of plane -> (H, W) bool."""
+    return np.concatenate([np.empty((0, 3), int), *(np.insert(np.argwhere(m), axis, p, 1) for p, m in masks.items())])
 
 
 def _match_scribbles(scribbles_node, segmentation, labels: Mapping[int, str]) -> dict[int, str]:
@@ -416,15 +510,41 @@ def write_segments(collected: SceneAnnotation, label_maps: Iterable[np.ndarray])
     touched, and closed surfaces are made anew where there were some.
     """
     node = collected.segmentation_node
-    logic = slicer.vtkSlicerSegmentationsModuleLogic
     with rendering_paused(), slicer.util.NodeModify(node):
         if not node.GetSegmentation().GetConversionParameter(REFERENCE_GEOMETRY):
             node.SetReferenceImageGeometryParameterFromVolumeNode(collected.volume_node)
-        _set_labelmaps(node, label_maps, collected)
-        for label in collected.annotation.labels:
-            segment = node.GetSegmentation().GetSegment(collected.segment_ids[label])
-            if logic.GetSegmentStatus(segment) == logic.NotStarted:
-                logic.SetSegmentStatus(segment, logic.InProgress)
+        _set_labelmaps(node, label_maps, collected.written_ids, collected.grid)
+        _set_in_progress(node, collected.written_ids.values())
+
+
+def write_masks(segmentation_node, masks: Mapping[str, np.ndarray], grid):
+    """Make the masks the content of the segments, as `write_segments` does, in as few layers as their overlap allows.
+
+    masks: segment ID -> (K, J, I) bool on the grid.
+    """
+    ids, _ = choose_segments(segmentation_node, masks)
+    dtype = np.min_scalar_type(max(ids, default=0))
+    label_maps: list[np.ndarray] = []
+    for label, segment_id in ids.items():
+        mask = masks[segment_id]
+        free = (label_map for label_map in label_maps if not label_map.any(where=mask))
+        label_map = next(free, None)
+        if label_map is None:
+            label_map = np.zeros(mask.shape, dtype)
+            label_maps.append(label_map)
+        label_map[mask] = label
+    with rendering_paused(), slicer.util.NodeModify(segmentation_node):
+        _set_labelmaps(segmentation_node, label_maps, ids, grid)
+        _set_in_progress(segmentation_node, masks)
+
+
+def _set_in_progress(segmentation_node, segment_ids: Iterable[str]):
+    """What has content now is no longer 'not started'."""
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    for segment_id in segment_ids:
+        segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+        if logic.GetSegmentStatus(segment) == logic.NotStarted:
+            logic.SetSegmentStatus(segment, logic.InProgress)
 
 
 def add_segmentation(collected: SceneAnnotation, label_maps: Iterable[np.ndarray], name: str):
@@ -438,7 +558,7 @@ def add_segmentation(collected: SceneAnnotation, label_maps: Iterable[np.ndarray
             segment_id = node.GetSegmentation().AddEmptySegment(collected.segment_ids[label])
             segment = node.GetSegmentation().GetSegment(segment_id)
             segment.DeepCopyMetadata(source.GetSegmentation().GetSegment(segment_id))
-        _set_labelmaps(node, label_maps, collected)
+        _set_labelmaps(node, label_maps, collected.written_ids, collected.grid)
         node.CreateDefaultDisplayNodes()
     return node
 
@@ -453,19 +573,22 @@ def write_volume(collected: SceneAnnotation, array: np.ndarray, volume_node):
             volume_node.CreateDefaultDisplayNodes()
 
 
-def _set_labelmaps(node, label_maps: Iterable[np.ndarray], collected: SceneAnnotation):
-    """Replace the segments' labelmaps, all labels of a map sharing one layer."""
+def _set_labelmaps(node, label_maps: Iterable[np.ndarray], segment_ids: Mapping[int, str], grid):
+    """Replace the labelmaps of segments, label -> ID; the labels of each (K, J, I) map on the grid share a layer."""
     segmentation = node.GetSegmentation()
-    written = [collected.segment_ids[label] for label in collected.annotation.labels]
+    written = list(segment_ids.values())
     kept = {_labelmap(segmentation, name) for name in segmentation.GetSegmentIDs() if name not in written}
+    empty = dict(segment_ids)
+    layers = []
     for label_map in label_maps:
-        if not label_map.any():
-            continue
         box, first = _crop(label_map)
-        labels = [int(label) for label in np.unique(box) if label]
-        layer = image_from_array(box.astype(np.min_scalar_type(max(labels))), collected.grid, first)
-        for label in labels:
-            segment_id = collected.segment_ids[label]
+        labels = [label for label in empty if any((plane == label).any() for plane in box)]
+        if labels:
+            layer = image_from_array(box.astype(np.min_scalar_type(max(labels))), grid, first)
+            layers.append((layer, {label: empty.pop(label) for label in labels}))
+    layers.extend((slicer.vtkOrientedImageData(), {label: segment_id}) for label, segment_id in empty.items())
+    for layer, ids in layers:
+        for label, segment_id in ids.items():
             if _labelmap(segmentation, segment_id) in kept:
                 segmentation.SeparateSegmentLabelmap(segment_id)  # leaves nothing of it in the others' layer
             segment = segmentation.GetSegment(segment_id)
@@ -484,7 +607,11 @@ def _labelmap(segmentation, segment_id: str):
 
 def _crop(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
     """The box of the array that is not zero, and the index of its first voxel."""
-    used = [np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    planes = np.flatnonzero([plane.any() for plane in array])
+    if not planes.size:
+        return array[:0, :0, :0], (0, 0, 0)
+    shadow = array[planes[0] : planes[-1] + 1].max(axis=0)
+    used = planes, *(np.flatnonzero(shadow.any(axis=axis)) for axis in (1, 0))
     box = array[tuple(slice(indices[0], indices[-1] + 1) for indices in used)]
     return box, tuple(int(indices[0]) for indices in used)
 
@@ -514,7 +641,8 @@ def add_segmentation_of_labels(labels: np.ndarray, volume_node, name: str, ids: 
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
     values = sorted({int(value) for plane in labels if plane.any() for value in np.unique(plane)} - {0})
     grid, _ = volume_image(volume_node, node)
-    layer = image_from_array(labels.astype(np.min_scalar_type(max(values, default=0))), grid)
+    box, first = _crop(labels)
+    layer = image_from_array(box.astype(np.min_scalar_type(max(values, default=0))), grid, first)
     for value in values:
         segment = slicer.vtkSegment()
         segment_id = (ids or {}).get(value, f"Label_{value}")

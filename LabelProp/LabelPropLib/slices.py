@@ -14,14 +14,16 @@ import numpy as np
 import slicer
 import vtk
 
-from .annotation import AXIS_NAMES, run_length
+from .annotation import AXIS_NAMES
 from .roles import SLICE_ROLES, Roles
 from .scene import (
     SceneAnnotation,
+    StoredSegment,
+    drawn_planes,
     grid_shape,
+    grid_start,
     read_roles,
-    segment_on_grid,
-    stored_voxels,
+    stored_segments,
     work_grid,
     write_roles,
 )
@@ -46,15 +48,17 @@ def survey(volume_node, segmentation_node, segment_ids: Iterable[str], axis: str
     """How the slices of the segments are annotated; `axis` is 'k', 'j', 'i' or 'auto', as in `scene.collect`."""
     grid = work_grid(volume_node, segmentation_node)
     segmentation = segmentation_node.GetSegmentation()
-    boxes = {name: segment_box(segmentation_node, name, grid) for name in segment_ids}
-    roles = {name: read_roles(segmentation.GetSegment(name)) for name in boxes}
-    array_axis = AXIS_NAMES.index(axis) if axis in AXIS_NAMES else _find_axis(boxes.values(), roles.values(), grid)
-    first = grid.GetExtent()[::2][::-1][array_axis]
+    stored = stored_segments(segmentation_node, segment_ids, grid)
+    roles = {name: read_roles(segmentation.GetSegment(name)) for name in stored}
+    array_axis, drawn = drawn_planes(stored, roles.values(), axis)
+    if axis == "auto" and not any(drawn.values()) and not any(given.axes for given in roles.values()):
+        array_axis = min(range(3), key=lambda a: grid_shape(grid)[a])  # slices are thick as a rule
+    first = grid_start(grid)[array_axis]
     return SliceOverview(
         grid=grid,
         axis=array_axis,
         slices=range(first, first + grid_shape(grid)[array_axis]),
-        roles={name: slice_roles(boxes[name].planes(array_axis), roles[name], array_axis) for name in boxes},
+        roles={name: slice_roles(drawn[name], roles[name], array_axis) for name in stored},
     )
 
 
@@ -112,7 +116,7 @@ class ExpectedQuality:
 def expected_quality(collected: SceneAnnotation, report: Mapping) -> ExpectedQuality:
     """The expected quality that the report of a run tells, its planes as slices of the segmentation."""
     axis = collected.annotation.axis
-    first = collected.grid.GetExtent()[::2][::-1][axis]
+    first = grid_start(collected.grid)[axis]
     suggestion = report.get("suggested_slice")
     return ExpectedQuality(
         axis=axis,
@@ -125,50 +129,17 @@ def expected_quality(collected: SceneAnnotation, report: Mapping) -> ExpectedQua
     )
 
 
-@dataclass(frozen=True)
-class SegmentBox:
-    """The voxels of one segment: mask (K, J, I) bool, and (k, j, i) of its first voxel in the reference geometry."""
-
-    mask: np.ndarray
-    first: tuple[int, int, int]
-
-    def planes(self, axis: int) -> list[int]:
-        """Slices across the axis that bear voxels, ascending."""
-        mask = self.mask if axis == 0 else self.mask[self.mask.any(axis=(1, 2))]  # most of it is empty as a rule
-        others = tuple(a for a in range(3) if a != axis)
-        return [int(index) + self.first[axis] for index in np.flatnonzero(mask.any(axis=others))]
-
-    def fingerprints(self, axis: int) -> dict[int, int]:
-        """Slice -> a number that changes when the voxels on the slice do."""
-        planes = np.moveaxis(self.mask, axis, 0)
-        found = {}
-        for index in self.planes(axis):
-            pixels = np.argwhere(planes[index - self.first[axis]])
-            others = [first for a, first in enumerate(self.first) if a != axis]
-            found[index] = zlib.crc32((pixels + others).astype(np.int32).tobytes())
-        return found
-
-
-def segment_box(segmentation_node, segment_id: str, grid) -> SegmentBox:
-    """The voxels of a segment, as far as its labelmap reaches; read into the grid where it lies on another lattice."""
-    stored = stored_voxels(segmentation_node, segment_id, grid)
-    if stored is None:
-        return SegmentBox(segment_on_grid(segmentation_node, segment_id, grid), grid.GetExtent()[::2][::-1])
-    return SegmentBox(*stored)
-
-
-def _find_axis(boxes: Iterable[SegmentBox], roles: Iterable[Roles], grid) -> int:
-    """As `scene.collect` chooses: the one axis that roles were given along, else that across which was drawn."""
-    named = {name for role in roles for name, given in role.slices.items() if any(given.values())}
-    if len(named) == 1:
-        return AXIS_NAMES.index(named.pop())
-
-    def likeness(axis: int) -> tuple[float, int]:
-        used = sorted(set().union(*(box.planes(axis) for box in boxes)))
-        return run_length(np.array(used)) if used else (0, grid_shape(grid)[axis])
-
-    boxes = list(boxes)
-    return min(range(3), key=likeness)
+def fingerprints(segment: StoredSegment, axis: int) -> dict[int, int]:
+    """Slice across the array axis -> a number that changes when the segment's voxels on it do."""
+    found = {}
+    corner = [first for a, first in enumerate(segment.first) if a != axis]
+    for index in segment.planes([axis])[axis]:
+        mask = segment.mask(axis, index)
+        rows, columns = (np.flatnonzero(mask.any(axis=a)) for a in (1, 0))
+        box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        place = np.array([corner[0] + rows[0], corner[1] + columns[0], *box.shape], np.int32)
+        found[index] = zlib.crc32(box.tobytes(), zlib.crc32(place.tobytes()))
+    return found
 
 
 def anatomical_plane(grid, axis: int) -> str:

@@ -22,12 +22,12 @@ from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.errors import InputError
 from LabelPropLib.process import BackgroundPropagation
-from LabelPropLib.protection import protect
-from LabelPropLib.slices import expected_quality, segment_box, set_role, survey
+from LabelPropLib.protection import masks_to_write
+from LabelPropLib.slices import expected_quality, fingerprints, set_role, survey
 
 from .SettingsPanel import SettingsPanel
 from .SlicesPanel import SlicesPanel
-from .SliceStrip import ABSENT, COMPLETE, IGNORED, SCRIBBLE
+from .SliceStrip import COMPLETE, IGNORED
 
 PREVIEW_INPUT = "LabelProp.Input"  # reference from the preview to the segmentation that it was made of
 INPUT_OPACITY = "LabelProp.InputOpacity"  # attribute of the preview: what the user had set for the segmentation
@@ -479,106 +479,29 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._showMessage()
 
     def _apply(self, previewNode):
-        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        """Write the preview, and return what there is to say of it."""
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        segmentationNode = parameterSetNode.GetSegmentationNode()
         segmentation = segmentationNode.GetSegmentation()
         segmentIds = [name for name in previewNode.GetSegmentation().GetSegmentIDs() if segmentation.GetSegment(name)]
-        overview = self._surveyForApply(segmentIds)
-        self._checkGeometry(previewNode, overview.grid)
-        masks = {name: scene.segment_on_grid(previewNode, name, overview.grid) for name in segmentIds}
-        current = {name: scene.segment_on_grid(segmentationNode, name, overview.grid) for name in segmentIds}
-        occupied = self._occupiedVoxels(segmentIds, overview.grid)
-        written = protect(
-            masks,
-            current,
-            overview.axis,
-            known=self._planes(overview, COMPLETE, ABSENT),
-            scribbled=self._planes(overview, SCRIBBLE),
-            occupied=occupied,
-            locked=self._lockedVoxels(segmentIds, overview.grid),
-        )
-        self.scriptedEffect.saveStateForUndo()
-        showIn3D = self.getPreviewShow3D() or self._shownIn3D(segmentationNode)
-        with slicer.util.RenderBlocker():
-            segmentationNode.RemoveClosedSurfaceRepresentation()  # else made anew at each of the writes
-            for name, mask in written.items():
-                if (mask != current[name]).any():
-                    self._write(name, mask, mask | current[name], overview.grid)
-            self._rememberPropagated(segmentIds, overview)
-            if showIn3D:
-                segmentationNode.CreateClosedSurfaceRepresentation()
-        if occupied is None:
-            return None
-        left = sum(int((masks[name] & occupied & ~written[name]).sum()) for name in segmentIds)
-        text = _("Applied. {count} voxels were left to segments that are not in the preview.").format(count=left)
-        return text if left else None
-
-    def _surveyForApply(self, segmentIds):
-        parameterSetNode = self.scriptedEffect.parameterSetNode()
         axis = self.scriptedEffect.parameter("Direction")
         if self._previewed is not None:
             axis = AXIS_NAMES[self._previewed.annotation.axis]
-        return survey(parameterSetNode.GetSourceVolumeNode(), parameterSetNode.GetSegmentationNode(), segmentIds, axis)
-
-    def _checkGeometry(self, previewNode, grid):
-        segmentation = previewNode.GetSegmentation()
-        for segmentId in segmentation.GetSegmentIDs():
-            labelmap = segmentation.GetSegment(segmentId).GetRepresentation(scene.BINARY_LABELMAP)
-            if not labelmap.IsEmpty() and not scene.Resample.DoGeometriesMatch(labelmap, grid):
-                raise InputError(
-                    _("The geometry of the segmentation was changed since the preview was made: update the preview.")
-                )
-
-    def _planes(self, overview, *roles):
-        """Segment -> indices on the grid of the planes that have one of the roles."""
-        return {
-            name: [index - overview.slices.start for index, role in given.items() if role in roles]
-            for name, given in overview.roles.items()
-        }
-
-    def _occupiedVoxels(self, segmentIds, grid):
-        """Voxels of segments outside the preview: they are never taken; None where segments may overlap them."""
-        parameterSetNode = self.scriptedEffect.parameterSetNode()
-        segmentationNode = parameterSetNode.GetSegmentationNode()
-        mode = parameterSetNode.GetOverwriteMode()
-        if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteNone:
-            return None
-        others = set(segmentationNode.GetSegmentation().GetSegmentIDs()) - set(segmentIds)
-        if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteVisibleSegments:
-            others &= set(scene.visible_segments(segmentationNode))
-        occupied = np.zeros(scene.grid_shape(grid), bool)
-        for name in others:
-            occupied |= scene.segment_on_grid(segmentationNode, name, grid)
-        return occupied
-
-    def _lockedVoxels(self, segmentIds, grid):
-        """Segment -> voxels outside its editable area, before any segment is changed; None if all may be edited."""
-        parameterSetNode = self.scriptedEffect.parameterSetNode()
-        if parameterSetNode.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere:
-            return None
-        locked = {}
-        for name in segmentIds:
-            mask = slicer.vtkOrientedImageData()
-            parameterSetNode.GetSegmentationNode().GenerateEditMask(
-                mask, parameterSetNode.GetMaskMode(), grid, name, parameterSetNode.GetMaskSegmentID() or ""
-            )
-            locked[name] = scene.voxels(mask) > 0
-        return locked
-
-    def _write(self, segmentId, mask, extent, grid):
-        """Set a segment to a mask, given the voxels that are to be written or erased."""
-        used = [np.flatnonzero(extent.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-        box = mask[tuple(slice(indices[0], indices[-1] + 1) for indices in used)]
-        labelmap = scene.image_from_array(box.astype(np.uint8), grid, [indices[0] for indices in used])
-        # Editable area and other segments are in the mask already, from before the first segment was written; the
-        # editable intensity range is not bypassed.
-        bypassMasking = True
-        self.scriptedEffect.modifySegmentByLabelmap(
-            self.scriptedEffect.parameterSetNode().GetSegmentationNode(),
-            segmentId,
-            labelmap,
-            slicer.qSlicerSegmentEditorAbstractEffect.ModificationModeSet,
-            bypassMasking,
-        )
+        overview = survey(parameterSetNode.GetSourceVolumeNode(), segmentationNode, segmentIds, axis)
+        sourceImage = None
+        if parameterSetNode.GetSourceVolumeIntensityMask():
+            sourceImage = self.scriptedEffect.sourceVolumeImageData()
+        masks, grid, left = masks_to_write(parameterSetNode, previewNode, overview, sourceImage)
+        self.scriptedEffect.saveStateForUndo()
+        showIn3D = self.getPreviewShow3D() or self._shownIn3D(segmentationNode)
+        with slicer.util.RenderBlocker():
+            segmentationNode.RemoveClosedSurfaceRepresentation()  # else made anew for each segment
+            scene.write_masks(segmentationNode, masks, grid)
+            self._rememberPropagated(segmentIds, overview)
+            if showIn3D:
+                segmentationNode.CreateClosedSurfaceRepresentation()
+        text = _("Applied. {count} voxels were left to segments that are not in the preview.").format(count=left)
+        return text if left else None
 
     #
     # After Apply
@@ -587,8 +510,9 @@ Editable area, editable intensity range, and the segments that may be overwritte
     def _rememberPropagated(self, segmentIds, overview):
         """Slices that the user did not draw are no input of the next run."""
         segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        stored = scene.stored_segments(segmentationNode, segmentIds, overview.grid)
         for name in segmentIds:
-            found = segment_box(segmentationNode, name, overview.grid).fingerprints(overview.axis)
+            found = fingerprints(stored[name], overview.axis)
             drawn = {index for index, role in overview.roles[name].items() if role != IGNORED}
             self._propagated[name] = {index: found[index] for index in found if index not in drawn}
             set_role(segmentationNode, name, overview.axis, IGNORED, self._propagated[name])
@@ -604,9 +528,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
         segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
         overview = self.slicesPanel.overview
         corrected = False
-        for name in set(self._propagated) & set(overview.roles):
+        stored = scene.stored_segments(segmentationNode, set(self._propagated) & set(overview.roles), overview.grid)
+        for name in stored:
             propagated = self._propagated[name]
-            found = segment_box(segmentationNode, name, overview.grid).fingerprints(overview.axis)
+            found = fingerprints(stored[name], overview.axis)
             changed = [index for index in propagated if index in found and found[index] != propagated[index]]
             propagated.update({index: found[index] for index in changed})
             if changed and len(changed) <= max(1, LARGEST_CORRECTION * len(propagated)):

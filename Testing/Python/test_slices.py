@@ -19,7 +19,7 @@ from LabelPropLib.slices import (
     anatomical_plane,
     background_segments,
     expected_quality,
-    segment_box,
+    fingerprints,
     set_background,
     set_role,
     slice_roles,
@@ -59,10 +59,10 @@ def test_box_of_a_segment_on_another_lattice():
     segmentation = scene.add_segmentation_of_labels(labels, coarse, "s", {1: "a"})
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     grid = scene.work_grid(volume, segmentation)
-    box = segment_box(segmentation, "a", grid)
+    stored = scene.stored_segments(segmentation, ["a"], grid)["a"]
     on_grid = scene.segment_on_grid(segmentation, "a", grid)
     first = grid.GetExtent()[4]
-    assert box.planes(0) == [first + k for k in np.flatnonzero(on_grid.any(axis=(1, 2)))]
+    assert stored.planes([0])[0] == [first + k for k in np.flatnonzero(on_grid.any(axis=(1, 2)))]
 
 
 def test_fingerprints_change_with_the_slice_alone():
@@ -71,10 +71,10 @@ def test_fingerprints_change_with_the_slice_alone():
     mask[1:3, 1:3, 2:4] = 1
     segmentation = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
     grid = scene.work_grid(volume, segmentation)
-    before = segment_box(segmentation, "a", grid).fingerprints(0)
+    before = fingerprints(scene.stored_segments(segmentation, ["a"], grid)["a"], 0)
     mask[2, 4, 5] = 1  # the labelmap's extent grows, too
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, "a", volume)
-    after = segment_box(segmentation, "a", grid).fingerprints(0)
+    after = fingerprints(scene.stored_segments(segmentation, ["a"], grid)["a"], 0)
     assert set(before) == set(after) == {1, 2}
     assert before[1] == after[1] and before[2] != after[2]
 
