@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,21 @@ import numpy as np
 from .annotation import AtlasVolume, SparseAnnotation
 from .propagation import Propagation
 
+PART_BYTES = 8 * 2**20  # takes a few milliseconds to write
+
 
 def write_annotation(folder: str | os.PathLike, annotation: SparseAnnotation):
     """Write `annotation` into the existing `folder`."""
+    for _ in write_in_parts(folder, annotation):
+        pass
+
+
+def write_in_parts(folder: str | os.PathLike, annotation: SparseAnnotation) -> Iterator[None]:
+    """As `write_annotation`, with a break after every few milliseconds, in which an event loop can run."""
     folder = Path(folder)
-    np.save(folder / "image.npy", annotation.image)
+    yield from save_in_parts(folder / "image.npy", annotation.image)
     if annotation.second_image is not None:
-        np.save(folder / "second_image.npy", annotation.second_image)
+        yield from save_in_parts(folder / "second_image.npy", annotation.second_image)
     for number, atlas in enumerate(annotation.atlases):
         np.savez(folder / f"atlas {number}.npz", **vars(atlas))
     arrays = {"spacing": annotation.spacing, "axis": annotation.axis, "missing": annotation.missing}
@@ -33,6 +42,17 @@ def write_annotation(folder: str | os.PathLike, annotation: SparseAnnotation):
     for label, voxels in annotation.scribbles.items():
         arrays[f"scribbles {label}"] = voxels
     np.savez(folder / "annotation.npz", **arrays)
+
+
+def save_in_parts(path: Path, array: np.ndarray) -> Iterator[None]:
+    """As `np.save`, with breaks."""
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    count = max(1, PART_BYTES * len(array) // max(array.nbytes, 1))
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, len(array), count):
+            stream.write(np.ascontiguousarray(array[start : start + count]).data)
+            yield
 
 
 def read_annotation(folder: str | os.PathLike) -> SparseAnnotation:

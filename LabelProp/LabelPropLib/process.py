@@ -13,12 +13,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from .annotation import SparseAnnotation
-from .exchange import read_propagation, write_annotation
+from .exchange import read_propagation, write_in_parts
 from .settings import Settings
 
 CANCEL_TIMEOUT_MS = 1000
@@ -49,6 +49,7 @@ class BackgroundPropagation:
         self._job = None
         self._job_count = 0
         self._submitted = None
+        self._unwritten = None  # the parts of the job's input that the process does not have yet
         self._unanswered = set()  # cancelled jobs that the process has not let go of yet
         self._received = b""
         self._log = ""
@@ -89,23 +90,44 @@ class BackgroundPropagation:
         self._first_progress = None
         self._submitted = annotation, settings
         self.start()
-        if not self.running:  # the start failed
+        if self.running:  # else the start failed
+            self._unwritten = self._write_input(self._folder / self._job, annotation, settings)
+            self._write_part(self._job)
+
+    def _write_input(self, folder: Path, annotation: SparseAnnotation, settings: Settings) -> Iterator[None]:
+        """Hand the job to the process, with breaks: copying a large scan takes longer than an event loop may stand."""
+        folder.mkdir(parents=True)  # the system may have cleared its temporary files since the last job
+        yield
+        yield from write_in_parts(folder, annotation)
+        self._send(propagate=folder.name, settings=asdict(settings))
+
+    def _write_part(self, job: str):
+        """Write one part, and see to it that the next one follows."""
+        if job != self._job or self._unwritten is None:
             return
-        folder = self._folder / self._job
         try:
-            folder.mkdir(parents=True)  # the system may have cleared its temporary files since the last job
-            write_annotation(folder, annotation)
+            next(self._unwritten)
+        except StopIteration:
+            self._unwritten = None
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._drop_input(job)
             self._fail("failed", f"Temporary files cannot be written: {error}. Free some space on that disk.")
         else:
-            self._send(propagate=self._job, settings=asdict(settings))
+            self._call_later(0, lambda: self._write_part(job))
+
+    def _drop_input(self, job: str):
+        self._unwritten.close()
+        self._unwritten = None
+        shutil.rmtree(self._folder / job, ignore_errors=True)
 
     def cancel(self):
         """Give up the job at once; the process gets a second to notice, then it is killed."""
         if self._job is None:
             return
         job, self._job, self._submitted = self._job, None, None
+        if self._unwritten is not None:  # the process has not heard of it
+            self._drop_input(job)
+            return
         self._unanswered.add(job)
         self._send(cancel=job)
         self._call_later(CANCEL_TIMEOUT_MS, lambda: self._kill_unless_answered(job))
@@ -118,7 +140,10 @@ class BackgroundPropagation:
     def wait(self):
         """Block, without running the event loop, until the job has ended; for scripts."""
         while self.running:
-            self._process.waitForReadyRead(100)
+            if self._unwritten is not None:
+                self._write_part(self._job)
+            else:
+                self._process.waitForReadyRead(100)
 
     def close(self):
         """End the process and the job, remove the temporary files, forget the callbacks; safe to call at any time."""
@@ -222,7 +247,7 @@ class BackgroundPropagation:
         """Forget the process that has ended, and its files; a new one is started when there is a need."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder = None
+        self._folder = self._unwritten = None
         self._unanswered.clear()
         self._received = b""
 

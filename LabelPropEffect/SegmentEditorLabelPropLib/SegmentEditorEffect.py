@@ -17,7 +17,7 @@ from SegmentEditorEffects.AbstractScriptedSegmentEditorAutoCompleteEffect import
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from LabelProp import LabelPropLogic, installPyTorchIfMissing
+from LabelProp import LabelPropLogic, formatSeconds, installPyTorchIfMissing
 from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.errors import InputError
@@ -46,6 +46,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKOb
     def __init__(self, scriptedEffect):
         AbstractScriptedSegmentEditorAutoCompleteEffect.__init__(self, scriptedEffect)
         VTKObservationMixin.__init__(self)
+        self.delayedAutoUpdateTimer.disconnect("timeout()", self.onPreview)
+        self.delayedAutoUpdateTimer.connect("timeout()", self._previewForUser)
         scriptedEffect.name = "LabelProp"  # no tr (don't translate it because modules find effects by name)
         scriptedEffect.title = _("LabelProp")
         scriptedEffect.showEffectCursorInSliceView = False
@@ -178,6 +180,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def cleanup(self):
         AbstractScriptedSegmentEditorAutoCompleteEffect.cleanup(self)
+        self.delayedAutoUpdateTimer.disconnect("timeout()", self._previewForUser)
         self.removeObservers()
         self.slicesPanel.cleanup()
         self._idleTimer.stop()
@@ -216,8 +219,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def _onAboutToQuit(self):
         """Nothing that refers to this effect may be left in the scene when the application takes itself apart."""
-        if self.scriptedEffect.parameterSetNode() is not None and self.getPreviewNode() is not None:
-            self.reset()
+        if self.scriptedEffect.parameterSetNode() is not None:
+            if self.getPreviewNode() is not None:
+                self.reset()
+            if self.scriptedEffect.active():
+                self.scriptedEffect.selectEffect("")
         self._endProcess()
 
     def _stopIdleProcess(self):
@@ -270,11 +276,15 @@ Editable area, editable intensity range, and the segments that may be overwritte
         return scene.visible_segments(segmentationNode) if segmentationNode else []
 
     def onPreviewButton(self):
-        """The button starts, and while it runs stops; the panel says what scripts get as an exception."""
+        """The button starts, and while it runs stops."""
         if self.running:
             self._cancelJob()
             self.updateGUIFromMRML()
             return
+        self._previewForUser()
+
+    def _previewForUser(self):
+        """What scripts get as an exception is read in the panel."""
         with contextlib.suppress(InputError, RuntimeError):
             self.onPreview()
 
@@ -569,10 +579,3 @@ Editable area, editable intensity range, and the segments that may be overwritte
         propagation = propagate(annotation, self.settingsPanel.settings())
         labelMap = propagation.label_maps[0].astype(np.int16)
         outputLabelmap.DeepCopy(scene.image_from_array(labelMap, mergedImage))
-
-
-def formatSeconds(seconds):
-    """How long it will take still, for the user."""
-    if seconds < 90:
-        return _("{seconds} s left").format(seconds=round(seconds))
-    return _("{minutes} min left").format(minutes=round(seconds / 60))

@@ -22,7 +22,7 @@ CHOICES = {
 
 class SettingsPanel:
     """
-    The rows Direction/Preset and Device/Extrapolate, and the folded group Advanced.
+    The row Direction/Preset, and the folded group Advanced.
 
     The effect's parameters are those of CHOICES, Extrapolate (0 or 1) and Seed.
     """
@@ -38,6 +38,10 @@ class SettingsPanel:
             _("The axis of the segmentation across which the drawn slices lie. Automatic: found from what is drawn."),
         )
         preset = self._addComboBox("Preset", _("How much time to spend on a better result."))
+        self.scriptedEffect.addLabeledOptionsWidget(_("Direction:"), row(direction, qt.QLabel(_("Preset:")), preset))
+
+    def addAdvancedGroup(self):
+        """The rest, folded."""
         device = self._addComboBox(
             "Device", _("What to compute on. Automatic: a GPU if there is one that can be used.")
         )
@@ -45,11 +49,6 @@ class SettingsPanel:
         self.extrapolateCheckBox.objectName = "SegmentEditorLabelPropExtrapolate"
         self.extrapolateCheckBox.setToolTip(_("Carry segments beyond the outermost drawn slices, too."))
         self.extrapolateCheckBox.connect("toggled(bool)", self.updateMRMLFromGUI)
-        self.scriptedEffect.addLabeledOptionsWidget(_("Direction:"), row(direction, qt.QLabel(_("Preset:")), preset))
-        self.scriptedEffect.addLabeledOptionsWidget(_("Device:"), row(device, self.extrapolateCheckBox))
-
-    def addAdvancedGroup(self):
-        """The rest, folded."""
         registration = self._addComboBox("Registration", _("How neighbouring slices are registered to each other."))
         fusion = self._addComboBox("Fusion", _("How what arrives at a slice from the drawn ones is combined."))
         missing = self._addComboBox(
@@ -65,10 +64,11 @@ class SettingsPanel:
         group.objectName = "SegmentEditorLabelPropAdvanced"
         group.title = _("Advanced")
         layout = qt.QFormLayout(group)
+        layout.addRow(_("Device:"), device)
         layout.addRow(_("Registration:"), registration)
         layout.addRow(_("Fusion:"), fusion)
         layout.addRow(_("Missing segments:"), missing)
-        layout.addRow(_("Seed:"), self.seedSpinBox)
+        layout.addRow(_("Seed:"), row(self.seedSpinBox, self.extrapolateCheckBox))
         group.collapsed = True
         self.scriptedEffect.addOptionsWidget(group)
 
@@ -134,7 +134,8 @@ class SettingsPanel:
     def updateMRMLFromGUI(self):
         """Keep what the controls show as parameters."""
         for name, box in self.boxes.items():
-            self.scriptedEffect.setParameter(name, box.currentData)
+            if box.currentIndex >= 0:  # else it is a value that is not offered, set by a script or an older scene
+                self.scriptedEffect.setParameter(name, box.currentData)
         self.scriptedEffect.setParameter("Extrapolate", 1 if self.extrapolateCheckBox.checked else 0)
         self.scriptedEffect.setParameter("Seed", self.seedSpinBox.value)
 
@@ -146,7 +147,7 @@ class SettingsPanel:
             box.addItem(title, value)
         # A long entry must not make the panel wider.
         box.setSizeAdjustPolicy(qt.QComboBox.AdjustToMinimumContentsLengthWithIcon)
-        box.setMinimumContentsLength(8)
+        box.setMinimumContentsLength(6)
         policy = qt.QSizePolicy()
         policy.setHorizontalPolicy(qt.QSizePolicy.Expanding)
         box.setSizePolicy(policy)

@@ -14,14 +14,16 @@ MARGIN = 8  # pixels left and right of the slices
 HEADER = 7  # above the lanes, for the handle of the current slice
 FOOTER = 16  # below them, for the slice numbers
 LANE_GAP = 2
-LANES_HEIGHT = 84  # what all lanes may take; the more there are, the lower they get
-HIGHEST_LANE, LOWEST_LANE = 14, 4
+LANES_HEIGHT = 96  # what all lanes may take: the more there are, the lower they get
+SELECTED_LANE, SUMMARY_LANE, HIGHEST_LANE, LOWEST_LANE = 14, 10, 12, 3
 NARROWEST_MARK = 3
+LARGEST_SYMBOL = 8  # a ring or a cross
 ARROW = 6  # how high the one at the slice to draw next is
 SNAP = 5  # a click this near to a mark means its slice
 
 # Colours of the expected Dice, and those in between; they differ in brightness too, for the colour-blind.
 QUALITY_COLORS = ((0.6, (213, 94, 0)), (0.8, (240, 228, 66)), (0.95, (0, 158, 115)))
+QUALITY_STEP = 0.02  # finer differences are not shown: neighbours of one colour are painted at once
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class SliceStrip:
         self.lanes = []
         self.current = None
         self.suggested = None
+        self._rows = []  # (lane, top, height) of those that are painted
         self._lanesPixmap = None  # all but the current slice
         self._eventFilter = StripEventFilter()
         self._eventFilter.strip = weakref.ref(self)
@@ -69,9 +72,11 @@ class SliceStrip:
     def show(self, slices: range, lanes: list[Lane], current: int | None, suggested: int | None = None):
         """Show `lanes` over `slices`, which slice the views show, and which one to draw next."""
         if (slices, lanes, suggested) != (self.slices, self.lanes, self.suggested):
+            self.slices, self.lanes, self.suggested = slices, lanes, suggested
+            self._rows = self._layOut()
             self._lanesPixmap = None
-        self.slices, self.lanes, self.current, self.suggested = slices, lanes, current, suggested
-        self.widget.setFixedHeight(HEADER + self._lanesHeight() + FOOTER)
+            self.widget.setFixedHeight(self._bottom() + FOOTER)
+        self.current = current
         self.paint()
 
     def marks(self) -> list[int]:
@@ -132,43 +137,56 @@ class SliceStrip:
     def _paintGround(self, painter, width: int):
         painter.setPen(qt.QPen(self._color("Mid")))
         painter.setBrush(qt.QBrush(self._color("Base")))
-        painter.drawRoundedRect(0, HEADER - 3, width - 1, self._lanesHeight() + 5, 3.0, 3.0)
+        painter.drawRoundedRect(0, HEADER - 3, width - 1, self._bottom() - HEADER + 5, 3.0, 3.0)
 
     def _paintLanes(self, painter, width: int):
-        top = HEADER
-        for lane in self._rows():
-            height = self._laneHeight()
+        line, ink = self._color("Midlight"), self._color("Text")
+        for lane, top, height in self._rows:
             if lane.selected:
-                painter.setPen(qt.QPen(transparent()))
-                painter.setBrush(qt.QBrush(self._color("Highlight", 50)))
-                painter.drawRect(1, top - 1, width - 3, height + 2)
-            painter.setPen(qt.QPen(self._color("Midlight")))
-            painter.drawLine(MARGIN, top + height // 2, width - MARGIN, top + height // 2)
+                painter.fillRect(1, top - 1, width - 3, height + 2, self._color("Highlight", 50))
+            painter.fillRect(MARGIN, top + height // 2, width - 2 * MARGIN, 1, line)
             self._paintQuality(painter, lane, top, height)
-            for index, role in sorted(lane.roles.items()):
-                if index in self.slices:
-                    self._paintMark(painter, role, self._x(index), top, height, lane.color)
-            top += height + LANE_GAP
+            if not lane.name:
+                self._paintShares(painter, top, height)
+            color = qt.QColor.fromRgbF(*lane.color)
+            for role, first, last in runs({i: role for i, role in lane.roles.items() if i in self.slices}):
+                if role == IGNORED:
+                    left, right = int(self._left(first)), int(self._left(last + 1))
+                    paintRole(painter, role, left, top, max(NARROWEST_MARK, right - left), height, color, ink)
+                else:
+                    for index in range(first, last + 1):
+                        self._paintMark(painter, role, self._x(index), top, height, color, ink)
 
     def _paintQuality(self, painter, lane: Lane, top: int, height: int):
         """A band along the lane, in the colours of the expected quality; ignored slices are what it is about."""
-        painter.setPen(qt.QPen(transparent()))
         band = max(2, height // 3)
-        for index, value in lane.quality.items():
-            if index in self.slices and lane.roles.get(index, IGNORED) == IGNORED:
-                left, right = (int(self._left(edge)) for edge in (index, index + 1))
-                painter.setBrush(qt.QBrush(qualityColor(value)))
-                painter.drawRect(left, top + (height - band) // 2, max(1, right - left), band)
+        shown = {
+            index: round(value / QUALITY_STEP)
+            for index, value in lane.quality.items()
+            if index in self.slices and lane.roles.get(index, IGNORED) == IGNORED
+        }
+        for step, first, last in runs(shown):
+            left, right = int(self._left(first)), int(self._left(last + 1))
+            color = qualityColor(step * QUALITY_STEP)
+            painter.fillRect(left, top + (height - band) // 2, max(1, right - left), band, color)
 
-    def _paintMark(self, painter, role: str, x: int, top: int, height: int, color):
+    def _paintShares(self, painter, top: int, height: int):
+        """A bar for each slice, as high as the share of the segments that are known there."""
         width = max(NARROWEST_MARK, int(0.8 * self._pitch()))
-        paintRole(painter, role, x - width // 2, top, width, height, qt.QColor.fromRgbF(*color), self._color("Text"))
+        for index in self.marks():
+            if index in self.slices:
+                bar = max(2, round(height * self._share(index)))
+                painter.fillRect(self._x(index) - width // 2, top + height - bar, width, bar, self._color("Text", 160))
+
+    def _paintMark(self, painter, role: str, x: int, top: int, height: int, color, ink):
+        width = max(NARROWEST_MARK, int(0.8 * self._pitch()))
+        paintRole(painter, role, x - width // 2, top, width, height, color, ink)
 
     def _paintNumbers(self, painter, width: int):
         if not self.slices:
             return
         metrics = painter.fontMetrics()
-        baseline = HEADER + self._lanesHeight() + metrics.ascent() + 2
+        baseline = self._bottom() + metrics.ascent() + 2
         occupied = []
         wanted = [self.current, self.suggested, self.slices[0], self.slices[-1], *self.marks()]
         for index in (index for index in wanted if index is not None and index in self.slices):
@@ -194,22 +212,39 @@ class SliceStrip:
             pen = qt.QPen(self._color("Highlight"))
             pen.setWidth(2)
             painter.setPen(pen)
-            painter.drawLine(x, 2, x, HEADER + self._lanesHeight() + 1)
+            painter.drawLine(x, 2, x, self._bottom() + 1)
             painter.setBrush(qt.QBrush(self._color("Highlight")))
             painter.drawEllipse(x - 2, 1, 4, 4)
 
-    def _rows(self) -> list[Lane]:
-        """One lane for each segment, below one for all of them where there are several."""
-        return self.lanes if len(self.lanes) == 1 else [self._summary(), *self.lanes]
+    def _layOut(self) -> list[tuple[Lane, int, int]]:
+        """Lanes with their top and height: one for all segments, and those that fit around the selected one."""
+        if len(self.lanes) < 2:
+            return [(lane, HEADER, SELECTED_LANE) for lane in self.lanes]
+        room = LANES_HEIGHT - SUMMARY_LANE - SELECTED_LANE - 2 * LANE_GAP
+        count = 1 + room // (LOWEST_LANE + LANE_GAP)
+        selected = next((n for n, lane in enumerate(self.lanes) if lane.selected), 0)
+        first = max(min(selected - count // 2, len(self.lanes) - count), 0)
+        shown = self.lanes[first : first + count]
+        height = min(room // (len(shown) - 1) - LANE_GAP, HIGHEST_LANE)
+        rows, top = [(self._summary(), HEADER, SUMMARY_LANE)], HEADER + SUMMARY_LANE + LANE_GAP
+        for lane in shown:
+            rows.append((lane, top, SELECTED_LANE if lane.selected else height))
+            top += rows[-1][2] + LANE_GAP
+        return rows
+
+    def _bottom(self) -> int:
+        """Below the lanes."""
+        *_, top, height = self._rows[-1] if self._rows else (HEADER, SELECTED_LANE)
+        return top + height + LANE_GAP
 
     def _summary(self) -> Lane:
-        """What all segments have in common: complete where every one is known, a scribble where only some are."""
+        """The lane of all segments together; what it shows of a slice is `_share`."""
         color = self._color("Dark")
-        roles = {}
-        for index in self.marks():
-            known = [lane.roles.get(index) for lane in self.lanes]
-            roles[index] = COMPLETE if all(role in (COMPLETE, ABSENT) for role in known) else SCRIBBLE
-        return Lane("", (color.redF(), color.greenF(), color.blueF()), roles, quality=self._meanQuality())
+        return Lane("", (color.redF(), color.greenF(), color.blueF()), {}, quality=self._meanQuality())
+
+    def _share(self, index: int) -> float:
+        """Of the segments that are drawn, scribbled or absent on a slice."""
+        return sum(lane.roles.get(index, IGNORED) != IGNORED for lane in self.lanes) / len(self.lanes)
 
     def _meanQuality(self) -> dict[int, float]:
         """Slice -> mean over the segments that are expected there."""
@@ -218,13 +253,6 @@ class SliceStrip:
             for index, value in lane.quality.items():
                 found.setdefault(index, []).append(value)
         return {index: sum(values) / len(values) for index, values in found.items()}
-
-    def _laneHeight(self) -> int:
-        lanes = max(len(self._rows()), 1)
-        return min(max(LANES_HEIGHT // lanes - LANE_GAP, LOWEST_LANE), HIGHEST_LANE)
-
-    def _lanesHeight(self) -> int:
-        return max(len(self._rows()), 1) * (self._laneHeight() + LANE_GAP)
 
     def _pitch(self) -> float:
         """Pixels from slice to slice."""
@@ -285,28 +313,37 @@ def transparent():
 
 def paintRole(painter, role: str, x: int, y: int, width: int, height: int, color, ink):
     """One mark: complete filled, scribble a ring, absent a cross in `ink`, ignored pale."""
-    painter.setPen(qt.QPen(transparent()))
+    if role in (COMPLETE, IGNORED):
+        inset = height // 4 if role == IGNORED else 0
+        filling = qt.QColor(color)
+        filling.setAlpha(255 if role == COMPLETE else 70)
+        painter.fillRect(x, y + inset, width, height - 2 * inset, filling)
+        return
+    pen = qt.QPen(color if role == SCRIBBLE else ink)
+    pen.setWidth(2 if height >= LARGEST_SYMBOL else 1)
+    painter.setPen(pen)
     painter.setBrush(qt.QBrush(transparent()))
-    middle = x + width // 2
-    if role == COMPLETE:
-        painter.setBrush(qt.QBrush(color))
-        painter.drawRect(x, y, width, height)
-    elif role == IGNORED:
-        pale = qt.QColor(color)
-        pale.setAlpha(70)
-        painter.setBrush(qt.QBrush(pale))
-        painter.drawRect(x, y + height // 4, width, height - 2 * (height // 4))
+    size = min(height - 1, LARGEST_SYMBOL)
+    left, top = x + width // 2 - size // 2, y + (height - size) // 2
+    if role == SCRIBBLE:
+        painter.drawEllipse(left, top, size, size)
     else:
-        pen = qt.QPen(color if role == SCRIBBLE else ink)
-        pen.setWidth(2 if height >= 8 else 1)
-        painter.setPen(pen)
-        size = min(height - 2, 8)
-        top = y + (height - size) // 2
-        if role == SCRIBBLE:
-            painter.drawEllipse(middle - size // 2, top, size, size)
-        else:
-            painter.drawLine(middle - size // 2, top, middle + size // 2, top + size)
-            painter.drawLine(middle - size // 2, top + size, middle + size // 2, top)
+        painter.drawLine(left, top, left + size, top + size)
+        painter.drawLine(left, top + size, left + size, top)
+
+
+def runs(values: Mapping[int, object]):
+    """(value, first, last) of the runs of consecutive indices that have one value."""
+    run = None
+    for index in sorted(values):
+        if run is not None and run[0] == values[index] and run[2] == index - 1:
+            run = (*run[:2], index)
+            continue
+        if run is not None:
+            yield run
+        run = (values[index], index, index)
+    if run is not None:
+        yield run
 
 
 def roleIcon(role: str, color, ink):

@@ -138,7 +138,7 @@ class SlicesPanel(VTKObservationMixin):
         """A parameter was changed; the direction is the one that matters here."""
         if self.scriptedEffect.parameter("Direction") != self._direction:
             self._surveyNeeded = True
-            self._timer.start()
+            self._refreshSoon()
 
     def planes(self):
         """Axis of the segmentation -> 'axial', 'coronal' or 'sagittal'."""
@@ -173,14 +173,18 @@ class SlicesPanel(VTKObservationMixin):
         :param quality: LabelPropLib.slices.ExpectedQuality, None to show nothing any more.
         """
         self.quality = quality
-        self.refresh()
+        self._refreshWhatChanged()
 
     def _onSegmentsModified(self, _caller, _event):
         self._surveyNeeded = True
-        self._timer.start()
+        self._refreshSoon()
 
     def _onViewModified(self, _caller, _event):
-        self._timer.start()
+        self._refreshSoon()
+
+    def _refreshSoon(self):
+        if not self._timer.isActive():  # else it would not be seen before the user stops
+            self._timer.start()
 
     def _refreshWhatChanged(self):
         self._timer.stop()
@@ -196,15 +200,19 @@ class SlicesPanel(VTKObservationMixin):
             self.onSurveyed()
 
     def _survey(self):
+        self.overview = None
         parameterSetNode = self.scriptedEffect.parameterSetNode()
+        if parameterSetNode is None:  # removed, with the scene
+            return
         volumeNode = parameterSetNode.GetSourceVolumeNode()
         segmentationNode = parameterSetNode.GetSegmentationNode()
-        self.overview = None
         self._direction = self.scriptedEffect.parameter("Direction")
         if volumeNode is None or volumeNode.GetImageData() is None or segmentationNode is None:
             return
+        present = segmentationNode.GetSegmentation().GetSegmentIDs()
+        segmentIds = [segmentId for segmentId in self.segmentIds() if segmentId in present]
         try:
-            self.overview = survey(volumeNode, segmentationNode, self.segmentIds(), self._direction)
+            self.overview = survey(volumeNode, segmentationNode, segmentIds, self._direction)
         except InputError as error:  # of a tag that was written by other means
             self.statusLabel.text = str(error)
 
@@ -308,8 +316,10 @@ class SlicesPanel(VTKObservationMixin):
 
     def _selectedSegmentId(self):
         """The selected segment, None if it is not among those shown."""
+        if self.overview is None:
+            return None
         selected = self.scriptedEffect.parameterSetNode().GetSelectedSegmentID()
-        return selected if self.overview is not None and selected in self.overview.roles else None
+        return selected if selected in self.overview.roles else None
 
     def _axis(self):
         segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()

@@ -310,6 +310,21 @@ def test_background_jobs(application):
     assert application.last("failed") is None
 
 
+def test_large_scans_are_handed_over_in_parts(application, monkeypatch, tmp_path):
+    """The event loop runs in between, in which the job can be cancelled before the process has heard of it."""
+    monkeypatch.setattr("LabelPropLib.exchange.PART_BYTES", 1000)
+    background = application.background
+    background.submit(tube(), FAST)
+    (written,) = tmp_path.glob("*/job-1")
+    application.run_until(lambda: (written / "image.npy").exists())
+    assert not (written / "annotation.npz").exists()
+    background.cancel()
+    assert not background.running and not written.exists()
+    background.submit(tube(), FAST)
+    application.run_until(lambda: not background.running)
+    assert application.last("done") and not application.last("failed")
+
+
 def test_unresponsive_process_is_replaced(application):
     background = application.background
     background.start()
@@ -317,6 +332,7 @@ def test_unresponsive_process_is_replaced(application):
     process_id = background.process_id
     os.kill(process_id, signal.SIGSTOP)
     background.submit(tube(), FAST)
+    application.run_until(lambda: background._unwritten is None)
     background.cancel()
     background.submit(tube(), FAST)
     application.run_until(lambda: not background.running)
@@ -356,13 +372,16 @@ def test_missing_python_is_told(application, monkeypatch, tmp_path):
     assert kind == "ended" and "no-python" in text
 
 
-def test_full_disk_is_told(application, monkeypatch):
+def test_full_disk_is_told(application, monkeypatch, tmp_path):
     def write(folder, annotation):
+        (folder / "image.npy").write_bytes(b"half of it")
+        yield
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("LabelPropLib.process.write_annotation", write)
+    monkeypatch.setattr("LabelPropLib.process.write_in_parts", write)
     application.background.submit(tube(), FAST)
-    assert not application.background.running
+    application.run_until(lambda: not application.background.running)
+    assert not list(tmp_path.rglob("image.npy"))
     assert "No space left" in application.last("failed")[1]
 
 
