@@ -17,10 +17,12 @@ if __name__ == "__main__":  # run as a file: make the package that the file lies
 
 from LabelPropLib import cli
 
+STDIN = 0  # sys.stdin is another thing in the Slicer application, whose console takes its place
+
 
 def end_with_stdin():
     """Block until stdin closes, then cancel the work as SIGTERM does."""
-    while os.read(sys.stdin.fileno(), 1):
+    while os.read(STDIN, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

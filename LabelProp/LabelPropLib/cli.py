@@ -313,7 +313,7 @@ def suggest(options):
         axis=options.axis,
         missing=options.missing,
         scribbles=scribbles_node,
-        secondVolumeNode=add_volume(options.second_image) if options.second_image else None,
+        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
     )
     with shown_progress() as progress:
         report = logic.compute(collected, settings, progress).report

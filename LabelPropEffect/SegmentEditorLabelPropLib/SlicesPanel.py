@@ -37,6 +37,7 @@ class SlicesPanel(VTKObservationMixin):
         self.currentSlice = None
         self.deviceText = ""
         self._surveyNeeded = True
+        self._surveyed = (None, None)  # the nodes that were looked through
         self._direction = None  # the parameter when the slices were looked through
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
@@ -125,6 +126,7 @@ class SlicesPanel(VTKObservationMixin):
     def cleanup(self):
         """Let go of everything."""
         self.stopObserving()
+        self.overview, self._surveyed = None, (None, None)
         self._timer.disconnect("timeout()", self._refreshWhatChanged)
         if self.strip is not None:
             self.strip.cleanup()
@@ -188,7 +190,7 @@ class SlicesPanel(VTKObservationMixin):
 
     def _refreshWhatChanged(self):
         self._timer.stop()
-        surveyed = self._surveyNeeded
+        surveyed = self._surveyNeeded or self._surveyed != self._nodes()
         if surveyed:
             self._surveyNeeded = False
             self._survey()
@@ -199,13 +201,14 @@ class SlicesPanel(VTKObservationMixin):
         if surveyed:
             self.onSurveyed()
 
+    def _nodes(self):
+        """Source volume and segmentation, None where there is none; the editor's node may be gone with the scene."""
+        node = self.scriptedEffect.parameterSetNode()
+        return (None, None) if node is None else (node.GetSourceVolumeNode(), node.GetSegmentationNode())
+
     def _survey(self):
         self.overview = None
-        parameterSetNode = self.scriptedEffect.parameterSetNode()
-        if parameterSetNode is None:  # removed, with the scene
-            return
-        volumeNode = parameterSetNode.GetSourceVolumeNode()
-        segmentationNode = parameterSetNode.GetSegmentationNode()
+        self._surveyed = volumeNode, segmentationNode = self._nodes()
         self._direction = self.scriptedEffect.parameter("Direction")
         if volumeNode is None or volumeNode.GetImageData() is None or segmentationNode is None:
             return

@@ -67,8 +67,23 @@ def is_property(instance, name):
     return QtCore.QObject.metaObject(instance).indexOfProperty(name) >= 0
 
 
+class QPainter(QtGui.QPainter):
+    """Takes Python's own numbers only: PythonQt finds no overload for those of numpy."""
+
+    def __getattribute__(self, name):
+        method = super().__getattribute__(name)
+
+        def call(*arguments):
+            assert all(type(a) in (int, float) or not hasattr(a, "__index__") for a in arguments), (name, arguments)
+            return method(*arguments)
+
+        return call
+
+
 def python_qt_class(name):
     """The PySide6 class `name`, with PythonQt's ways if it is a QObject; enumerations and values as they are."""
+    if name == "QPainter":
+        return QPainter
     for module in (QtCore, QtGui, QtWidgets):
         if hasattr(module, name):
             found = getattr(module, name)

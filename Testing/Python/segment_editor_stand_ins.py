@@ -61,14 +61,22 @@ class ScriptedEffect:
         return self._layout
 
     def addOptionsWidget(self, widget):
+        self._adopt(widget)
         self._layout.addRow(widget)
 
     def addLabeledOptionsWidget(self, label, widget):
         import qt
 
+        self._adopt(widget)
         labelWidget = qt.QLabel(label)
         self._layout.addRow(labelWidget, widget)
         return labelWidget
+
+    def _adopt(self, widget):
+        """The host has its own ideas of the sizes of widgets, though not of those in a layout."""
+        if isinstance(widget, QtWidgets.QWidget):
+            widget.setParent(self._frame)
+            widget.setSizePolicy(QtWidgets.QSizePolicy.Preferred, QtWidgets.QSizePolicy.MinimumExpanding)
 
     def parameterSetNode(self):
         return self._logic.GetSegmentEditorNode()
@@ -94,6 +102,7 @@ class ScriptedEffect:
             self.setParameter(name, value)
 
     def setCommonParameter(self, name, value):
+        assert isinstance(value, (str, int, float)), f"There is no overload for {value!r}"
         node = self.parameterSetNode()
         if node.GetAttribute(name) != str(value):
             wasDisabled = node.GetDisableModifiedEvent()
@@ -119,8 +128,8 @@ class ScriptedEffect:
     def saveStateForUndo(self):
         self._logic.SaveStateForUndo()
 
-    def modifySegmentByLabelmap(self, segmentationNode, segmentId, labelmap, mode, bypassMasking=False):
-        self._logic.ModifySegmentByLabelmap(segmentationNode, segmentId, labelmap, mode, self.perSegment, bypassMasking)
+    def selectEffect(self, name):
+        self.parameterSetNode().SetActiveEffectName(name)
 
 
 class AutoCompleteEffect:
@@ -261,7 +270,7 @@ class SegmentEditorWidget:
         import qt
 
         self.effectsOptionsFrame = qt.QFrame()
-        qt.QVBoxLayout(self.effectsOptionsFrame)
+        qt.QVBoxLayout(self.effectsOptionsFrame).setContentsMargins(0, 0, 0, 0)
         self._logic = slicer.vtkSlicerSegmentEditorLogic()
         self._effects = []
         for effectClass in self.effectClasses:
@@ -306,12 +315,9 @@ class SegmentEditorWidget:
         self.setActiveEffect(next(effect for effect in self._effects if effect.name == name))
 
     def setActiveEffect(self, scriptedEffect):
-        if scriptedEffect is not self._active:
-            if self._active is not None:
-                self._active.deactivate()
-            self._active = scriptedEffect
-            if scriptedEffect is not None:
-                scriptedEffect.activate()
+        node = self.mrmlSegmentEditorNode()
+        if node is not None:
+            node.SetActiveEffectName(scriptedEffect.name if scriptedEffect else "")
 
     def activeEffect(self):
         return self._active
@@ -330,9 +336,19 @@ class SegmentEditorWidget:
         if self._active is not None:
             self._active.self().updateGUIFromMRML()
 
-    def _onModified(self, _caller, _event):
-        if self._active is not None and self.mrmlSegmentEditorNode().GetSourceVolumeNode() is None:
-            self.setActiveEffect(None)
+    def _onModified(self, node, _event):
+        """What the node says is done while the node is silent, as in the application."""
+        with slicer.util.NodeModify(node):
+            name = node.GetActiveEffectName()
+            chosen = next((effect for effect in self._effects if effect.name == name), None)
+            if node.GetSourceVolumeNode() is None:
+                chosen = None
+            if chosen is not self._active:
+                if self._active is not None:
+                    self._active.deactivate()
+                if chosen is not None:
+                    chosen.activate()
+                self._active = chosen
 
 
 class Application:
@@ -356,11 +372,20 @@ class Application:
     def resumeRender(self):
         pass
 
+    def __init__(self):
+        self.connected = []
+
     def connect(self, signature, slot):
-        pass
+        self.connected.append((signature, slot))
 
     def disconnect(self, signature, slot):
-        pass
+        self.connected.remove((signature, slot))
+
+    def emit(self, signature):
+        """Call the slots of a signal."""
+        for connected, slot in list(self.connected):
+            if connected == signature:
+                slot()
 
 
 @contextlib.contextmanager
@@ -379,9 +404,6 @@ def install():
     plain_slicer.bootstrap()
     slicer.util.mainWindow = lambda: None
     slicer.qMRMLSegmentEditorWidget = SegmentEditorWidget
-    slicer.qSlicerSegmentEditorAbstractEffect = types.SimpleNamespace(
-        ModificationModeSet=slicer.vtkSlicerSegmentEditorLogic.ModificationModeSet
-    )
     make_module("slicer.i18n", tr=plain_slicer.tr, translate=plain_slicer.translate)
     make_module(
         "slicer.ScriptedLoadableModule",

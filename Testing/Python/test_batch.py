@@ -318,11 +318,15 @@ def test_a_batch_that_is_interrupted_says_how_far_it_came(table, tmp_path, monke
     assert not (tmp_path / overview.PAGE).exists()
 
 
+AS_THE_APPLICATION_RUNS_IT = "import runpy, sys; sys.stdin = object(); runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_processes_of_a_killed_batch_end(table, tmp_path):
+@pytest.mark.parametrize("python", [[], ["-c", f"import sys; del sys.argv[0]; {AS_THE_APPLICATION_RUNS_IT}"]])
+def test_processes_of_a_killed_batch_end(table, tmp_path, python):
     """The worker notices that its stdin closes, and is cancelled: nothing half-written is left behind."""
     inputs = [str(table.parent / name) for name in ("one.nii.gz", "one-drawn.nii.gz")]
-    command = [sys.executable, commands.WORKER, "propagate", *inputs, "-o", str(tmp_path / "out.nii.gz")]
+    command = [sys.executable, *python, commands.WORKER, "propagate", *inputs, "-o", str(tmp_path / "out.nii.gz")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(0.5)
     process.stdin.close()

@@ -105,6 +105,13 @@ def test_axis_is_found_or_given(tmp_path, nearest_slice_engine, axis):
         assert found["annotated_slices"] == [2, 9]
 
 
+def test_suggestion_from_two_images(case, capsys):
+    inputs = [str(case / name) for name in ("image.nii.gz", "annotations.nii.gz")]
+    options = ["--second-image", inputs[0], "--preset", "fast", "--device", "cpu"]
+    assert cli.main(["suggest", *inputs, *options]) == 0
+    assert "Expected Dice between the annotated slices" in capsys.readouterr().out
+
+
 def test_report(case, nearest_slice_engine):
     assert propagate(case, "--report", case / "report.json") == 0
     report = json.loads((case / "report.json").read_text())

@@ -1,5 +1,6 @@
 """The Segment Editor effect: its self test, which is written for the Slicer application, and its parts alone."""
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -34,6 +35,17 @@ SHAPE = (4, 5, 6)
 def application():
     with segment_editor_stand_ins.application_running():
         yield
+        assert slicer.app.connected == []  # the application would call, and keep alive, what is gone
+
+
+@pytest.fixture(autouse=True)
+def no_exception_in_a_slot(monkeypatch):
+    """Nobody catches those; in the application they make a self test fail whose assertions all hold."""
+    raised = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: raised.append(error))
+    yield
+    for error in raised:
+        raise error
 
 
 class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
@@ -63,6 +75,23 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.assertIsNone(self.effect.getPreviewNode())
         self.preview()
         self.assertFalse(slicer.mrmlScene.IsNodePresent(other))
+
+    def test_application_quits_while_previewed_and_running(self):
+        self.preview()
+        self.effect.onPreview()
+        process, folder = self.effect.processId, self.effect._background._folder
+        slicer.app.emit("aboutToQuit()")
+        self.assertIsNone(self.effect.getPreviewNode())
+        self.assertIsNone(self.editor.activeEffect())
+        self.assertFalse(folder.exists())
+        with self.assertRaises(ProcessLookupError):
+            os.kill(process, 0)
+
+    def test_bad_input_of_an_automatic_update_is_shown(self):
+        self.preview()
+        self.scriptedEffect.setParameter("AutoUpdate", 1)
+        self.setVoxels("tube", np.zeros_like(self.drawn))
+        self.processEvents(lambda: not self.effect.messageLabel.text.startswith("No annotated slice"))
 
     def test_merged_labelmap_of_a_script(self):
         merged = scene.image_from_array(
