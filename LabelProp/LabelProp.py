@@ -197,6 +197,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._job = None
         self._collected = None  # what the running job was given
         self._uncertaintyVolume = None  # where it is to write
+        self._checkpoint = None  # where weights are saved that it trains
         self._batch = None
 
     def setup(self):
@@ -225,6 +226,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.ui.applyButton.connect("clicked(bool)", self.onApplyButton)
         self.ui.checkpointButton.connect("clicked(bool)", self.onCheckpointButton)
+        self.ui.trainButton.connect("clicked(bool)", self.onTrainButton)
         self.ui.batchTableButton.connect("clicked(bool)", self.onBatchTableButton)
         self.ui.batchFolderButton.connect("clicked(bool)", self.onBatchFolderButton)
         self.ui.batchButton.connect("clicked(bool)", self.onBatchButton)
@@ -291,18 +293,43 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         with slicer.util.tryWithErrorDisplay(_("The segments could not be propagated."), waitCursor=True):
             if not installPyTorchIfMissing():
                 return
-            self._collected = self.logic.collect(
-                parameters.inputVolume,
-                parameters.segmentation,
-                scene.visible_segments(parameters.segmentation) if parameters.segments == "visible" else None,
-                parameters.axis,
-                parameters.missing,
-                secondVolumeNode=parameters.secondVolume,
-            )
+            self._collected = self._collect()
             settings = replace(self._settings(), uncertainty=parameters.uncertaintyVolume is not None)
             self._uncertaintyVolume = parameters.uncertaintyVolume
-            self._job.submit(self._collected.annotation, settings)
-            self._showRunning(self._job.running)
+            self._submit(settings)
+
+    def onTrainButton(self):
+        """Choose a file, and train the registration network in the background, for its weights."""
+        import qt
+
+        fileName = qt.QFileDialog.getSaveFileName(self.parent, _("Weights of networks"), "", _("Weights (*.pt)"))
+        if fileName:
+            self.train(fileName)
+
+    def train(self, fileName):
+        """Train the registration network in the background, and save its weights."""
+        with slicer.util.tryWithErrorDisplay(_("The network could not be trained."), waitCursor=True):
+            if not installPyTorchIfMissing():
+                return
+            self._collected = self._collect()
+            self._submit(self._settings(), fileName if fileName.endswith(".pt") else fileName + ".pt")
+
+    def _collect(self):
+        """What the chosen segments hold. Raises InputError."""
+        parameters = self._parameterNode
+        return self.logic.collect(
+            parameters.inputVolume,
+            parameters.segmentation,
+            scene.visible_segments(parameters.segmentation) if parameters.segments == "visible" else None,
+            parameters.axis,
+            parameters.missing,
+            secondVolumeNode=parameters.secondVolume,
+        )
+
+    def _submit(self, settings, checkpoint=None):
+        self._checkpoint = checkpoint
+        self._job.submit(self._collected.annotation, settings, checkpoint)
+        self._showRunning(self._job.running)
 
     def _settings(self):
         """The parameters as the pipeline takes them. Raises InputError."""
@@ -318,8 +345,6 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onBatchButton(self):
         """Run all volumes of a table in the background, with the settings of the panel; or stop."""
-        from LabelPropLib.batch import arguments
-
         if self._batch.running:
             self.ui.batchButton.enabled = False  # until those that run have removed what they have half written
             self._batch.cancel()
@@ -331,10 +356,10 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             table, folder = parameters.batchTable.strip(), parameters.batchFolder.strip()
             if not table or not folder:
                 raise InputError(_("Choose a table and a folder for the results."))
-            command = ["batch", table, "-o", folder, "--missing", parameters.missing, *arguments(self._settings())]
+            options = self._settings().arguments()
             self.ui.resultText.plainText = ""
             self.ui.batchButton.text = _("Cancel")
-            self._batch.start(command)
+            self._batch.start(["batch", table, "-o", folder, "--missing", parameters.missing, *options])
 
     def _onBatchEnded(self, status):
         self.ui.batchButton.enabled = True
@@ -378,6 +403,12 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _onDone(self, propagation):
         self._showRunning(False)
+        if propagation is None:
+            (self._parameterNode or self.logic.getParameterNode()).checkpoint = self._checkpoint
+            self.ui.resultText.plainText = _(
+                "The weights are in {path}, and chosen above. The registrations by a network start from them."
+            ).format(path=self._checkpoint)
+            return
         with slicer.util.tryWithErrorDisplay(_("The result could not be written."), waitCursor=True):
             report = self.logic.write(self._collected, propagation, self._uncertaintyVolume)
             self.ui.resultText.plainText = formatReport(report)
@@ -397,10 +428,12 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _checkCanApply(self, caller=None, event=None):
         parameters = self._parameterNode
+        chosen = bool(parameters and parameters.inputVolume and parameters.segmentation)
+        self.ui.trainButton.enabled = chosen and not self._job.running
         if self._job.running:
             self.ui.applyButton.toolTip = _("Stop; the segments stay as they are")
             self.ui.applyButton.enabled = True
-        elif parameters and parameters.inputVolume and parameters.segmentation:
+        elif chosen:
             self.ui.applyButton.toolTip = _("Carry the segments through the volume")
             self.ui.applyButton.enabled = True
         else:

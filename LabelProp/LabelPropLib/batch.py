@@ -16,8 +16,8 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import files, overview
@@ -81,7 +81,7 @@ class Job:
                 command += [f"--{column.replace('_', '-')}", str(self.row.inputs[column])]
         if importlib.util.find_spec("matplotlib"):
             command += ["--picture", str(self.picture)]
-        return [*command, "--axis", self.row.axis, "--missing", self.missing, *arguments(self.settings)]
+        return [*command, "--axis", self.row.axis, "--missing", self.missing, *self.settings.arguments()]
 
     def result(self, failure: str = "") -> Result:
         """What there is of the row after it has ended."""
@@ -214,15 +214,6 @@ def stem(path: Path) -> str:
     suffixes = (files.SEGMENTATION_SUFFIX, *files.VOLUME_SUFFIXES)
     length = next((len(s) for s in suffixes if path.name.lower().endswith(s)), len(path.suffix))
     return path.name[: len(path.name) - length]
-
-
-def arguments(settings: Settings) -> Iterator[str]:
-    """Those settings that are not the default, as arguments of `labelprop propagate`."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if value != field.default:
-            option = "--" + field.name.removesuffix("_gb")
-            yield from (option,) if value is True else (option, str(value))
 
 
 def read_report(path: Path) -> dict:

@@ -36,7 +36,7 @@ class BackgroundPropagation:
 
     on_ready(devices): the process can take jobs; name in `Settings.device` -> for the user, the fastest first.
     on_progress(fraction, stage, seconds_left): seconds_left is None until there is something to go by.
-    on_done(propagation)
+    on_done(propagation): None when weights were trained.
     on_failed(kind, text): kind is 'input', 'memory', 'failed' or 'ended'; the text is for the user.
     """
 
@@ -82,24 +82,32 @@ class BackgroundPropagation:
             worker = Path(__file__).with_name("worker.py")
             self._process.start(sys.executable, ["-u", str(worker), str(self._folder)])
 
-    def submit(self, annotation: SparseAnnotation, settings: Settings):
-        """Begin a job; one that is under way is cancelled."""
+    def submit(self, annotation: SparseAnnotation, settings: Settings, checkpoint: str | None = None):
+        """Begin a job; one that is under way is cancelled.
+
+        checkpoint: to train the network on the scan instead, and keep its weights in this .pt file.
+        """
         self.cancel()
         self._job_count += 1
         self._job = f"job-{self._job_count}"
         self._first_progress = None
-        self._submitted = annotation, settings
+        self._submitted = annotation, settings, checkpoint
         self.start()
         if self.running:  # else the start failed
-            self._unwritten = self._write_input(self._folder / self._job, annotation, settings)
+            self._unwritten = self._write_input(self._folder / self._job, *self._submitted)
             self._write_part(self._job)
 
-    def _write_input(self, folder: Path, annotation: SparseAnnotation, settings: Settings) -> Iterator[None]:
+    def _write_input(
+        self, folder: Path, annotation: SparseAnnotation, settings: Settings, checkpoint: str | None
+    ) -> Iterator[None]:
         """Hand the job to the process, with breaks: copying a large scan takes longer than an event loop may stand."""
         folder.mkdir(parents=True)  # the system may have cleared its temporary files since the last job
         yield
         yield from write_in_parts(folder, annotation)
-        self._send(propagate=folder.name, settings=asdict(settings))
+        if checkpoint is None:
+            self._send(propagate=folder.name, settings=asdict(settings))
+        else:
+            self._send(train=folder.name, settings=asdict(settings), checkpoint=checkpoint)
 
     def _write_part(self, job: str):
         """Write one part, and see to it that the next one follows."""
@@ -190,8 +198,9 @@ class BackgroundPropagation:
             if "error" in message:
                 self._fail(message["error"]["kind"], explain(**message["error"]))
             else:
+                *_, checkpoint = self._submitted
                 self._job = self._submitted = None
-                self.on_done(read_propagation(folder))
+                self.on_done(read_propagation(folder) if checkpoint is None else None)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

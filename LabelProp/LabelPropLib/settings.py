@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 from .errors import InputError
 
@@ -51,3 +52,11 @@ class Settings:
             raise InputError(f"{self.suggestions} suggested slices: give 1 or more.")
         if self.memory_gb is not None and not self.memory_gb > 0:
             raise InputError(f"A limit of {self.memory_gb:g} GB of memory: give a number above 0.")
+
+    def arguments(self) -> Iterator[str]:
+        """What is not the default, as arguments of `labelprop propagate`."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                option = "--" + field.name.removesuffix("_gb")
+                yield from (option,) if value is True else (option, str(value))

@@ -3,6 +3,7 @@
 One JSON object a line. On stdin:
 
     {"propagate": "job-1", "settings": {...}}      a folder in FOLDER that holds an annotation, see exchange.py
+    {"train": "job-1", "settings": {...}, "checkpoint": "FILE.pt"}
     {"cancel": "job-1"}
     {"forget": true}                               the next job starts from nothing
 
@@ -10,7 +11,7 @@ On stdout:
 
     {"ready": {"cpu": "CPU"}}                      PyTorch is loaded; what it can compute on, the fastest first
     {"job": "job-1", "progress": 0.25, "stage": "Registering"}
-    {"job": "job-1", "done": "FOLDER/job-1"}       the result lies in the job's folder
+    {"job": "job-1", "done": "FOLDER/job-1"}       a propagation lies in the job's folder
     {"job": "job-1", "error": {"kind": "input", "text": "..."}}      kind: input, cancelled, memory or failed
 
 The process ends when stdin closes, whatever it is doing, and removes FOLDER: nothing is left behind when the
@@ -54,8 +55,8 @@ class Worker:
         """Serve until the requests end, which ends the process."""
         threading.Thread(target=self._listen, daemon=True).start()
         # Loading PyTorch takes seconds, in which the end of the requests must not go unnoticed.
+        from LabelPropLib import pipeline  # noqa: F401
         from LabelPropLib.memory import Memory
-        from LabelPropLib.pipeline import propagate
 
         memory = Memory()
         self._reply(ready=devices())
@@ -63,8 +64,11 @@ class Worker:
             request = self._jobs.get()
             if "forget" in request:
                 memory = Memory()
-                continue
-            self._work(functools.partial(propagate, memory=memory), request["propagate"], request["settings"])
+            elif "train" in request:
+                work = functools.partial(train, checkpoint=request["checkpoint"])
+                self._work(work, request["train"], request["settings"])
+            else:
+                self._work(functools.partial(propagate, memory=memory), request["propagate"], request["settings"])
 
     def _listen(self):
         for line in self._requests:
@@ -76,13 +80,10 @@ class Worker:
         shutil.rmtree(self._folder, ignore_errors=True)
         os._exit(0)  # the main thread may be deep in a computation that nobody waits for any more
 
-    def _work(self, propagate, job: str, settings: dict):
+    def _work(self, work, job: str, settings: dict):
         folder = self._folder / job
         try:
-            result = propagate(
-                read_annotation(folder), Settings(**settings), self._progress(job), lambda: job in self._cancelled
-            )
-            write_propagation(folder, result)
+            work(folder, Settings(**settings), self._progress(job), lambda: job in self._cancelled)
         except Cancelled:
             self._fail(job, "cancelled", "")
         except InputError as error:
@@ -114,6 +115,28 @@ class Worker:
     def _reply(self, **message):
         self._replies.write(json.dumps(message) + "\n")
         self._replies.flush()
+
+
+def propagate(folder: Path, settings: Settings, progress, is_cancelled, memory):
+    """Propagate the annotation in `folder`, and leave the result there."""
+    from LabelPropLib import pipeline
+
+    result = pipeline.propagate(read_annotation(folder), settings, progress, is_cancelled, memory)
+    write_propagation(folder, result)
+
+
+def train(folder: Path, settings: Settings, progress, is_cancelled, checkpoint: str):
+    """Train the registration network on the annotation in `folder`, and keep its weights in the file `checkpoint`."""
+    from LabelPropLib import training_run
+
+    def progress_or_stop(fraction: float, stage: str):
+        if is_cancelled():
+            raise Cancelled
+        progress(fraction, stage)
+
+    run = training_run.RunFiles(Path(checkpoint))
+    run.check([])
+    training_run.train(read_annotation(folder), run, settings, "not stated", progress_or_stop)
 
 
 def devices() -> dict[str, str]:

@@ -233,8 +233,8 @@ class Job:
 
     running = False
 
-    def submit(self, annotation, settings):
-        self.running, self.annotation, self.settings = True, annotation, settings
+    def submit(self, annotation, settings, checkpoint=None):
+        self.running, self.annotation, self.settings, self.checkpoint = True, annotation, settings, checkpoint
 
     def cancel(self):
         self.running = False
@@ -314,6 +314,19 @@ def test_panel_takes_weights(panel, entered, used):
     panel._parameterNode.checkpoint = entered
     panel.onApplyButton()
     assert panel._job.settings.checkpoint == used
+
+
+def test_panel_trains_and_saves_weights(panel, drawn):
+    volume, node = drawn
+    before = contents(node, volume)
+    panel.train("mine")
+    assert panel.ui.applyButton.text == "Cancel" and not panel.ui.trainButton.enabled
+    assert panel._job.checkpoint == "mine.pt"
+    panel._job.running = False
+    panel._onDone(None)
+    assert panel._parameterNode.checkpoint == "mine.pt"
+    assert "mine.pt" in panel.ui.resultText.plainText and panel.ui.trainButton.enabled
+    assert_unchanged(node, volume, before)
 
 
 def test_panel_runs_a_table(panel):

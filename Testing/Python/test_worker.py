@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import LabelPropLib
-from LabelPropLib import planner
+from LabelPropLib import checkpoint, planner
 from LabelPropLib.annotation import AtlasVolume, SparseAnnotation, annotate_from_masks
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
 from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
@@ -202,6 +202,22 @@ def test_worker_starts_from_its_last_run(conversation):
         assert read_propagation(conversation.folder / name).report["registration"] == registration
 
 
+def test_worker_trains_weights(conversation, tmp_path):
+    """And stops when it is told to, without leaving a file."""
+    path = tmp_path / "weights.pt"
+    for name, annotation in (("a", endless()), ("b", tube())):
+        (conversation.folder / name).mkdir()
+        write_annotation(conversation.folder / name, annotation)
+        conversation.say(train=name, settings={"preset": "fast", "device": "cpu"}, checkpoint=str(path))
+        if name == "a":
+            conversation.hear("progress")
+            conversation.say(cancel="a")
+            assert conversation.hear("done", "error")["error"]["kind"] == "cancelled"
+            assert not path.exists()
+    assert conversation.hear("done", "error")["job"] == "b"
+    assert checkpoint.load(path, "registration")[1]["training"]["annotated_slices"] == 3
+
+
 def test_worker_ends_with_its_requests_and_leaves_nothing(conversation):
     conversation.ask("a", endless(), preset="best", device="cpu")
     conversation.hear("progress")
@@ -286,7 +302,7 @@ def application(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_background_jobs(application):
+def test_background_jobs(application, tmp_path):
     background = application.background
     background.submit(tube(), FAST)
     application.run_until(lambda: not background.running)
@@ -301,12 +317,19 @@ def test_background_jobs(application):
     assert [name for name, *_ in application.told].count("done") == 2
     assert background.process_id == process_id
 
+    weights = tmp_path / "weights.pt"
+    background.submit(tube(), FAST, str(weights))
+    application.run_until(lambda: not background.running)
+    assert application.last("done") == [None]
+    for path in tmp_path.glob("weights.*"):
+        path.unlink()
+
     background.submit(endless(), BEST)
     background.cancel()
     assert not background.running
     background.submit(tube(), FAST)
     application.run_until(lambda: not background.running)
-    assert [name for name, *_ in application.told].count("done") == 3
+    assert [name for name, *_ in application.told].count("done") == 4
     assert application.last("failed") is None
 
 
