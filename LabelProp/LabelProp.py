@@ -399,7 +399,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _onProgress(self, fraction, stage, secondsLeft):
         self.ui.progressBar.value = int(round(100 * fraction))
-        self.ui.stageLabel.text = stage if secondsLeft is None else f"{stage} ({formatSeconds(secondsLeft)})"
+        self.ui.progressBar.format = stage if secondsLeft is None else f"{stage} · {formatSeconds(secondsLeft)}"
 
     def _onDone(self, propagation):
         self._showRunning(False)
@@ -420,9 +420,8 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _showRunning(self, running):
         self.ui.progressBar.visible = running
-        self.ui.stageLabel.visible = running
         self.ui.progressBar.value = 0
-        self.ui.stageLabel.text = _("Starting")
+        self.ui.progressBar.format = _("Starting")
         self.ui.applyButton.text = _("Cancel") if running else _("Apply")
         self._checkCanApply()
 

@@ -145,17 +145,18 @@ class SliceStrip:
             if lane.selected:
                 painter.fillRect(1, top - 1, width - 3, height + 2, self._color("Highlight", 50))
             painter.fillRect(MARGIN, top + height // 2, width - 2 * MARGIN, 1, line)
+            color = qt.QColor.fromRgbF(*lane.color)
+            roles = {index: role for index, role in lane.roles.items() if index in self.slices}
+            for _role, first, last in runs({index: role for index, role in roles.items() if role == IGNORED}):
+                left, right = int(self._left(first)), int(self._left(last + 1))
+                paintRole(painter, IGNORED, left, top, max(NARROWEST_MARK, right - left), height, color, ink)
             self._paintQuality(painter, lane, top, height)
             if not lane.name:
                 self._paintShares(painter, top, height)
-            color = qt.QColor.fromRgbF(*lane.color)
-            for role, first, last in runs({i: role for i, role in lane.roles.items() if i in self.slices}):
-                if role == IGNORED:
-                    left, right = int(self._left(first)), int(self._left(last + 1))
-                    paintRole(painter, role, left, top, max(NARROWEST_MARK, right - left), height, color, ink)
-                else:
-                    for index in range(first, last + 1):
-                        self._paintMark(painter, role, self._x(index), top, height, color, ink)
+            width = self._markWidth()
+            for index, role in roles.items():
+                if role != IGNORED:
+                    paintRole(painter, role, self._x(index) - width // 2, top, width, height, color, ink)
 
     def _paintQuality(self, painter, lane: Lane, top: int, height: int):
         """A band along the lane, in the colours of the expected quality; ignored slices are what it is about."""
@@ -172,15 +173,11 @@ class SliceStrip:
 
     def _paintShares(self, painter, top: int, height: int):
         """A bar for each slice, as high as the share of the segments that are known there."""
-        width = max(NARROWEST_MARK, int(0.8 * self._pitch()))
+        width = self._markWidth()
         for index in self.marks():
             if index in self.slices:
                 bar = max(2, round(height * self._share(index)))
                 painter.fillRect(self._x(index) - width // 2, top + height - bar, width, bar, self._color("Text", 160))
-
-    def _paintMark(self, painter, role: str, x: int, top: int, height: int, color, ink):
-        width = max(NARROWEST_MARK, int(0.8 * self._pitch()))
-        paintRole(painter, role, x - width // 2, top, width, height, color, ink)
 
     def _paintNumbers(self, painter, width: int):
         if not self.slices:
@@ -257,6 +254,9 @@ class SliceStrip:
     def _pitch(self) -> float:
         """Pixels from slice to slice."""
         return (self.widget.width - 2 * MARGIN) / max(len(self.slices), 1)
+
+    def _markWidth(self) -> int:
+        return max(NARROWEST_MARK, int(0.8 * self._pitch()))
 
     def _left(self, index: int) -> float:
         """Where the slice begins."""

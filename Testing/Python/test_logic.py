@@ -287,7 +287,7 @@ def test_panel_applies(panel, drawn):
     assert panel._job.settings == Settings()
     panel._onProgress(0.5, "Registering", 30.0)
     assert panel.ui.progressBar.value == 50
-    assert panel.ui.stageLabel.text == "Registering (30 s left)"
+    assert panel.ui.progressBar.format == "Registering · 30 s left"
     finish(panel)
     assert panel.ui.applyButton.text == "Apply"
     assert panel.ui.resultText.plainText == "0.0 s on cpu (copying 0.0 s)\n0.5 GB of memory at most"
