@@ -140,7 +140,7 @@ class SliceStrip:
         painter.drawRoundedRect(0, HEADER - 3, width - 1, self._bottom() - HEADER + 5, 3.0, 3.0)
 
     def _paintLanes(self, painter, width: int):
-        line, ink = self._color("Midlight"), self._color("Text")
+        line, ink, mark = self._color("Midlight"), self._color("Text"), self._markWidth()
         for lane, top, height in self._rows:
             if lane.selected:
                 painter.fillRect(1, top - 1, width - 3, height + 2, self._color("Highlight", 50))
@@ -153,10 +153,9 @@ class SliceStrip:
             self._paintQuality(painter, lane, top, height)
             if not lane.name:
                 self._paintShares(painter, top, height)
-            width = self._markWidth()
             for index, role in roles.items():
                 if role != IGNORED:
-                    paintRole(painter, role, self._x(index) - width // 2, top, width, height, color, ink)
+                    paintRole(painter, role, self._x(index) - mark // 2, top, mark, height, color, ink)
 
     def _paintQuality(self, painter, lane: Lane, top: int, height: int):
         """A band along the lane, in the colours of the expected quality; ignored slices are what it is about."""

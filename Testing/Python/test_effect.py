@@ -188,6 +188,19 @@ def test_colors_of_quality(value, color):
     assert qualityColor(value).name() == color
 
 
+def test_strip_of_many_segments():
+    """The selected one is among those that there is room for, as high as a single one; its lane goes all the way."""
+    strip = SliceStrip(lambda index: None)
+    strip.widget.resize(300, 40)
+    lanes = [Lane(str(n), (1, 0, 0), {0: "complete"}, selected=n == 30) for n in range(40)]
+    strip.show(range(0, 10), lanes, current=None)
+    assert strip.widget.height < 150
+    (top,) = (top for lane, top, _ in strip._rows if lane.selected)
+    image = strip.widget.pixmap.toImage()
+    assert len({image.pixelColor(x, top + 2).name() for x in (20, 290)}) == 1
+    assert image.pixelColor(290, top + 2) != image.pixelColor(290, top - 3)
+
+
 def test_strip_paints_what_there_is():
     strip = SliceStrip(lambda index: None)
     strip.widget.resize(300, 40)
