@@ -197,7 +197,7 @@ def test_strip_of_many_segments():
     assert strip.widget.height < 150
     (top,) = (top for lane, top, _ in strip._rows if lane.selected)
     image = strip.widget.pixmap.toImage()
-    assert len({image.pixelColor(x, top + 2).name() for x in (20, 290)}) == 1
+    assert len({image.pixelColor(x, top + 2).name() for x in (60, 290)}) == 1
     assert image.pixelColor(290, top + 2) != image.pixelColor(290, top - 3)
 
 
