@@ -111,16 +111,12 @@ class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
         return mask
 
     def processEvents(self, while_):
-        """Run the event loop while a condition holds; returns the longest time it was blocked, in seconds."""
-        start = last = time.monotonic()
-        longest = 0
+        """Run the event loop while a condition holds."""
+        start = time.monotonic()
         while while_():
             self.assertLess(time.monotonic() - start, self.PATIENCE_S)
             slicer.app.processEvents()
-            longest = max(longest, time.monotonic() - last)
             time.sleep(0.005)  # leave the processor to the background process
-            last = time.monotonic()
-        return longest
 
     def preview(self):
         """Initialize, or update, and wait; returns the previewed tube."""
@@ -149,10 +145,11 @@ class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
         segment = self.segmentation.GetSegment("tube")
         segment.SetName("My tube")
         segment.SetColor(0.1, 0.2, 0.3)
+        watch = EventLoopWatch()
         self.effect.onPreview()
         self.assertIsNone(self.effect.getPreviewNode())  # it does not wait
-        longest = self.processEvents(lambda: self.effect.running)
-        print(f"The event loop was blocked for {1000 * longest:.0f} ms at most")
+        self.processEvents(lambda: self.effect.running)
+        print(f"The event loop was blocked for {watch.stop():.0f} ms at most")
         preview = self.voxels("tube", self.effect.getPreviewNode())
         self.assertSame(self.voxels("tube"), self.drawn)
         self.assertSame(preview[[0, 6, 12]], self.drawn[[0, 6, 12]])
@@ -468,6 +465,32 @@ class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
         self.assertIn("No annotated slice", self.effect.messageLabel.text)
         self.effect.onPreviewButton()
         self.assertFalse(self.effect.running)
+
+
+class EventLoopWatch:
+    """A timer that ticks every few milliseconds, and so tells how long the event loop was blocked."""
+
+    INTERVAL_MS = 5
+
+    def __init__(self):
+        import qt
+
+        self._last, self._longest = time.monotonic(), 0
+        self._timer = qt.QTimer()
+        self._timer.setInterval(self.INTERVAL_MS)
+        self._timer.connect("timeout()", self._tick)
+        self._timer.start()
+
+    def _tick(self):
+        now = time.monotonic()
+        self._longest, self._last = max(self._longest, now - self._last), now
+
+    def stop(self):
+        """End watching; returns the longest time between two ticks, in milliseconds."""
+        self._tick()
+        self._timer.stop()
+        self._timer.disconnect("timeout()", self._tick)
+        return 1000 * self._longest
 
 
 def vtkStringArray(texts):
