@@ -37,8 +37,8 @@ except ModuleNotFoundError:  # plain Python with slicer-core
 
     bootstrap()
 
-from LabelPropLib import scene
-from LabelPropLib.annotation import MISSING_CHOICES
+from LabelPropLib import scene, slices
+from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings
 
@@ -100,9 +100,9 @@ def addSampleThigh():
     phantom = make_phantom()
     ijkToRas = np.diag([-phantom.spacing[2], -phantom.spacing[1], phantom.spacing[0], 1.0])
     volumeNode = slicer.util.addVolumeFromArray(phantom.image, ijkToRas, _("Thigh"))
-    slices = np.linspace(0, len(phantom.labels) - 1, 3).round().astype(int)
+    given = np.linspace(0, len(phantom.labels) - 1, 3).round().astype(int)
     drawn = np.zeros_like(phantom.labels)
-    drawn[slices] = phantom.labels[slices]
+    drawn[given] = phantom.labels[given]
     segmentationNode = scene.add_segmentation_of_labels(drawn, volumeNode, _("Thigh muscles"), phantom.names)
     return volumeNode, segmentationNode
 
@@ -317,14 +317,22 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _collect(self):
         """What the chosen segments hold. Raises InputError."""
         parameters = self._parameterNode
-        return self.logic.collect(
+        arguments = (
             parameters.inputVolume,
             parameters.segmentation,
             scene.visible_segments(parameters.segmentation) if parameters.segments == "visible" else None,
             parameters.axis,
             parameters.missing,
-            secondVolumeNode=parameters.secondVolume,
         )
+        collected = self.logic.collect(*arguments, secondVolumeNode=parameters.secondVolume)
+        if slices.notice_corrections(parameters.segmentation, self._survey(collected)):
+            collected = self.logic.collect(*arguments, secondVolumeNode=parameters.secondVolume)
+        return collected
+
+    def _survey(self, collected):
+        """How the slices that were collected are annotated now."""
+        axis = AXIS_NAMES[collected.annotation.axis]
+        return slices.survey(collected.volume_node, collected.segmentation_node, collected.written_ids.values(), axis)
 
     def _submit(self, settings, checkpoint=None):
         self._checkpoint = checkpoint
@@ -410,7 +418,10 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             ).format(path=self._checkpoint)
             return
         with slicer.util.tryWithErrorDisplay(_("The result could not be written."), waitCursor=True):
+            drawn = self._survey(self._collected) if self._collected.unchanged else None
             report = self.logic.write(self._collected, propagation, self._uncertaintyVolume)
+            if drawn is not None:  # else the result went elsewhere
+                slices.mark_propagated(self._collected.segmentation_node, drawn)
             self.ui.resultText.plainText = formatReport(report)
 
     def _onFailed(self, kind, text):

@@ -28,7 +28,9 @@ from .scene import (
     write_roles,
 )
 
-COMPLETE = "complete"
+COMPLETE, ABSENT, IGNORED = "complete", "absent", "ignored"
+PROPAGATED_TAG = "LabelProp.Propagated"  # "k 3=1234 4=5678": slices that were not drawn, and their fingerprints
+LARGEST_CORRECTION = 0.25  # share of the propagated slices; what changes more was not one slice after the other
 ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S directions
 
 
@@ -140,6 +142,61 @@ def fingerprints(segment: StoredSegment, axis: int) -> dict[int, int]:
         place = np.array([corner[0] + rows[0], corner[1] + columns[0], *box.shape], np.int32)
         found[index] = zlib.crc32(box.tobytes(), zlib.crc32(place.tobytes()))
     return found
+
+
+def mark_propagated(segmentation_node, overview: SliceOverview):
+    """Let the slices that bear the segments now, but were not drawn, be no input of the next run.
+
+    overview: of the slices before they were propagated. It is kept in the segments' tags, so files and Undo know it.
+    """
+    for name, stored in stored_segments(segmentation_node, overview.roles, overview.grid).items():
+        drawn = {index for index, role in overview.roles[name].items() if role != IGNORED}
+        found = {index: number for index, number in fingerprints(stored, overview.axis).items() if index not in drawn}
+        set_role(segmentation_node, name, overview.axis, IGNORED, found)
+        _write_propagated(segmentation_node.GetSegmentation().GetSegment(name), overview.axis, found)
+
+
+def notice_corrections(segmentation_node, overview: SliceOverview) -> bool:
+    """Propagated slices that were edited since are the user's own from then on. Returns whether there are some.
+
+    Complete, or absent where all was erased. overview: of the slices as they are now.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    propagated = {name: _read_propagated(segmentation.GetSegment(name), overview.axis) for name in overview.roles}
+    propagated = {name: known for name, known in propagated.items() if known}
+    corrected = False
+    for name, stored in stored_segments(segmentation_node, propagated, overview.grid).items():
+        known, found = propagated[name], fingerprints(stored, overview.axis)
+        changed = {index for index, number in known.items() if found.get(index) != number}
+        if changed and len(changed) <= max(1, LARGEST_CORRECTION * len(known)):
+            set_role(segmentation_node, name, overview.axis, COMPLETE, changed & found.keys())
+            set_role(segmentation_node, name, overview.axis, ABSENT, changed - found.keys())
+            corrected = True
+        if changed:
+            left = {index: found[index] for index in known.keys() & found.keys()}
+            _write_propagated(segmentation.GetSegment(name), overview.axis, left)
+    return corrected
+
+
+def _write_propagated(segment, axis: int, found: Mapping[int, int]):
+    if found:
+        slices = (f"{index}={number}" for index, number in sorted(found.items()))
+        segment.SetTag(PROPAGATED_TAG, " ".join([AXIS_NAMES[axis], *slices]))
+    else:
+        segment.RemoveTag(PROPAGATED_TAG)
+
+
+def _read_propagated(segment, axis: int) -> dict[int, int]:
+    """Slice -> fingerprint, empty where the tag is missing, of another axis, or not one of ours."""
+    text = vtk.reference("")
+    if not segment.GetTag(PROPAGATED_TAG, text):
+        return {}
+    name, *slices = text.get().split() or [""]
+    try:
+        known = dict(map(int, entry.split("=")) for entry in slices)
+    except ValueError:
+        return {}
+    return known if name == AXIS_NAMES[axis] else {}
 
 
 def anatomical_plane(grid, axis: int) -> str:

@@ -23,17 +23,15 @@ from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.errors import InputError
 from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.protection import masks_to_write
-from LabelPropLib.slices import expected_quality, fingerprints, set_role, survey
+from LabelPropLib.slices import expected_quality, mark_propagated, notice_corrections, survey
 
 from .SettingsPanel import SettingsPanel
 from .SlicesPanel import SlicesPanel
-from .SliceStrip import COMPLETE, IGNORED
 
 PREVIEW_INPUT = "LabelProp.Input"  # reference from the preview to the segmentation that it was made of
 INPUT_OPACITY = "LabelProp.InputOpacity"  # attribute of the preview: what the user had set for the segmentation
 DEFAULT_PREVIEW_OPACITY = 0.6
 IDLE_MINUTES = 10  # after which the background process is given up, and its memory with it
-LARGEST_CORRECTION = 0.25  # share of the propagated slices; what changes more was not one slice after the other
 
 
 class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKObservationMixin):
@@ -58,9 +56,9 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKOb
         self._previewed = None  # what was collected for the preview
         self._previewedSegmentIds = None  # what `selectedSegmentIds` was set to then; else a script has set it
         self._chosenSegmentIds = None
+        self._devices = {}  # name -> what it is, for the user, the fastest first; empty until it is known
         self._failure = None  # why there is no preview, or none of the last input
         self._message = None
-        self._propagated = {}  # segment ID -> slice -> fingerprint, of what was applied
         self._idleTimer = qt.QTimer()
         self._idleTimer.setSingleShot(True)
         self._idleTimer.setInterval(IDLE_MINUTES * 60 * 1000)
@@ -135,7 +133,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
         AbstractScriptedSegmentEditorAutoCompleteEffect.updateGUIFromMRML(self)
         self.settingsPanel.updateGUIFromMRML()
         if self.scriptedEffect.active():
-            self.slicesPanel.updateGUIFromMRML()
+            fastest = next(iter(self._devices.values()), "")
+            self.slicesPanel.updateGUIFromMRML(self._devices.get(self.scriptedEffect.parameter("Device"), fastest))
         self.progressBar.setVisible(self.running)
         if self.running:
             self.previewButton.text = _("Cancel")
@@ -203,7 +202,6 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._forget()
         self.reset()
         self.slicesPanel.quality = None
-        self._propagated = {}
 
     def _onEditorModified(self, _caller, _event):
         """The segmentation or the volume was exchanged or removed: the job and the preview were for the other one."""
@@ -342,12 +340,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._background.forget()
 
     def _onReady(self, devices):
+        self._devices = devices
         self.settingsPanel.setDevices(devices)
-        chosen = self.scriptedEffect.parameter("Device")
-        name = chosen if chosen in devices else next(iter(devices))
-        self.slicesPanel.deviceText = devices[name]
         if self.scriptedEffect.active():
-            self.slicesPanel.refresh()
+            self.updateGUIFromMRML()
 
     def _onProgress(self, fraction, stage, secondsLeft):
         self.progressBar.value = int(100 * fraction)
@@ -412,6 +408,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
         return segmentationNode.GetSegmentation().ContainsRepresentation(
             slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
         )
+
+    def getPreviewNode(self):
+        """The preview, None if there is none or another effect made it: the base class cannot tell."""
+        previewNode = self.scriptedEffect.nodeReference(ResultPreviewNodeReferenceRole)
+        return previewNode if previewNode is not None and previewNode.GetAttribute(INPUT_OPACITY) else None
 
     def getPreviewOpacity(self):
         return super().getPreviewOpacity() if self.getPreviewNode() is not None else DEFAULT_PREVIEW_OPACITY
@@ -507,48 +508,19 @@ Editable area, editable intensity range, and the segments that may be overwritte
         with slicer.util.RenderBlocker():
             segmentationNode.RemoveClosedSurfaceRepresentation()  # else made anew for each segment
             scene.write_masks(segmentationNode, masks, grid)
-            self._rememberPropagated(segmentIds, overview)
+            mark_propagated(segmentationNode, overview)
             if showIn3D:
                 segmentationNode.CreateClosedSurfaceRepresentation()
         text = _("Applied. {count} voxels were left to segments that are not in the preview.").format(count=left)
         return text if left else None
 
-    #
-    # After Apply
-    #
-
-    def _rememberPropagated(self, segmentIds, overview):
-        """Slices that the user did not draw are no input of the next run."""
-        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
-        stored = scene.stored_segments(segmentationNode, segmentIds, overview.grid)
-        for name in segmentIds:
-            found = fingerprints(stored[name], overview.axis)
-            drawn = {index for index, role in overview.roles[name].items() if role != IGNORED}
-            self._propagated[name] = {index: found[index] for index in found if index not in drawn}
-            set_role(segmentationNode, name, overview.axis, IGNORED, self._propagated[name])
-
     def _onSurveyed(self):
-        if self.slicesPanel.overview is not None:
-            self.settingsPanel.setDirections(self.slicesPanel.planes())
-            self._noticeCorrections()
-        self._showMessage()
-
-    def _noticeCorrections(self):
-        """A propagated slice that was edited since is the user's own from then on."""
-        segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
         overview = self.slicesPanel.overview
-        corrected = False
-        stored = scene.stored_segments(segmentationNode, set(self._propagated) & set(overview.roles), overview.grid)
-        for name in stored:
-            propagated = self._propagated[name]
-            found = fingerprints(stored[name], overview.axis)
-            changed = [index for index in propagated if index in found and found[index] != propagated[index]]
-            propagated.update({index: found[index] for index in changed})
-            if changed and len(changed) <= max(1, LARGEST_CORRECTION * len(propagated)):
-                set_role(segmentationNode, name, overview.axis, COMPLETE, changed)
-                corrected = True
-        if corrected:
-            self.slicesPanel.refresh()
+        if overview is not None:
+            self.settingsPanel.setDirections(self.slicesPanel.planes())
+            if notice_corrections(self.scriptedEffect.parameterSetNode().GetSegmentationNode(), overview):
+                self.slicesPanel.refresh()
+        self._showMessage()
 
     #
     # For scripts that call it as they would of Fill between slices

@@ -136,8 +136,11 @@ class SlicesPanel(VTKObservationMixin):
         self._surveyNeeded = True
         self._refreshWhatChanged()
 
-    def updateGUIFromMRML(self):
-        """A parameter was changed; the direction is the one that matters here."""
+    def updateGUIFromMRML(self, deviceText):
+        """A parameter was changed: the direction, maybe, or what is computed on."""
+        if deviceText != self.deviceText:
+            self.deviceText = deviceText
+            self._refreshSoon()
         if self.scriptedEffect.parameter("Direction") != self._direction:
             self._surveyNeeded = True
             self._refreshSoon()

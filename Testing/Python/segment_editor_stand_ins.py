@@ -214,9 +214,11 @@ class AutoCompleteEffect:
             self.segmentationNodeObserverTags.append(segmentation.AddObserver(event, self.onSegmentationModified))
 
     def getPreviewNode(self):
+        """Does not notice that another effect owns the preview: the parameter that it looks for is a common one."""
         node = self.scriptedEffect.nodeReference(PREVIEW_ROLE)
-        owner = self.scriptedEffect.parameterSetNode().GetAttribute(PREVIEW_OWNER)
-        return node if node is not None and owner in (None, "", self.scriptedEffect.name) else None
+        if node and self.scriptedEffect.parameterDefined(PREVIEW_OWNER):
+            return node if self.scriptedEffect.parameter(PREVIEW_OWNER) == self.scriptedEffect.name else None
+        return node
 
     def updateGUIFromMRML(self):
         previewed = self.getPreviewNode() is not None

@@ -73,8 +73,40 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.scriptedEffect.setCommonNodeReference("SegmentationResultPreview", other)
         self.scriptedEffect.setCommonParameter("SegmentationResultPreviewOwnerEffect", "Grow from seeds")
         self.assertIsNone(self.effect.getPreviewNode())
+        self.editor.setActiveEffect(None)
+        self.editorNode.Modified()
+        self.assertTrue(slicer.mrmlScene.IsNodePresent(other))  # not ours to remove, before there is another one
+        self.editor.setActiveEffectByName("LabelProp")
         self.preview()
         self.assertFalse(slicer.mrmlScene.IsNodePresent(other))
+
+    def test_correction_after_a_file(self):
+        """What was applied and corrected is known the next day."""
+        self.preview()
+        self.effect.onApply()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "tube.seg.nrrd"
+            scene.save_segmentation(self.segmentationNode, path)
+            again = scene.load_segmentation(path)
+        corrected = self.voxels("tube", again)
+        corrected[3] = np.roll(self.drawn[0], 4, axis=1)
+        corrected[9] = False
+        slicer.util.updateSegmentBinaryLabelmapFromArray(corrected.astype(np.uint8), again, "tube", self.volumeNode)
+        self.editor.setSegmentationNode(again)
+        self.editor.setActiveEffectByName("LabelProp")
+        roles = self.effect.slicesPanel.overview.roles["tube"]
+        self.assertEqual(
+            {index: role for index, role in roles.items() if role != "ignored"},
+            {0: "complete", 3: "complete", 6: "complete", 9: "absent", 12: "complete"},
+        )
+
+    def test_undo_takes_back_what_is_known_of_slices(self):
+        self.preview()
+        self.effect.onApply()
+        self.editor.undo()
+        self.effect.slicesPanel.refresh()
+        drawn = {0: "complete", 6: "complete", 12: "complete"}
+        self.assertEqual(self.effect.slicesPanel.overview.roles["tube"], drawn)
 
     def test_application_quits_while_previewed_and_running(self):
         self.preview()
@@ -100,6 +132,12 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         output = slicer.vtkOrientedImageData()
         self.effect.computePreviewLabelmap(merged, output)
         self.assertSame(scene.voxels(output) > 0, self.preview())
+
+    def test_device_is_told(self):
+        self.processEvents(lambda: "CPU" not in self.effect.slicesPanel.statusLabel.text)
+        self.effect._onReady({"cuda": "A graphics card", "cpu": "CPU"})
+        self.scriptedEffect.setParameter("Device", "auto")
+        self.processEvents(lambda: "A graphics card" not in self.effect.slicesPanel.statusLabel.text)
 
     @IGNORE_QT6_DEPRECATION
     def test_click_on_the_strip_shows_the_slice(self):

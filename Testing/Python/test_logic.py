@@ -295,6 +295,20 @@ def test_panel_applies(panel, drawn):
     assert not segment_array(node, "left", volume)[5].any()
 
 
+def test_panel_applies_again_after_a_correction(panel, drawn):
+    volume, node = drawn
+    panel.onApplyButton()
+    finish(panel)
+    corrected = segment_array(node, "left", volume)
+    corrected[5] = np.roll(corrected[5], 2, axis=0)
+    draw(node, "left", corrected, volume)
+    panel.onApplyButton()
+    (left,) = (label for label, name in panel._collected.segment_ids.items() if name == "left")
+    complete = panel._job.annotation.complete[left]
+    assert sorted(complete) == [2, 5, 9]
+    np.testing.assert_array_equal(complete[5], corrected[5])
+
+
 def test_panel_writes_uncertainty(panel):
     panel._parameterNode.uncertaintyVolume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
     panel.onApplyButton()
