@@ -395,6 +395,16 @@ def test_missing_python_is_told(application, monkeypatch, tmp_path):
     assert kind == "ended" and "no-python" in text
 
 
+def test_broken_pytorch_is_told(application, monkeypatch, tmp_path_factory):
+    broken = tmp_path_factory.mktemp("broken")
+    (broken / "torch.py").write_text("raise ImportError('libtorch.so is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    application.background.submit(tube(), FAST)
+    application.run_until(lambda: not application.background.running)
+    kind, text = application.last("failed")
+    assert kind == "ended" and "libtorch.so is missing" in text and "memory" not in text
+
+
 def test_full_disk_is_told(application, monkeypatch, tmp_path):
     def write(folder, annotation):
         (folder / "image.npy").write_bytes(b"half of it")
