@@ -63,7 +63,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKOb
         self._idleTimer.setSingleShot(True)
         self._idleTimer.setInterval(IDLE_MINUTES * 60 * 1000)
         self._idleTimer.connect("timeout()", self._stopIdleProcess)
-        slicer.app.connect("aboutToQuit()", self._onAboutToQuit)
+        slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onApplicationQuits)
 
     def clone(self):
         # It should not be necessary to modify this method
@@ -180,11 +180,12 @@ Editable area, editable intensity range, and the segments that may be overwritte
     def cleanup(self):
         AbstractScriptedSegmentEditorAutoCompleteEffect.cleanup(self)
         self.delayedAutoUpdateTimer.disconnect("timeout()", self._previewForUser)
+        self._removePreview()  # nobody could apply it any more
         self.removeObservers()
         self.slicesPanel.cleanup()
         self._idleTimer.stop()
         self._idleTimer.disconnect("timeout()", self._stopIdleProcess)
-        slicer.app.disconnect("aboutToQuit()", self._onAboutToQuit)
+        slicer.app.moduleManager().disconnect("moduleAboutToBeUnloaded(QString)", self._onApplicationQuits)
         self._endProcess()
 
     def _refreshIfActive(self):
@@ -215,14 +216,16 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self.reset()
             self.slicesPanel.quality = None
 
-    def _onAboutToQuit(self):
-        """Nothing that refers to this effect may be left in the scene when the application takes itself apart."""
-        if self.scriptedEffect.parameterSetNode() is not None:
-            if self.getPreviewNode() is not None:
-                self.reset()
-            if self.scriptedEffect.active():
-                self.scriptedEffect.selectEffect("")
+    def _onApplicationQuits(self):
+        """The first module is about to be unloaded: while all others are there still, leave nothing of this effect."""
+        self._removePreview()
+        if self.scriptedEffect.active():
+            self.scriptedEffect.selectEffect("")
         self._endProcess()
+
+    def _removePreview(self):
+        if self.scriptedEffect.parameterSetNode() is not None and self.getPreviewNode() is not None:
+            self.reset()
 
     def _stopIdleProcess(self):
         if self.running:

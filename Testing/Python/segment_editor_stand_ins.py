@@ -353,6 +353,25 @@ class SegmentEditorWidget:
                 self._active = chosen
 
 
+class ModuleManager:
+    """`slicer.app.moduleManager()`, of which only what is connected to its signals is there."""
+
+    def __init__(self):
+        self.connected = []
+
+    def connect(self, signature, slot):
+        self.connected.append((signature, slot))
+
+    def disconnect(self, signature, slot):
+        self.connected.remove((signature, slot))
+
+    def emit(self, signature):
+        """Call the slots of a signal, without its arguments."""
+        for connected, slot in list(self.connected):
+            if connected == signature:
+                slot()
+
+
 class Application:
     """`slicer.app` without an application."""
 
@@ -375,19 +394,10 @@ class Application:
         pass
 
     def __init__(self):
-        self.connected = []
+        self._moduleManager = ModuleManager()
 
-    def connect(self, signature, slot):
-        self.connected.append((signature, slot))
-
-    def disconnect(self, signature, slot):
-        self.connected.remove((signature, slot))
-
-    def emit(self, signature):
-        """Call the slots of a signal."""
-        for connected, slot in list(self.connected):
-            if connected == signature:
-                slot()
+    def moduleManager(self):
+        return self._moduleManager
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ SHAPE = (4, 5, 6)
 def application():
     with segment_editor_stand_ins.application_running():
         yield
-        assert slicer.app.connected == []  # the application would call, and keep alive, what is gone
+        assert slicer.app.moduleManager().connected == []  # the application would call, and keep alive, what is gone
 
 
 @pytest.fixture(autouse=True)
@@ -112,12 +112,26 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.preview()
         self.effect.onPreview()
         process, folder = self.effect.processId, self.effect._background._folder
-        slicer.app.emit("aboutToQuit()")
+        slicer.app.moduleManager().emit("moduleAboutToBeUnloaded(QString)")
         self.assertIsNone(self.effect.getPreviewNode())
         self.assertIsNone(self.editor.activeEffect())
         self.assertFalse(folder.exists())
         with self.assertRaises(ProcessLookupError):
             os.kill(process, 0)
+
+    def test_editor_is_deleted_while_previewed(self):
+        editor = slicer.qMRMLSegmentEditorWidget()
+        editor.setMRMLScene(slicer.mrmlScene)
+        self.editor.setActiveEffect(None)
+        editor.setMRMLSegmentEditorNode(self.editorNode)
+        editor.setActiveEffectByName("LabelProp")
+        effect = editor.activeEffect().self()
+        effect.onPreview()
+        effect.waitForPreview()
+        effect.autoUpdateCheckBox.checked = True
+        editor.deleteLater()
+        self.assertSceneAsItWas()
+        self.assertIsNone(effect.observedSegmentation)
 
     def test_bad_input_of_an_automatic_update_is_shown(self):
         self.preview()
