@@ -63,7 +63,6 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKOb
         self._idleTimer.setSingleShot(True)
         self._idleTimer.setInterval(IDLE_MINUTES * 60 * 1000)
         self._idleTimer.connect("timeout()", self._stopIdleProcess)
-        slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onApplicationQuits)
 
     def clone(self):
         # It should not be necessary to modify this method
@@ -128,6 +127,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.messageLabel.setVisible(False)
 
         self.settingsPanel.addAdvancedGroup()
+        # Not earlier: what is only there to be cloned is deleted without being told.
+        slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onApplicationQuits)
 
     def updateGUIFromMRML(self):
         AbstractScriptedSegmentEditorAutoCompleteEffect.updateGUIFromMRML(self)

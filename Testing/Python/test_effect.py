@@ -119,6 +119,12 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         with self.assertRaises(ProcessLookupError):
             os.kill(process, 0)
 
+    def test_what_is_there_to_be_cloned_hears_of_nothing(self):
+        """The application deletes it without a call of cleanup()."""
+        before = list(slicer.app.moduleManager().connected)
+        SegmentEditorEffect(self.scriptedEffect)
+        self.assertEqual(slicer.app.moduleManager().connected, before)
+
     def test_editor_is_deleted_while_previewed(self):
         editor = slicer.qMRMLSegmentEditorWidget()
         editor.setMRMLScene(slicer.mrmlScene)
