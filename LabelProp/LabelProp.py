@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -199,6 +200,11 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._uncertaintyVolume = None  # where it is to write
         self._checkpoint = None  # where weights are saved that it trains
         self._batch = None
+
+    @property
+    def isRunning(self):
+        """Whether a job is under way."""
+        return self._job.running
 
     def setup(self):
         """Called when the user opens the module the first time and the widget is initialized."""
@@ -707,7 +713,9 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
 
 
 class LabelPropTest(ScriptedLoadableModuleTest):
-    """The logic on a small synthetic volume; runs in the Slicer application and in plain Python."""
+    """The logic on a small synthetic volume, also in plain Python; in the application the panel, too."""
+
+    PATIENCE_S = 300
 
     def setUp(self):
         if importlib.util.find_spec("torch") is None:
@@ -738,6 +746,26 @@ class LabelPropTest(ScriptedLoadableModuleTest):
         with self.assertRaises(Cancelled):
             LabelPropLogic().propagate(self.volumeNode, self.segmentationNode, isCancelled=lambda: True)
         np.testing.assert_array_equal(self.voxels(), before)
+
+    def test_PanelPropagates(self):
+        if not hasattr(slicer, "app"):
+            self.skipTest("The panel needs the Slicer application")
+        panel = slicer.util.getModuleWidget("LabelProp")
+        panel.initializeParameterNode()
+        try:
+            parameters = panel.logic.getParameterNode()
+            parameters.inputVolume, parameters.segmentation = self.volumeNode, self.segmentationNode
+            parameters.preset, parameters.device = "fast", "cpu"
+            panel.ui.applyButton.click()
+            self.assertTrue(panel.isRunning)
+            end = time.monotonic() + self.PATIENCE_S
+            while panel.isRunning and time.monotonic() < end:
+                slicer.app.processEvents()
+                time.sleep(0.005)  # leave the processor to the background process
+            self.assertIn(" s on cpu", panel.ui.resultText.plainText)
+            self.assertTrue(self.voxels().any(axis=(1, 2)).all())
+        finally:
+            panel.exit()
 
     def test_BadInputIsExplained(self):
         self.segmentationNode.GetSegmentation().ClearSegment("tube")
