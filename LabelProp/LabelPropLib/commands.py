@@ -26,12 +26,16 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0  # for removing what is half written
 CONNECT_SECONDS = 30
 TRIES = 2
+COMPLAINT = "labelprop: "  # how the line begins that says why a command failed
 CANCELLED = 130  # exit status of `labelprop`
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended. status: its exit status, below 0 the signal that ended it. said: its last line on stderr."""
+    """How a command ended.
+
+    status: its exit status, below 0 the signal that ended it. said: its complaint, else its last line on stderr.
+    """
 
     status: int
     said: str = ""
@@ -49,7 +53,7 @@ class Ended:
         if self.was_killed:
             name = signal.Signals(-self.status).name if self.status < 0 else "SIGTERM"
             return f"the process was killed ({name}) {TRIES} times, most often for want of memory"
-        return self.said.removeprefix("labelprop: ") or f"the process ended with exit status {self.status}"
+        return self.said.removeprefix(COMPLAINT) or f"the process ended with exit status {self.status}"
 
 
 def run_here(commands: Mapping[str, list[str]], jobs: int, threads: int) -> Iterator[tuple[str, Ended]]:
@@ -140,7 +144,8 @@ def run_once(command: list[str], threads: int, is_stopped: Callable[[], bool]) -
             stop(process)
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
-    return Ended(process.returncode, lines[-1].strip() if lines else "")
+    complaints = [line for line in lines if line.startswith(COMPLAINT)]  # the application has a last word of its own
+    return Ended(process.returncode, (complaints or lines or [""])[-1].strip())
 
 
 def interpreter() -> list[str]:

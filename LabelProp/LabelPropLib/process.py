@@ -191,6 +191,7 @@ class BackgroundPropagation:
     def _end_job(self, message: dict):
         job = message["job"]
         folder = self._folder / job
+        self._log = ""
         self._unanswered.discard(job)
         try:
             if job != self._job:

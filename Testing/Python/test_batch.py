@@ -281,10 +281,11 @@ def test_a_killed_process_is_tried_once_more(tmp_path, stand_in):
     assert (tmp_path / "b").read_text() == "xx"
 
 
-def test_a_failure_is_not_tried_again_and_tells_its_last_line(stand_in):
-    stand_in("""
+@pytest.mark.parametrize("more", ["", "\\nThe application says goodbye"])
+def test_a_failure_is_not_tried_again_and_tells_why(stand_in, more):
+    stand_in(f"""
         import sys
-        sys.exit("Reading\\nlabelprop: the file is damaged")
+        sys.exit("Reading\\nlabelprop: the file is damaged{more}")
         """)
     assert dict(commands.run_here({"a": []}, jobs=1, threads=1))["a"].failure == "the file is damaged"
 
