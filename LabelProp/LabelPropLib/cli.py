@@ -260,7 +260,8 @@ def train(options):
     run = RunFiles(options.output)
     run.check([options.image, options.annotations])
 
-    from LabelProp import LabelPropLogic
+    with uninterrupted():
+        from LabelProp import LabelPropLogic
 
     volume_node, segmentation_node, _, _ = read_inputs(options)
     collected = LabelPropLogic().collect(volume_node, segmentation_node, axis=options.axis, missing=options.missing)
@@ -303,7 +304,8 @@ def suggest(options):
     inputs = (options.image, options.annotations, options.scribbles, options.second_image)
     files.check_outputs(filter(None, [options.report]), filter(None, inputs))
 
-    from LabelProp import LabelPropLogic
+    with uninterrupted():
+        from LabelProp import LabelPropLogic
 
     logic = LabelPropLogic()
     volume_node, segmentation_node, scribbles_node, _ = read_inputs(options)
@@ -360,9 +362,10 @@ def propagate(options):
     settings = replace(settings_of(options), directions=options.directions, uncertainty=options.uncertainty is not None)
     directions = check_outputs(options)
 
-    import slicer
+    with uninterrupted():
+        import slicer
 
-    from LabelProp import LabelPropLogic
+        from LabelProp import LabelPropLogic
 
     logic = LabelPropLogic()
     volume_node, segmentation_node, scribbles_node, label_type = read_inputs(options)
@@ -577,6 +580,20 @@ def interruptible(interrupted: threading.Event):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """An interruption comes afterwards: Slicer's libraries crash when they are interrupted while they load."""
+    came = threading.Event()
+    before = {n: signal.signal(n, lambda number, frame: came.set()) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came.is_set():
+        raise KeyboardInterrupt
 
 
 def complain(text: str):
