@@ -363,10 +363,6 @@ class StoredSegment:
                     flags |= mask.any(axis=2 - axis)
         return {axis: (np.flatnonzero(flags) + self.first[axis]).tolist() for axis, flags in borne.items()}
 
-    def mask(self, axis: int, index: int) -> np.ndarray:
-        """(H, W) bool of a plane within its extent, as far as that reaches."""
-        return self.values.take(index - self.first[axis], axis) == self.value
-
     def on_grid(self, grid) -> np.ndarray:
         """(K, J, I) bool."""
         return _paste(self.values, self.value, np.subtract(self.first, grid_start(grid)), grid_shape(grid))

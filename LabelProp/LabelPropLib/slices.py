@@ -135,12 +135,15 @@ def fingerprints(segment: StoredSegment, axis: int) -> dict[int, int]:
     """Slice across the array axis -> a number that changes when the segment's voxels on it do."""
     found = {}
     corner = [first for a, first in enumerate(segment.first) if a != axis]
-    for index in segment.planes([axis])[axis]:
-        mask = segment.mask(axis, index)
+    planes = np.moveaxis(segment.values, axis, 0)
+    for n in segment.filled if axis == 0 else range(len(planes)):
+        mask = planes[n] == segment.value
+        if not mask.any():
+            continue
         rows, columns = (np.flatnonzero(mask.any(axis=a)) for a in (1, 0))
         box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         place = np.array([corner[0] + rows[0], corner[1] + columns[0], *box.shape], np.int32)
-        found[index] = zlib.crc32(box.tobytes(), zlib.crc32(place.tobytes()))
+        found[int(n) + segment.first[axis]] = zlib.crc32(box.tobytes(), zlib.crc32(place.tobytes()))
     return found
 
 

@@ -59,6 +59,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKOb
         self._devices = {}  # name -> what it is, for the user, the fastest first; empty until it is known
         self._failure = None  # why there is no preview, or none of the last input
         self._message = None
+        self._lookedAt = None  # state of the segmentation when corrections were looked for
         self._idleTimer = qt.QTimer()
         self._idleTimer.setSingleShot(True)
         self._idleTimer.setInterval(IDLE_MINUTES * 60 * 1000)
@@ -522,7 +523,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
         overview = self.slicesPanel.overview
         if overview is not None:
             self.settingsPanel.setDirections(self.slicesPanel.planes())
-            if notice_corrections(self.scriptedEffect.parameterSetNode().GetSegmentationNode(), overview):
+            segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+            state = scene.segmentation_state(segmentationNode)
+            before, self._lookedAt = self._lookedAt, state
+            if state != before and notice_corrections(segmentationNode, overview):
                 self.slicesPanel.refresh()
         self._showMessage()
 
