@@ -1,12 +1,12 @@
 """Scribbles: strokes in any plane change what was fused around them, and nothing further away than 15 mm.
 
-A stroke says what is true of its voxels. Where the score says otherwise, a region around is wrong, too: each voxel there
-has a probability that it is, by what `surroundings` tells. From the likeliest on they are given to the stroke's label,
-until most of what is expected to be wrong is put right, or until more would be lost than can be answered for; so a
-stroke corrects a large structure generously, and a small one with care. Only what hangs together with the stroke, or
-with the label, is corrected. A stroke that says what the score says changes nothing, and none has a say beyond a plane
-on which the label is known. All of it happens after fusion, so it is the same for every rule, and nothing is registered
-or fused again.
+A stroke says what is true of its voxels. Where the score says otherwise, a region around is wrong, too: each voxel has
+a probability of belonging to it, see `surroundings`. From the likeliest on, voxels are given to the stroke's label until
+most of what is expected to be wrong is put right, or until more Dice would be lost than can be answered for: a stroke
+corrects large structures generously, and small ones with care. Only what hangs together with the stroke, or with its
+label, is corrected. A stroke that says what the score says changes nothing, and none has a say beyond a plane on which
+the label is known. All of it happens after fusion, so it is the same for every rule, and nothing is registered or fused
+again.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, at, stack_order, surroundings
 
 SHARE = 0.8  # of all voxels that are expected to be wrong, to be put right
-MOST_LOST = 0.002  # of the label's volume, that a correction may be expected to lose
-DOUBT = 0.4  # log-odds taken off when losses are counted: the voxels of a region are right or wrong together
+MOST_LOST = 0.002  # of the Dice of the two labels concerned, that a correction may be expected to cost
+DOUBT = 0.4  # log-odds taken off when costs are counted: the voxels of a region are right or wrong together
 MARGIN = 0.5  # pixels by which what is corrected is put on its side of the contour
 
 
@@ -99,15 +99,20 @@ def wrong_around(label: int, strokes: np.ndarray, window: Window) -> np.ndarray:
 def choose(around: Surroundings) -> np.ndarray:
     """(N,) bool: the voxels around a stroke to be corrected.
 
-    A voxel of the label that it is given to is a gain of one, any other a loss of one.
+    Of a label of V voxels that misses W more the Dice D is 2 V / (2 V + W), and giving it a voxel that is its own with
+    the probability p changes that by (2 p - D) / (2 V + W); taking the voxel from a label of V voxels that is right
+    elsewhere changes the other one's by (2 p - 1) / (2 V).
     """
     odds = around.odds()
     likeliest = np.argsort(-odds, kind="stable")
-    gained = np.cumsum(special.expit(odds[likeliest]))
-    lost = np.cumsum(1 - 2 * special.expit(odds[likeliest] - DOUBT))
-    enough = np.searchsorted(gained, SHARE * gained[-1:]).sum() + 1
+    missing = np.cumsum(special.expit(odds[likeliest]))
+    probability = special.expit(odds[likeliest] - DOUBT)
+    given, taken = 1 / (2 * around.given + missing[-1]), 1 / (2 * around.taken[likeliest])
+    dice = 1 - missing[-1] * given
+    lost = -np.cumsum((2 * probability - dice) * given + (2 * probability - 1) * taken)
+    enough = np.searchsorted(missing, SHARE * missing[-1]) + 1
     chosen = np.zeros(len(odds), bool)
-    chosen[likeliest[: min(enough, np.count_nonzero(lost <= MOST_LOST * around.volume))]] = True
+    chosen[likeliest[: min(enough, np.count_nonzero(lost <= MOST_LOST))]] = True
     return chosen
 
 
@@ -118,7 +123,8 @@ def hand_over(voxels: np.ndarray, label: int, window: Window):
         for score in others:
             score[voxels] = np.minimum(score[voxels], -MARGIN)
     else:
-        window.scores[label][voxels] = MARGIN + np.max([np.zeros(voxels.sum()), *(score[voxels] for score in others)], 0)
+        best = np.max([score[voxels] for score in others], axis=0, initial=0)
+        window.scores[label][voxels] = best + MARGIN
 
 
 def contradictions(annotation: SparseAnnotation, maps: LabelMaps) -> list[str]:

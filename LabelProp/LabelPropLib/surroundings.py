@@ -7,11 +7,11 @@ with
              + c4 slices + c5 log(bridge / bridge of the stroke) + c6 borne + c7 left out
              + c8 log p(I | label) / p(I | found) + c9 |I - I of the stroke|.
 
-The score is a signed distance: depth is how far a voxel lies on the wrong side of the contour; a stroke runs through the
-middle of what is wrong, so about as much lies deeper as does not. A long stroke means a large region. Slices away the
-region ends; and slices far from known ones err more, as a random walk tied at both ends does. The candidates are weighed
-anew: one that bears the label may well be right, and one that bears it at the stroke but not here speaks against it. The
-intensities are more like those of the label, or of what was found; and like what the stroke runs through, or not.
+The score is a signed distance: depth is how far a voxel lies on the wrong side of the contour. A stroke runs through
+the middle of what is wrong, and a long one through a large region. Slices away from it the region ends; and slices far
+from known ones err more, as a random walk does that is tied at both ends. The stroke weighs the candidates anew: one
+that bears the label may be right, one that bears it at the stroke but not here speaks against it. Intensities are more
+like those of the label, or of what was found; and like what the stroke runs through, or not.
 
 The coefficients are those of a logistic regression on strokes simulated on many scans with a reference, by
 Testing/Benchmarks/fit_scribbles.py. Lengths are pixels of the working grid.
@@ -75,13 +75,14 @@ PRIOR = Prior(
 class Surroundings:
     """The voxels around one stroke that do not bear its label, and what tells whether they should.
 
-    voxels: (N, 3) indices in the window. terms: (N, 9), those of the log-odds, as in `Prior`.
-    volume: voxels of what the correction is about, as drawn: of the label, for background of the label found there.
+    voxels: (N, 3) indices in the window. terms: (N, 9), those of the log-odds, as in `Prior`. given: volume of the
+    stroke's label as it was drawn, voxels. taken: (N,) that of the label that was found. Both infinite for background.
     """
 
     voxels: np.ndarray
     terms: np.ndarray
-    volume: float
+    given: float
+    taken: np.ndarray
 
     def odds(self, prior: Prior = PRIOR) -> np.ndarray:
         """(N,) log-odds that a voxel is wrong, too."""
@@ -179,9 +180,7 @@ class Window:
             bridge[own] = np.sqrt(a * b / (a + b))
         return bridge
 
-    def intensity_odds(
-        self, label: int, rivals: np.ndarray, intensities: np.ndarray, planes: np.ndarray
-    ) -> np.ndarray:
+    def intensity_odds(self, label: int, rivals: np.ndarray, intensities: np.ndarray, planes: np.ndarray) -> np.ndarray:
         """(N,) log p(I | label) - log p(I | rival), from the drawn planes next to `planes`, those of strokes."""
         first, last = (self.box[0].start + int(end) for end in (planes.min(), planes.max()))
         centres = np.linspace(*INTENSITY_RANGE, 2 * INTENSITY_BINS + 1)[1::2]
@@ -241,17 +240,15 @@ def surroundings(standing: Standing, strokes: np.ndarray, window: Window) -> Ite
     around &= window.unknown_between(standing.concerned[at(voxels)], voxels[:, 0], scribbled[index, 0])
     voxels, nearest = voxels[around], scribbled[index[around]]
     joined = ndimage.binary_dilation(wrong, np.ones((3, 3, 3)), BREAK // 2)
-    pieces, count = ndimage.label(joined, np.ones((3, 3, 3)))
+    pieces, _ = ndimage.label(joined, np.ones((3, 3, 3)))
     terms = terms_of(voxels, nearest, standing, window)
-    for piece in range(1, count + 1):
+    volumes = {other: drawn_volume(other, window.annotation) for other in window.annotation.labels}
+    volumes[BACKGROUND] = np.inf
+    taken = np.array([volumes[other] for other in standing.rival[at(voxels)].tolist()])
+    for piece in np.unique(pieces[at(nearest)]):
         stroke, own = np.argwhere(wrong & (pieces == piece)), pieces[at(nearest)] == piece
-        concerned, counts = np.unique(standing.concerned[at(stroke)], return_counts=True)
         length = np.log(length_of(stroke * window.spacing) / window.stack.pixel + 1)
-        yield Surroundings(
-            voxels[own],
-            np.insert(terms[own], LENGTH, length, axis=1),
-            drawn_volume(int(concerned[counts.argmax()]), window.annotation),
-        )
+        yield Surroundings(voxels[own], np.insert(terms[own], LENGTH, length, axis=1), volumes[label], taken[own])
 
 
 def terms_of(voxels: np.ndarray, nearest: np.ndarray, standing: Standing, window: Window) -> np.ndarray:
