@@ -23,8 +23,7 @@ from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, at, stack_order, surroundings
 
 SHARE = 0.8  # of all voxels that are expected to be wrong, to be put right
-MOST_LOST = 0.002  # of the Dice of the two labels concerned, that a correction may be expected to cost
-DOUBT = 0.4  # log-odds taken off when costs are counted: the voxels of a region are right or wrong together
+RISKS = ((0.2, 0.002), (1.2, 0.015))  # log-odds by which voxels may all be overrated, and the Dice that may be lost then
 MARGIN = 0.5  # pixels by which what is corrected is put on its side of the contour
 
 
@@ -101,18 +100,21 @@ def choose(around: Surroundings) -> np.ndarray:
 
     Of a label of V voxels that misses W more the Dice D is 2 V / (2 V + W), and giving it a voxel that is its own with
     the probability p changes that by (2 p - D) / (2 V + W); taking the voxel from a label of V voxels that is right
-    elsewhere changes the other one's by (2 p - 1) / (2 V).
+    elsewhere changes the other one's by (2 p - 1) / (2 V). The voxels of a region are right or wrong together, so that
+    the loss is limited in case that the odds of all are lower, and in case that they are much lower.
     """
     odds = around.odds()
     likeliest = np.argsort(-odds, kind="stable")
     missing = np.cumsum(special.expit(odds[likeliest]))
-    probability = special.expit(odds[likeliest] - DOUBT)
     given, taken = 1 / (2 * around.given + missing[-1]), 1 / (2 * around.taken[likeliest])
     dice = 1 - missing[-1] * given
-    lost = -np.cumsum((2 * probability - dice) * given + (2 * probability - 1) * taken)
-    enough = np.searchsorted(missing, SHARE * missing[-1]) + 1
+    count = np.searchsorted(missing, SHARE * missing[-1]) + 1
+    for overrated, most_lost in RISKS:
+        probability = special.expit(odds[likeliest] - overrated)
+        lost = -np.cumsum((2 * probability - dice) * given + (2 * probability - 1) * taken)
+        count = min(count, np.count_nonzero(lost <= most_lost))
     chosen = np.zeros(len(odds), bool)
-    chosen[likeliest[: min(enough, np.count_nonzero(lost <= MOST_LOST))]] = True
+    chosen[likeliest[:count]] = True
     return chosen
 
 

@@ -235,8 +235,8 @@ def surroundings(standing: Standing, strokes: np.ndarray, window: Window) -> Ite
     wrong[at(scribbled[otherwise])] = True
     reached = path_lengths(wrong, window.image, window.spacing, REACH) < REACH
     voxels = np.argwhere(reached & (standing.margin <= 0) & (strokes == NOT_SCRIBBLED))
-    _, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
-    around = otherwise[index]
+    distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
+    around = otherwise[index] & (distance <= REACH)
     around &= window.unknown_between(standing.concerned[at(voxels)], voxels[:, 0], scribbled[index, 0])
     voxels, nearest = voxels[around], scribbled[index[around]]
     joined = ndimage.binary_dilation(wrong, np.ones((3, 3, 3)), BREAK // 2)
