@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -144,14 +145,10 @@ class SparseAnnotation:
     def overlapping(self) -> set[tuple[int, int]]:
         """Pairs (smaller, larger) of labels that share voxels on some complete plane, so may do so elsewhere."""
         pairs = set()
-        for first in self.labels:
-            for second in self.labels:
-                if first < second and any(
-                    (mask & self.complete[second][plane]).any()
-                    for plane, mask in self.complete[first].items()
-                    if plane in self.complete[second]
-                ):
-                    pairs.add((first, second))
+        for plane in self.planes:
+            masks = {label: planes[plane] for label, planes in self.complete.items() if plane in planes}
+            if np.sum(list(masks.values()), axis=0, dtype=np.uint16).max() > 1:
+                pairs |= {pair for pair in combinations(sorted(masks), 2) if (masks[pair[0]] & masks[pair[1]]).any()}
         return pairs
 
 

@@ -37,14 +37,15 @@ class Schedule:
     """Levels, coarse to fine, and the weights of the terms against the image term, per pair.
 
     A velocity field has half the resolution of its level's planes. patience: the share of its loss that a pair must
-    gain in `interval` steps to stay in the batch. batch_pixels: of all pairs computed at once, which bounds the memory.
+    gain in `interval` steps, an even number, to stay in the batch. batch_pixels: of all pairs computed at once, which
+    bounds the memory.
     """
 
     levels: tuple[Level, ...] = (Level(4, 60), Level(2, 30), Level(1, 20, rate=0.1))
     smoothness: float = 0.1
     coupling: float = 0.2
     consistency: float = 0.03
-    squarings: int = 4
+    squarings: int = 3
     interval: int = 10
     patience: float = 0.002
     batch_pixels: int = 2**22
@@ -164,7 +165,7 @@ def optimise(
     active = torch.arange(len(velocity), device=velocity.device) if pairs is None else pairs
     best = torch.full((len(velocity),), torch.inf, device=velocity.device)
     for step in range(1, level.steps + 1):
-        parts = [pair_loss(planes, velocity, pairs, schedule) for pairs in active.split(batch)]
+        parts = [pair_loss(planes, velocity, pairs, schedule, step % 2 == 1) for pairs in active.split(batch)]
         loss, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
         if ends is not None:
             gradient = gradient + consistency_gradient(velocity, ends, schedule, batch)[active]
@@ -183,17 +184,19 @@ def optimise(
 
 
 def pair_loss(
-    planes: torch.Tensor, velocity: torch.Tensor, pairs: torch.Tensor, schedule: Schedule
+    planes: torch.Tensor, velocity: torch.Tensor, pairs: torch.Tensor, schedule: Schedule, upwards: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image difference both ways, smoothness and coupling per pair (N,), and the gradient (N, 2, h, w)."""
-    size = planes.shape[-2:]
+    """Image difference, smoothness and coupling per pair (N,), and the gradient (N, 2, h, w).
+
+    upwards: whether the lower plane is warped to the upper one, else the upper to the lower. A step looks one way, the
+    next one the other: together they see both, at half the cost.
+    """
     field = velocity[pairs].requires_grad_(True)
     lower, upper = planes[pairs], planes[pairs + 1]
-    to_lower = resize(integrate(field, schedule.squarings), size)
-    to_upper = resize(integrate(-field, schedule.squarings), size)
-    loss = (robust_difference(warp(lower, to_lower), upper) + robust_difference(warp(upper, to_upper), lower)) / 2
+    moving, fixed, towards = (lower, upper, field) if upwards else (upper, lower, -field)
+    displacement = resize(integrate(towards, schedule.squarings), planes.shape[-2:])
+    loss = robust_difference(warp(moving, displacement), fixed) + schedule.smoothness * diffusion(field)
     neighbours = mean_of_neighbours(velocity, pairs)
-    loss = loss + schedule.smoothness * diffusion(field)
     loss = loss + schedule.coupling * ((field - neighbours) ** 2).mean(dim=(1, 2, 3))
     (gradient,) = torch.autograd.grad(loss.sum(), field)
     return loss.detach(), gradient
