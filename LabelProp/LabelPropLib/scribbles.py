@@ -1,12 +1,12 @@
 """Scribbles: strokes in any plane change what was fused around them, and nothing further away than 15 mm.
 
 A stroke says what is true of its voxels. Where the score says otherwise, a region around is wrong, too: each voxel has
-a probability of belonging to it, see `surroundings`. From the likeliest on, voxels are given to the stroke's label until
-most of what is expected to be wrong is put right, or until more Dice would be lost than can be answered for: a stroke
-corrects large structures generously, and small ones with care. Only what hangs together with the stroke, or with its
-label, is corrected. A stroke that says what the score says changes nothing, and none has a say beyond a plane on which
-the label is known. All of it happens after fusion, so it is the same for every rule, and nothing is registered or fused
-again.
+a probability of belonging to it, see `surroundings`. From the likeliest on, voxels are given to the stroke's label
+until most of what is expected to be wrong is put right, or until more Dice would be lost than can be answered for: a
+stroke corrects large structures generously, and small ones with care. Only what hangs together with the stroke, or with
+its label, is corrected. A stroke that says what the score says changes nothing, and none has a say beyond a plane on
+which the label is known. All of it happens after fusion, so it is the same for every rule, and nothing is registered or
+fused again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, at, stack_order, surroundings
 
 SHARE = 0.8  # of all voxels that are expected to be wrong, to be put right
-RISKS = ((0.2, 0.002), (1.2, 0.015))  # log-odds by which voxels may all be overrated, and the Dice that may be lost then
+RISKS = ((0.2, 0.002), (1.2, 0.015))  # log-odds by which all voxels may be overrated; Dice that may be lost then
 MARGIN = 0.5  # pixels by which what is corrected is put on its side of the contour
 
 

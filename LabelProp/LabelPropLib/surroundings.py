@@ -84,9 +84,9 @@ class Surroundings:
     given: float
     taken: np.ndarray
 
-    def odds(self, prior: Prior = PRIOR) -> np.ndarray:
+    def odds(self) -> np.ndarray:
         """(N,) log-odds that a voxel is wrong, too."""
-        constant, *coefficients = astuple(prior)
+        constant, *coefficients = astuple(PRIOR)
         return constant + self.terms @ np.array(coefficients)
 
 
