@@ -146,7 +146,7 @@ def fuse_gaps(
             for label, score in zip(arrived, scores(arrived, rules, networks), strict=True):
                 if label.label in priors:
                     score = atlases.blend(score, label, priors[label.label], planes)
-                fused.append(FusedScore(label.label, gap.targets, label.box, score, label.borne))
+                fused.append(FusedScore(label.label, gap.targets, label.box, score, label.votes))
                 evidence.append(confidence.observe(label, annotation, stack, settings.uncertainty))
                 for name, candidate in (("up", label.lower), ("down", label.upper)):
                     if name in sides and candidate is not None:
@@ -156,7 +156,7 @@ def fuse_gaps(
             for label in labels:
                 arrived = arrivals(label, crossing, planes)
                 carried = arrived.lower or arrived.upper
-                fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone(), arrived.borne))
+                fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone(), arrived.votes))
         for score in fused:
             maps.enter(score)
     image_weights = scan.chains.weights[[stack.order.index(image) for image in range(len(stack.order))]]

@@ -20,7 +20,7 @@ from scipy import ndimage, special
 from .annotation import BACKGROUND, SparseAnnotation
 from .labelmaps import Box, FusedScore, LabelMaps
 from .preprocessing import Stack
-from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, at, stack_order, surroundings
+from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, around_strokes, at, stack_order
 
 SHARE = 0.8  # of all voxels that are expected to be wrong, to be put right
 RISKS = ((0.2, 0.002), (1.2, 0.015))  # log-odds by which all voxels may be overrated; Dice that may be lost then
@@ -86,13 +86,13 @@ def wrong_around(label: int, strokes: np.ndarray, window: Window) -> np.ndarray:
     """(T, R, C) bool: what is to be corrected around the strokes (T, R, C) of a label, or of BACKGROUND."""
     standing = window.standing(label)
     wrong = np.zeros(window.shape, bool)
-    for around in surroundings(standing, strokes, window):
+    for around in around_strokes(standing, strokes, window):
         wrong[at(around.voxels[choose(around)])] = True
-    borne = (strokes == label) | (standing.margin > 0)
-    pieces, count = ndimage.label(wrong | borne)
-    hanging = np.zeros(count + 1, bool)
-    hanging[pieces[borne]] = True
-    return wrong & hanging[pieces]
+    bearing = (strokes == label) | (standing.margin > 0)
+    pieces, count = ndimage.label(wrong | bearing)
+    joined = np.zeros(count + 1, bool)
+    joined[pieces[bearing]] = True
+    return wrong & joined[pieces]
 
 
 def choose(around: Surroundings) -> np.ndarray:
@@ -103,17 +103,18 @@ def choose(around: Surroundings) -> np.ndarray:
     elsewhere changes the other one's by (2 p - 1) / (2 V). The voxels of a region are right or wrong together, so that
     the loss is limited in case that the odds of all are lower, and in case that they are much lower.
     """
-    odds = around.odds()
-    likeliest = np.argsort(-odds, kind="stable")
-    missing = np.cumsum(special.expit(odds[likeliest]))
-    given, taken = 1 / (2 * around.given + missing[-1]), 1 / (2 * around.taken[likeliest])
-    dice = 1 - missing[-1] * given
+    log_odds = around.log_odds()
+    likeliest = np.argsort(-log_odds, kind="stable")
+    log_odds = log_odds[likeliest]
+    missing = np.cumsum(special.expit(log_odds))
     count = np.searchsorted(missing, SHARE * missing[-1]) + 1
+    gain, loss = 1 / (2 * around.gaining + missing[-1]), 1 / (2 * around.losing[likeliest])
+    dice = 1 - missing[-1] * gain
     for overrated, most_lost in RISKS:
-        probability = special.expit(odds[likeliest] - overrated)
-        lost = -np.cumsum((2 * probability - dice) * given + (2 * probability - 1) * taken)
+        probability = special.expit(log_odds - overrated)
+        lost = -np.cumsum((2 * probability - dice) * gain + (2 * probability - 1) * loss)
         count = min(count, np.count_nonzero(lost <= most_lost))
-    chosen = np.zeros(len(odds), bool)
+    chosen = np.zeros(len(likeliest), bool)
     chosen[likeliest[:count]] = True
     return chosen
 

@@ -4,14 +4,12 @@ A stroke runs through a region that came out wrong, and nobody knows how far tha
 with
 
     log-odds = c0 + c1 log(depth / depth of the stroke) + c2 log(distance + 1/2) + c3 log(length of the stroke + 1)
-             + c4 slices + c5 log(bridge / bridge of the stroke) + c6 borne + c7 left out
-             + c8 log p(I | label) / p(I | found) + c9 |I - I of the stroke|.
+             + c4 slices + c5 voted + c6 log p(I | label) / p(I | found) + c7 |I - I of the stroke|.
 
 The score is a signed distance: depth is how far a voxel lies on the wrong side of the contour. A stroke runs through
-the middle of what is wrong, and a long one through a large region. Slices away from it the region ends; and slices far
-from known ones err more, as a random walk does that is tied at both ends. The stroke weighs the candidates anew: one
-that bears the label may be right, one that bears it at the stroke but not here speaks against it. Intensities are more
-like those of the label, or of what was found; and like what the stroke runs through, or not.
+the middle of what is wrong, and a long one through a large region, which ends some slices away. A label that one of the
+candidates voted for may have been outvoted wrongly. Intensities are more like those of the label, or of what was found;
+and like what the stroke runs through, or not.
 
 The coefficients are those of a logistic regression on strokes simulated on many scans with a reference, by
 Testing/Benchmarks/fit_scribbles.py. Lengths are pixels of the working grid.
@@ -38,7 +36,6 @@ SMOOTHING = 0.7  # voxels, of intensities within planes
 HISTOGRAM_SMOOTHING = 1.5  # bins
 BREAK = 4  # voxels that a stroke may be interrupted for
 NOT_SCRIBBLED = -1
-LENGTH = 2  # the place of the stroke's length among the terms
 
 
 @dataclass(frozen=True)
@@ -50,24 +47,20 @@ class Prior:
     distance: float
     length: float
     slices: float
-    bridge: float
-    borne: float
-    left_out: float
-    intensity: float
-    unlike: float
+    voted: float
+    likelihood: float
+    dissimilarity: float
 
 
 PRIOR = Prior(
-    constant=0.5,
-    depth=-0.797,
-    distance=-0.839,
-    length=0.575,
-    slices=-0.197,
-    bridge=0.884,
-    borne=1.214,
-    left_out=-0.443,
-    intensity=0.628,
-    unlike=-4.84,
+    constant=-0.808,
+    depth=-0.83,
+    distance=-0.913,
+    length=0.499,
+    slices=-0.26,
+    voted=0.929,
+    likelihood=0.394,
+    dissimilarity=-5.818,
 )
 
 
@@ -75,19 +68,75 @@ PRIOR = Prior(
 class Surroundings:
     """The voxels around one stroke that do not bear its label, and what tells whether they should.
 
-    voxels: (N, 3) indices in the window. terms: (N, 9), those of the log-odds, as in `Prior`. given: volume of the
-    stroke's label as it was drawn, voxels. taken: (N,) that of the label that was found. Both infinite for background.
+    voxels: (N, 3) indices in the window. terms: (N, 7), those of the log-odds, as in `Prior`. gaining: volume of the
+    stroke's label as it was drawn, voxels. losing: (N,) that of the label that was found. Infinite for background.
     """
 
     voxels: np.ndarray
     terms: np.ndarray
-    given: float
-    taken: np.ndarray
+    gaining: float
+    losing: np.ndarray
 
-    def odds(self) -> np.ndarray:
-        """(N,) log-odds that a voxel is wrong, too."""
+    def log_odds(self) -> np.ndarray:
+        """(N,) that a voxel is wrong, too."""
         constant, *coefficients = astuple(PRIOR)
         return constant + self.terms @ np.array(coefficients)
+
+
+def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> Iterator[Surroundings]:
+    """What is around each stroke of a label, or of BACKGROUND, where the score says otherwise.
+
+    strokes: (T, R, C) label of each voxel of the window, BACKGROUND or NOT_SCRIBBLED. A voxel is around the stroke that
+    is nearest to it, and around none if that one says what the score says; no plane on which the label is known, for
+    background the label that was found instead, lies in between.
+    """
+    scribbled = np.argwhere(strokes != NOT_SCRIBBLED)
+    here = at(scribbled)
+    otherwise = (strokes[here] == standing.label) & (standing.margin[here] <= 0)
+    otherwise &= window.unknown_between(standing.missed[here], scribbled[:, 0], scribbled[:, 0])
+    if not otherwise.any():
+        return
+    wrong = np.zeros(window.shape, bool)
+    wrong[at(scribbled[otherwise])] = True
+    reached = path_lengths(wrong, window.image, window.spacing, REACH) < REACH
+    voxels = np.argwhere(reached & (standing.margin <= 0) & (strokes == NOT_SCRIBBLED))
+    distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
+    around = otherwise[index] & (distance < REACH)
+    around &= window.unknown_between(standing.missed[at(voxels)], voxels[:, 0], scribbled[index, 0])
+    voxels, nearest = voxels[around], scribbled[index[around]]
+    cube = np.ones((3, 3, 3))
+    parts, _ = ndimage.label(ndimage.binary_dilation(wrong, cube, BREAK // 2), cube)
+    volumes = {label: drawn_volume(label, window.annotation) for label in window.annotation.labels}
+    volumes[BACKGROUND] = np.inf
+    for part in np.unique(parts[at(nearest)]):
+        own = parts[at(nearest)] == part
+        length = length_of(np.argwhere(wrong & (parts == part)) * window.spacing)
+        yield Surroundings(
+            voxels[own],
+            terms_of(voxels[own], nearest[own], length, standing, window),
+            gaining=volumes[standing.label],
+            losing=np.array([volumes[label] for label in standing.rival[at(voxels[own])].tolist()]),
+        )
+
+
+def terms_of(voxels: np.ndarray, nearest: np.ndarray, length: float, standing: Standing, window: Window) -> np.ndarray:
+    """(N, 7) terms of the log-odds of voxels (N, 3); nearest: (N, 3), of a stroke; length: of the stroke, mm."""
+    here, there = at(voxels), at(nearest)
+    way = (voxels - nearest) * window.spacing / window.stack.pixel
+    depth = np.maximum(-standing.margin[here], LEAST_DEPTH)
+    stroke_depth = np.maximum(-standing.margin[there], LEAST_STROKE_DEPTH)
+    return np.stack(
+        [
+            np.log(depth / stroke_depth),
+            np.log(np.hypot(way[:, 1], way[:, 2]) + 0.5),
+            np.full(len(voxels), np.log(length / window.stack.pixel + 1)),
+            np.abs(voxels[:, 0] - nearest[:, 0]),
+            standing.voted[here],
+            window.log_likelihood_ratio(standing.label, standing.rival[here], here, nearest[:, 0]),
+            np.abs(window.smoothed[here] - window.smoothed[there]),
+        ],
+        axis=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -95,19 +144,25 @@ class Standing:
     """How a label, or BACKGROUND, stands against those that exclude it, in a window: all (T, R, C).
 
     margin: pixels by which its score is above theirs and above the background, positive where it was found.
-    rival: the best of them, BACKGROUND for none. concerned: the label that is wrong where this one is wrongly missing,
-    this one itself, for background the rival. borne: (2, T, R, C) bool, by the candidates from below and from above.
+    rival: the best of them, BACKGROUND for none. voted: bool, whether a candidate votes for it.
     """
 
     label: int
     margin: np.ndarray
     rival: np.ndarray
-    concerned: np.ndarray
-    borne: np.ndarray
+    voted: np.ndarray
+
+    @property
+    def missed(self) -> np.ndarray:
+        """The label whose contour is wrong where this one is wrongly missing: itself, for background the rival."""
+        return self.rival if self.label == BACKGROUND else np.full_like(self.rival, self.label)
 
 
 class Window:
-    """A box of the volume and what was fused in it; arrays (T, R, C), planes first."""
+    """A box of the volume and what was fused in it; arrays (T, R, C), planes first.
+
+    image: intensities about 0 to 1. scores: by label, in pixels, -DISTANCE_LIMIT where it has none.
+    """
 
     def __init__(self, box: Box, annotation: SparseAnnotation, stack: Stack, fused: Sequence[FusedScore]):
         order = stack_order(annotation)
@@ -116,29 +171,24 @@ class Window:
         self.stack = stack
         self.spacing = np.array([annotation.spacing[axis] for axis in order])  # mm
         self.image = stack.normalise(annotation.image.transpose(order)[box])
-        self.scores, self._borne = {}, {}
-        for label in annotation.labels:
-            self.scores[label], self._borne[label] = self._of_label(label, fused)
+        self.smoothed = ndimage.gaussian_filter(self.image, (0, SMOOTHING, SMOOTHING), mode="nearest")
+        self.scores = {label: np.full(self.shape, -DISTANCE_LIMIT, np.float32) for label in annotation.labels}
+        self._votes = {label: np.zeros((2, *self.shape), bool) for label in annotation.labels}
+        self._histograms: dict[tuple[int, int], np.ndarray] = {}
+        for part in fused:
+            place, values, votes = part.on_volume(stack, box)
+            inside = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(place, box, strict=True))
+            score = self.scores[part.label][inside]
+            np.maximum(score, values, out=score)
+            self._votes[part.label][(slice(None), *inside)] |= votes
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(T, R, C)"""
         return self.image.shape
 
-    def _of_label(self, label: int, fused: Sequence[FusedScore]) -> tuple[np.ndarray, np.ndarray]:
-        """Score, -DISTANCE_LIMIT where it has none, and (2, T, R, C) bool, whether its candidates bear it."""
-        score = np.full(self.shape, -DISTANCE_LIMIT, np.float32)
-        borne = np.zeros((2, *self.shape), bool)
-        for part in fused:
-            if part.label == label:
-                place, values, sides = part.on_volume(self.stack, self.box)
-                inside = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(place, self.box, strict=True))
-                score[inside] = np.maximum(score[inside], values)
-                borne[(slice(None), *inside)] |= sides
-        return score, borne
-
     def standing(self, label: int) -> Standing:
-        """How the label, or BACKGROUND, stands in its own right."""
+        """How the label, or BACKGROUND, stands."""
         rivals = self.excluded_by(label)
         best = np.full(self.shape, -np.inf if label == BACKGROUND else 0, np.float32)
         rival = np.full(self.shape, BACKGROUND, np.int32)
@@ -147,14 +197,15 @@ class Window:
             best[better] = self.scores[other][better]
             rival[better] = other
         if label == BACKGROUND:
-            return Standing(label, -best, rival, rival, ~np.any([self._borne[other] for other in rivals], axis=0))
-        return Standing(label, self.scores[label] - best, rival, np.full_like(rival, label), self._borne[label])
+            votes = ~np.any([self._votes[other] for other in rivals], axis=0)
+            return Standing(label, -best, rival, votes.any(axis=0))
+        return Standing(label, self.scores[label] - best, rival, self._votes[label].any(axis=0))
 
     def excluded_by(self, label: int) -> list[int]:
         """The labels that are not where this one is: background excludes all, a label those it shares no voxel with."""
         overlapping = self.annotation.overlapping()
-        pairs = ((min(label, other), max(label, other)) for other in self.annotation.labels if other != label)
-        return [first if first != label else second for first, second in pairs if (first, second) not in overlapping]
+        others = (other for other in self.annotation.labels if other != label)
+        return [other for other in others if (min(label, other), max(label, other)) not in overlapping]
 
     def unknown_between(self, labels: np.ndarray, planes: np.ndarray, others: np.ndarray) -> np.ndarray:
         """(N,) whether each label is known on no plane from one to the other, both counted from the window's first."""
@@ -165,51 +216,43 @@ class Window:
             unknown[own] = np.searchsorted(known, lowest[own]) == np.searchsorted(known, highest[own], side="right")
         return unknown
 
-    def bridge(self, labels: np.ndarray, planes: np.ndarray) -> np.ndarray:
-        """(N,) sqrt(a b / (a + b)), a and b the slices to the label's next known planes or beyond the volume's end.
-
-        Standard deviation, up to a factor, of a random walk that is tied at both.
-        """
-        planes = planes + self.box[0].start
-        bridge = np.ones(len(labels))
-        for label in np.unique(labels):
-            known = np.array([-1, *sorted(self.annotation.known_planes(label)), self.annotation.plane_count])
-            own = labels == label
-            above = np.searchsorted(known, planes[own])
-            a, b = planes[own] - known[above - 1], known[above] - planes[own]
-            bridge[own] = np.sqrt(a * b / (a + b))
-        return bridge
-
-    def intensity_odds(self, label: int, rivals: np.ndarray, intensities: np.ndarray, planes: np.ndarray) -> np.ndarray:
-        """(N,) log p(I | label) - log p(I | rival), from the drawn planes next to `planes`, those of strokes."""
+    def log_likelihood_ratio(
+        self, label: int, rivals: np.ndarray, voxels: tuple[np.ndarray, ...], planes: np.ndarray
+    ) -> np.ndarray:
+        """(N,) log p(I | label) - log p(I | rival), by the drawn planes next to `planes`, those of strokes."""
         first, last = (self.box[0].start + int(end) for end in (planes.min(), planes.max()))
+        intensities = self.smoothed[voxels]
         centres = np.linspace(*INTENSITY_RANGE, 2 * INTENSITY_BINS + 1)[1::2]
-        odds = np.interp(intensities, centres, self._log_histogram(label, first, last))
+        ratio = np.interp(intensities, centres, self._log_histogram(label, first, last))
         for rival in np.unique(rivals):
             own = rivals == rival
-            odds[own] -= np.interp(intensities[own], centres, self._log_histogram(rival, first, last))
-        return odds
+            ratio[own] -= np.interp(intensities[own], centres, self._log_histogram(rival, first, last))
+        return ratio
 
     def _log_histogram(self, label: int, first: int, last: int) -> np.ndarray:
-        """(INTENSITY_BINS,) log frequency of intensities in the label on the drawn planes next to a range of planes.
+        """(INTENSITY_BINS,) log frequency of intensities in the label on the drawn planes next to a range of planes."""
+        drawn = self.annotation.planes if label == BACKGROUND else self.annotation.complete[label]
+        counts = 1 + sum(self._histogram(label, plane) for plane in next_to(drawn, first, last))
+        return np.log(counts / counts.sum())
 
-        Background is what lies within SURROUND pixels of the labels on annotated planes, and in none of them.
+    def _histogram(self, label: int, plane: int) -> np.ndarray:
+        """(INTENSITY_BINS,) intensities in the label on a drawn plane, counted once.
+
+        Background is what lies within SURROUND pixels of the labels and in none of them.
         """
-        annotation, crop = self.annotation, self.stack.box
-        drawn = annotation.planes if label == BACKGROUND else annotation.complete[label]
-        counts = np.ones(INTENSITY_BINS)
-        for plane in next_to(drawn, first, last):
-            image = self.stack.normalise(np.moveaxis(annotation.image, annotation.axis, 0)[plane][crop])
+        if (label, plane) not in self._histograms:
+            annotation, crop = self.annotation, self.stack.box
             if label == BACKGROUND:
                 labels = [planes[plane] for planes in annotation.complete.values() if plane in planes]
                 away = ndimage.distance_transform_edt(~np.any(labels, axis=0), sampling=annotation.plane_spacing)[crop]
                 mask = (away > 0) & (away < SURROUND * self.stack.pixel)
             else:
                 mask = annotation.complete[label][plane][crop]
+            image = self.stack.normalise(np.moveaxis(annotation.image, annotation.axis, 0)[plane][crop])
             smoothed = ndimage.gaussian_filter(image, SMOOTHING, mode="nearest")
-            found = np.histogram(smoothed[mask], INTENSITY_BINS, INTENSITY_RANGE)[0]
-            counts += ndimage.gaussian_filter1d(found.astype(float), HISTOGRAM_SMOOTHING, mode="nearest")
-        return np.log(counts / counts.sum())
+            counts = np.histogram(smoothed[mask], INTENSITY_BINS, INTENSITY_RANGE)[0].astype(float)
+            self._histograms[label, plane] = ndimage.gaussian_filter1d(counts, HISTOGRAM_SMOOTHING, mode="nearest")
+        return self._histograms[label, plane]
 
 
 def stack_order(annotation: SparseAnnotation) -> tuple[int, int, int]:
@@ -218,70 +261,13 @@ def stack_order(annotation: SparseAnnotation) -> tuple[int, int, int]:
     return annotation.axis, rows, columns
 
 
-def surroundings(standing: Standing, strokes: np.ndarray, window: Window) -> Iterator[Surroundings]:
-    """What is around each stroke of a label, or of BACKGROUND, where the score says otherwise.
-
-    strokes: (T, R, C) label of each voxel of the window, BACKGROUND or NOT_SCRIBBLED. A voxel is around the stroke that
-    is nearest to it, and around none if that one says what the score says; no plane on which the label is known, for
-    background the label that was found instead, lies in between.
-    """
-    label = standing.label
-    scribbled = np.argwhere(strokes != NOT_SCRIBBLED)
-    otherwise = (strokes[at(scribbled)] == label) & (standing.margin[at(scribbled)] <= 0)
-    otherwise &= window.unknown_between(standing.concerned[at(scribbled)], scribbled[:, 0], scribbled[:, 0])
-    if not otherwise.any():
-        return
-    wrong = np.zeros(window.shape, bool)
-    wrong[at(scribbled[otherwise])] = True
-    reached = path_lengths(wrong, window.image, window.spacing, REACH) < REACH
-    voxels = np.argwhere(reached & (standing.margin <= 0) & (strokes == NOT_SCRIBBLED))
-    distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
-    around = otherwise[index] & (distance <= REACH)
-    around &= window.unknown_between(standing.concerned[at(voxels)], voxels[:, 0], scribbled[index, 0])
-    voxels, nearest = voxels[around], scribbled[index[around]]
-    joined = ndimage.binary_dilation(wrong, np.ones((3, 3, 3)), BREAK // 2)
-    pieces, _ = ndimage.label(joined, np.ones((3, 3, 3)))
-    terms = terms_of(voxels, nearest, standing, window)
-    volumes = {other: drawn_volume(other, window.annotation) for other in window.annotation.labels}
-    volumes[BACKGROUND] = np.inf
-    taken = np.array([volumes[other] for other in standing.rival[at(voxels)].tolist()])
-    for piece in np.unique(pieces[at(nearest)]):
-        stroke, own = np.argwhere(wrong & (pieces == piece)), pieces[at(nearest)] == piece
-        length = np.log(length_of(stroke * window.spacing) / window.stack.pixel + 1)
-        yield Surroundings(voxels[own], np.insert(terms[own], LENGTH, length, axis=1), volumes[label], taken[own])
-
-
-def terms_of(voxels: np.ndarray, nearest: np.ndarray, standing: Standing, window: Window) -> np.ndarray:
-    """(N, 8) terms of the log-odds, all but the length, of voxels (N, 3) whose nearest of a stroke are given (N, 3)."""
-    here, there = at(voxels), at(nearest)
-    way = (voxels - nearest) * window.spacing
-    depth = np.maximum(-standing.margin[here], LEAST_DEPTH)
-    stroke_depth = np.maximum(-standing.margin[there], LEAST_STROKE_DEPTH)
-    bridge, stroke_bridge = (window.bridge(standing.concerned[place], place[0]) for place in (here, there))
-    borne, stroke_borne = (standing.borne[(slice(None), *place)].any(axis=0) for place in (here, there))
-    image = ndimage.gaussian_filter(window.image, (0, SMOOTHING, SMOOTHING), mode="nearest")
-    return np.stack(
-        [
-            np.log(depth / stroke_depth),
-            np.log(np.hypot(way[:, 1], way[:, 2]) / window.stack.pixel + 0.5),
-            np.abs(voxels[:, 0] - nearest[:, 0]),
-            np.log(bridge / stroke_bridge),
-            borne,
-            stroke_borne & ~borne,
-            window.intensity_odds(standing.label, standing.rival[here], image[here], nearest[:, 0]),
-            np.abs(image[here] - image[there]),
-        ],
-        axis=1,
-    )
-
-
 def at(voxels: np.ndarray) -> tuple[np.ndarray, ...]:
     """An index of arrays for voxels (N, 3)."""
     return tuple(voxels.T)
 
 
 def length_of(points: np.ndarray) -> float:
-    """mm from end to end of a stroke (N, 3), four standard deviations along its main direction."""
+    """From end to end of a stroke (N, 3), mm: four standard deviations along its main direction."""
     offsets = points - points.mean(axis=0)
     return 4 * float(np.sqrt(np.linalg.eigvalsh(offsets.T @ offsets / len(points)).max().clip(0)))
 

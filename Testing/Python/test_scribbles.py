@@ -17,7 +17,7 @@ from LabelPropLib.memory import Memory
 from LabelPropLib.preprocessing import prepare, signed_distance
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
-from LabelPropLib.surroundings import REACH, Window, path_lengths, surroundings
+from LabelPropLib.surroundings import PRIOR, REACH, Surroundings, Window, around_strokes
 
 SPACING = (3.0, 1.0, 1.0)
 SHAPE = (13, 64, 72)
@@ -60,6 +60,13 @@ class Case:
         (found,) = maps.volumes()
         return found, scribbles.contradictions(annotation, maps)
 
+    def around(self, label, voxels):
+        """What is around a stroke (N, 3) of a label, and the volume's box that it may change."""
+        annotation = dataclasses.replace(self.annotation, scribbles={label: voxels})
+        (region,) = scribbles.regions(annotation)
+        window = Window(region.box, annotation, self.stack, self.scores)
+        return region.box, list(around_strokes(window.standing(label), region.strokes, window))
+
 
 @pytest.fixture(scope="module")
 def case():
@@ -73,8 +80,10 @@ def case():
     everywhere = tuple(slice(0, size) for size in stack.size)
     scores = []
     for label in (3, 9):
-        planes = [signed_distance(plane[stack.box] == label, SPACING[1:]) for plane in FUSED[1:12]]
-        scores.append(FusedScore(label, range(1, 12), everywhere, torch.from_numpy(np.stack(planes))))
+        found = FUSED[(slice(1, 12), *stack.box)] == label
+        values = torch.from_numpy(np.stack([signed_distance(plane, SPACING[1:]) for plane in found]))
+        votes = torch.from_numpy(np.stack([found, found]))  # no candidate knows better
+        scores.append(FusedScore(label, range(1, 12), everywhere, values, votes))
         maps.enter(scores[-1])
     return Case(annotation, stack, scores, maps)
 
@@ -179,59 +188,48 @@ def test_strokes_outside_the_crop_are_kept(case):
     assert (found[tuple(corner.T)] == 3).all()
 
 
-def around(case, label, voxels):
-    """What is around a stroke (N, 3) of a label, in the volume's box that it may change."""
-    annotation = dataclasses.replace(case.annotation, scribbles={label: voxels})
-    (region,) = scribbles.regions(annotation)
-    window = Window(region.box, annotation, case.stack, case.scores)
-    return region.box, list(surroundings(window.standing(label), region.strokes, window))
-
-
 @pytest.mark.parametrize("label", [9, BACKGROUND])
-def test_what_is_around_a_stroke_bears_another_label_and_is_likelier_wrong_where_it_truly_is(case, label):
+def test_voxels_around_a_stroke_are_likelier_wrong_where_they_truly_are(case, label):
     before, _ = case.update({})
-    wrong = (TRUTH == label) & (before != label)
-    voxels = stroke_through(wrong, "axial")
-    box, (found,) = around(case, label, voxels)
-    places = tuple((found.voxels + [part.start for part in box]).T)
-    assert found.terms.shape == (len(found.voxels), 9) and np.isfinite(found.terms).all()
+    voxels = stroke_through((TRUTH == label) & (before != label), "axial")
+    box, (around,) = case.around(label, voxels)
+    places = tuple((around.voxels + [part.start for part in box]).T)
+    assert around.terms.shape == (len(around.voxels), 7) and np.isfinite(around.terms).all()
     assert (before[places] != label).all() and (distance_to(voxels)[places] <= REACH).all()
     assert not set(places[0].tolist()) & set(ANNOTATED)
-    odds, truly = found.odds(), TRUTH[places] == label
-    assert odds[truly].mean() > odds[~truly].mean() + 1
+    log_odds, truly = around.log_odds(), TRUTH[places] == label
+    assert log_odds[truly].mean() > log_odds[~truly].mean() + 1
 
 
-def test_nothing_is_around_a_stroke_that_says_what_the_score_says(case):
+def test_nothing_is_around_a_stroke_that_says_nothing_new(case):
     before, _ = case.update({})
-    _, found = around(case, 9, np.argwhere((before == 9) & plane_through("axial", (6, 30, 30))))
+    _, found = case.around(9, np.argwhere((before == 9) & plane_through("axial", (6, 30, 30))))
     assert found == []
 
 
-def test_a_longer_stroke_is_of_a_larger_error(case):
+def test_a_longer_stroke_corrects_more(case):
     voxels = stroke_through((TRUTH == 9) & (FUSED != 9), "axial")
-    (_, (long,)), (_, (short,)) = (around(case, 9, part) for part in (voxels, voxels[len(voxels) // 2 :][:1]))
-    assert len(scribbles.choose(long)) and scribbles.choose(long).sum() > scribbles.choose(short).sum()
+    (_, (long,)), (_, (short,)) = (case.around(9, part) for part in (voxels, voxels[len(voxels) // 2 :][:1]))
+    assert scribbles.choose(long).sum() > scribbles.choose(short).sum() > 0
 
 
-@given(spacing=st.tuples(*[st.floats(0.5, 4)] * 3), voxel=st.tuples(*[st.integers(0, 8)] * 3))
-def test_paths_are_never_shorter_than_the_straight_line(spacing, voxel):
-    strokes = np.zeros((9, 9, 9), bool)
-    strokes[voxel] = True
-    image = np.random.default_rng(0).random(strokes.shape).astype(np.float32)
-    straight = ndimage.distance_transform_edt(~strokes, sampling=spacing)
-    for scan in (np.zeros_like(image), image):
-        lengths = path_lengths(strokes, scan, spacing, 100.0)
-        assert (lengths >= straight * (1 - 1e-4)).all()
+def surroundings_with(log_odds, volume):
+    """What is around a stroke: voxels of such log-odds, the labels of such a volume."""
+    terms = np.zeros((len(log_odds), 7))
+    terms[:, 0] = (log_odds - PRIOR.constant) / PRIOR.depth
+    return Surroundings(np.zeros((len(log_odds), 3), int), terms, volume, np.full(len(log_odds), volume))
 
 
-def test_an_edge_makes_the_path_across_it_longer():
-    strokes = np.zeros((1, 1, 21), bool)
-    strokes[..., 10] = True
-    image = np.zeros(strokes.shape, np.float32)
-    image[..., 14:] = 1
-    lengths = path_lengths(strokes, image, (1, 1, 1), 100.0)[0, 0]
-    assert lengths[15] - lengths[12] > 5 * (lengths[12] - lengths[10])
-    assert lengths[7] == pytest.approx(3, abs=1e-3)
+def test_the_likeliest_voxels_are_corrected_and_unlikely_ones_are_not():
+    log_odds = np.array([-6.0, 5.0, 5.0, -6.0, 5.0, -6.0])
+    np.testing.assert_array_equal(scribbles.choose(surroundings_with(log_odds, 1e4)), log_odds > 0)
+
+
+def test_of_a_small_label_less_is_put_at_risk_than_of_a_large_one():
+    log_odds = np.linspace(1, -3, 400)
+    small, large, background = (scribbles.choose(surroundings_with(log_odds, v)).sum() for v in (100, 1e5, np.inf))
+    assert small < large <= background < 400
+    assert not scribbles.choose(surroundings_with(np.full(400, -3.0), 100)).any()
 
 
 def drifting(planes):

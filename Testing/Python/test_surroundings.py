@@ -1,0 +1,183 @@
+"""What is around a stroke: how far, which labels are concerned, and the terms of the odds that it is wrong."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
+from LabelPropLib.candidates import DISTANCE_LIMIT
+from LabelPropLib.labelmaps import FusedScore
+from LabelPropLib.preprocessing import prepare
+from LabelPropLib.surroundings import (
+    NOT_SCRIBBLED,
+    REACH,
+    Window,
+    around_strokes,
+    drawn_volume,
+    length_of,
+    next_to,
+    path_lengths,
+)
+
+SHAPE = (11, 30, 32)
+PLANES = (0, 5, 10)
+SCORES = {1: 1.0, 2: 2.0, 3: -1.0}
+millimetres = st.tuples(*[st.floats(0.5, 4)] * 3)
+
+
+def labels_side_by_side():
+    """(K, J, I): label 1 on the left, label 2 right of it, label 3 on some of the planes."""
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[:, 8:22, 8:14] = 1
+    labels[:, 8:22, 14:20] = 2
+    labels[:6, 8:22, 20:24] = 3
+    return labels
+
+
+def annotate(spacing=(2.0, 1.0, 1.0), shared=False):
+    """Planes 0, 5 and 10 drawn; on 10 label 3 is absent. shared: labels 1 and 2 have a drawn voxel in common."""
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[list(PLANES)] = labels_side_by_side()[list(PLANES)]
+    image = 50.0 * labels_side_by_side() + np.random.default_rng(0).normal(size=SHAPE)
+    annotation = annotate_from_label_volume(image.astype(np.float32), drawn, spacing)
+    if shared:
+        annotation.complete[2][5][10, 13] = True
+    return annotation
+
+
+def window_of(annotation, votes=()):
+    """All of a volume, with the same score everywhere: label 2 before label 1, label 3 nowhere; votes: of labels."""
+    stack = prepare(annotation, 200)
+    size = (9, *stack.size)
+    fused = [
+        FusedScore(
+            label,
+            range(1, 10),
+            tuple(slice(0, length) for length in stack.size),
+            torch.full(size, score),
+            torch.full((2, *size), label in votes),
+        )
+        for label, score in SCORES.items()
+    ]
+    return Window(tuple(slice(0, length) for length in SHAPE), annotation, stack, fused)
+
+
+def stroke_of(label, voxel=(3, 15, 16)):
+    strokes = np.full(SHAPE, NOT_SCRIBBLED, np.int32)
+    strokes[voxel] = label
+    return strokes
+
+
+def test_a_label_stands_against_the_best_of_those_that_exclude_it():
+    window = window_of(annotate())
+    inside = 3, 15, 16
+    one, two, background = (window.standing(label) for label in (1, 2, BACKGROUND))
+    assert one.margin[inside] == -1 and one.rival[inside] == 2 and one.missed[inside] == 1
+    assert two.margin[inside] == 1 and two.rival[inside] == 1
+    assert background.margin[inside] == -2 and background.rival[inside] == background.missed[inside] == 2
+    assert one.margin[0, 0, 0] == -DISTANCE_LIMIT  # nothing was fused there
+
+
+def test_labels_that_share_voxels_do_not_exclude_each_other():
+    assert window_of(annotate()).excluded_by(1) == [2, 3]
+    shared = window_of(annotate(shared=True))
+    assert shared.excluded_by(1) == [3] and shared.excluded_by(2) == [3] and shared.excluded_by(3) == [1, 2]
+    assert shared.standing(1).margin[3, 15, 16] == 1
+
+
+def test_a_candidate_that_votes_for_another_label_votes_against_the_background():
+    inside = 3, 15, 16
+    window = window_of(annotate(), votes=(1,))
+    assert window.standing(1).voted[inside] and not window.standing(2).voted[inside]
+    assert not window.standing(BACKGROUND).voted[inside]
+    assert window_of(annotate()).standing(BACKGROUND).voted[inside]
+
+
+def test_a_known_plane_lies_between_or_does_not():
+    window = window_of(annotate())
+    planes, others = np.array([1, 4, 4, 5, 9]), np.array([4, 1, 6, 5, 6])
+    for label in (1, 3):
+        unknown = window.unknown_between(np.full(5, label), planes, others)
+        np.testing.assert_array_equal(unknown, [True, True, False, False, True])
+    assert not window.unknown_between(np.full(5, BACKGROUND), planes, others).any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(spacing=millimetres, voxel=st.tuples(st.integers(1, 9), *[st.integers(0, 29)] * 2))
+def test_nothing_is_around_a_stroke_further_than_its_reach_or_beyond_a_known_plane(spacing, voxel):
+    window = window_of(annotate(spacing))
+    for around in around_strokes(window.standing(1), stroke_of(1, voxel), window):
+        offsets = (around.voxels - voxel) * spacing
+        assert (np.linalg.norm(offsets, axis=1) <= REACH).all()
+        assert set((around.voxels[:, 0] < 5).tolist()) <= {voxel[0] < 5}
+        assert not set(around.voxels[:, 0].tolist()) & set(PLANES)
+
+
+def log_odds_around(annotation, label, votes):
+    """Log-odds around a stroke of a label where label 2 was found, and whether the voxels truly bear the label."""
+    window = window_of(annotation, votes)
+    stroke = stroke_of(label, (3, 15, 12) if label else (3, 4, 16))
+    (around,) = around_strokes(window.standing(label), stroke, window)
+    return around.log_odds(), labels_side_by_side()[tuple(around.voxels.T)] == label
+
+
+@pytest.mark.parametrize("label", [1, BACKGROUND])
+def test_votes_and_intensities_speak_for_a_voxel(label):
+    annotation = annotate()
+    voted, truly = log_odds_around(annotation, label, votes=(1,) if label else ())
+    outvoted, _ = log_odds_around(annotation, label, votes=(2,))
+    assert (voted > outvoted).all()
+    assert outvoted[truly].mean() > outvoted[~truly].mean()
+
+
+def test_a_label_gains_what_another_one_loses():
+    annotation = annotate()
+    window = window_of(annotation)
+    for label in (1, BACKGROUND):
+        (around,) = around_strokes(window.standing(label), stroke_of(label), window)
+        assert around.gaining == (drawn_volume(1, annotation) if label else np.inf)
+        assert set(around.losing) == {drawn_volume(2, annotation)}
+
+
+def test_volumes_are_measured_between_drawn_and_absent_planes():
+    annotation = annotate()
+    assert drawn_volume(1, annotation) == 10 * 14 * 6
+    assert drawn_volume(3, annotation) == 5 * 14 * 4 + 5 * 14 * 4 / 2
+
+
+def test_a_stroke_is_as_long_as_it_is_far_from_end_to_end():
+    line = np.arange(30)[:, None] * [1.0, 2.0, 2.0]
+    assert length_of(line) == pytest.approx(29 * 3, rel=0.2)
+    assert length_of(line[:1]) == 0
+
+
+@given(planes=st.sets(st.integers(0, 20), max_size=5), ends=st.tuples(*[st.integers(0, 20)] * 2).map(sorted))
+def test_the_planes_next_to_a_range(planes, ends):
+    first, last = ends
+    found = next_to(planes, first, last)
+    assert set(found) <= planes and len(found) == any(p <= first for p in planes) + any(p >= last for p in planes)
+    assert not any(min(found, default=0) < p <= first or last <= p < max(found, default=0) for p in planes)
+
+
+@given(spacing=millimetres, voxel=st.tuples(*[st.integers(0, 8)] * 3))
+def test_paths_are_never_shorter_than_the_straight_line(spacing, voxel):
+    strokes = np.zeros((9, 9, 9), bool)
+    strokes[voxel] = True
+    image = np.random.default_rng(0).random(strokes.shape).astype(np.float32)
+    straight = ndimage.distance_transform_edt(~strokes, sampling=spacing)
+    for scan in (np.zeros_like(image), image):
+        lengths = path_lengths(strokes, scan, spacing, 100.0)
+        assert (lengths >= straight * (1 - 1e-4)).all()
+
+
+def test_an_edge_makes_the_path_across_it_longer():
+    strokes = np.zeros((1, 1, 21), bool)
+    strokes[..., 10] = True
+    image = np.zeros(strokes.shape, np.float32)
+    image[..., 14:] = 1
+    lengths = path_lengths(strokes, image, (1, 1, 1), 100.0)[0, 0]
+    assert lengths[15] - lengths[12] > 5 * (lengths[12] - lengths[10])
+    assert lengths[7] == pytest.approx(3, abs=1e-3)
