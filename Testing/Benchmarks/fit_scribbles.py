@@ -32,6 +32,10 @@ from LabelPropLib.surroundings import Prior  # noqa: E402
 
 REGIONS = 8  # of a scan, to be fitted to
 MIDDLES = (0.3, 0.95)  # of a region's length that a stroke runs through, from, to
+HEAD = (
+    "Strokes with coefficients fitted without any scan of the anatomy. Beyond the outermost slice that bears its label"
+    " a stroke carries the whole label up to it, also further than 15 mm."
+)
 LEAST_WRONG = 20  # voxels; a stroke around which fewer are wrong counts less than others
 
 
@@ -59,7 +63,7 @@ def main():
         held_out = fit([sample for sample in samples if sample.anatomy != left_out])
         with standing_in(surroundings, "PRIOR", held_out):
             results += [result for scan in scans if anatomy(scan) == left_out for result in scan.measure()]
-    text = f"Each with coefficients fitted without any scan of that anatomy.\n\n{table(results)}"
+    text = f"{HEAD}\n\n{table(results)}"
     print(text)
     (RESULTS / "scribbles_held_out.md").write_text(text, encoding="utf-8")
 

@@ -89,6 +89,18 @@ def test_arrivals_of_a_standing_scan_are_the_drawn_contours(annotation):
     assert one.lower is None and one.upper.source == 4
 
 
+def test_candidates_vote_where_they_bear_the_label(annotation):
+    stack = prepare(annotation, 200)
+    planes = LabelPlanes(annotation, stack)
+    chains = Chains(torch.zeros(10, 2, 20, 20), stack.images)
+    both, one = (arrivals(label, chains.cross(Gap(0, 4, 1, 3)), planes) for label in (1, 2))
+    for votes in both.votes:
+        np.testing.assert_array_equal(votes[1], disc(15, 15)[stack.box][both.box])
+    assert not one.votes[0].any() and one.votes[1].any()  # absent on plane 0: no vote is one against it
+    outwards = arrivals(1, chains.cross(Gap(None, 4, 0, 3)), planes).votes
+    assert outwards[0].any() and torch.equal(outwards[0], outwards[1])
+
+
 @given(scale=st.floats(0.2, 5), offset=st.floats(-10, 10), seed=st.integers(0, 100))
 def test_channels_are_weighed_by_what_goes_on_from_plane_to_plane(scale, offset, seed):
     generator = torch.Generator().manual_seed(seed)

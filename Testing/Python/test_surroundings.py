@@ -71,6 +71,20 @@ def stroke_of(label, voxel=(3, 15, 16)):
     return strokes
 
 
+def test_scores_and_votes_come_from_a_coarser_grid():
+    annotation = annotate()
+    stack = prepare(annotation, 16)
+    assert stack.size < stack.shape
+    columns = torch.arange(float(stack.size[1])).expand(9, *stack.size)
+    votes = torch.stack([columns < 4, columns >= 4])
+    part = FusedScore(1, range(1, 10), tuple(slice(0, length) for length in stack.size), columns, votes)
+    place, values, votes = part.on_volume(stack, (slice(2, 4), slice(0, 30), slice(0, 32)))
+    assert place == (slice(2, 4), *stack.box) and values.shape == votes.shape[1:] == (2, *stack.shape)
+    np.testing.assert_allclose(values[0, 0], np.linspace(0, stack.size[1] - 1, stack.shape[1]), atol=1e-4)
+    np.testing.assert_array_equal(votes[0], values < 3.5)
+    np.testing.assert_array_equal(votes[1], values > 3.5)
+
+
 def test_a_label_stands_against_the_best_of_those_that_exclude_it():
     window = window_of(annotate())
     inside = 3, 15, 16
