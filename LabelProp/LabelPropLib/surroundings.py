@@ -86,24 +86,9 @@ class Surroundings:
 def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> Iterator[Surroundings]:
     """What is around each stroke of a label, or of BACKGROUND, where the score says otherwise.
 
-    strokes: (T, R, C) label of each voxel of the window, BACKGROUND or NOT_SCRIBBLED. A voxel is around the stroke that
-    is nearest to it, and around none if that one says what the score says; no plane on which the label is known, for
-    background the label that was found instead, lies in between.
+    strokes: (T, R, C) label of each voxel of the window, BACKGROUND or NOT_SCRIBBLED.
     """
-    scribbled = np.argwhere(strokes != NOT_SCRIBBLED)
-    here = at(scribbled)
-    otherwise = (strokes[here] == standing.label) & (standing.margin[here] <= 0)
-    otherwise &= window.unknown_between(standing.missed[here], scribbled[:, 0], scribbled[:, 0])
-    if not otherwise.any():
-        return
-    wrong = np.zeros(window.shape, bool)
-    wrong[at(scribbled[otherwise])] = True
-    reached = path_lengths(wrong, window.image, window.spacing, REACH) < REACH
-    voxels = np.argwhere(reached & (standing.margin <= 0) & (strokes == NOT_SCRIBBLED))
-    distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
-    around = otherwise[index] & (distance < REACH)
-    around &= window.unknown_between(standing.missed[at(voxels)], voxels[:, 0], scribbled[index, 0])
-    voxels, nearest = voxels[around], scribbled[index[around]]
+    wrong, voxels, nearest = voxels_around(standing, strokes, window)
     cube = np.ones((3, 3, 3))
     parts, _ = ndimage.label(ndimage.binary_dilation(wrong, cube, BREAK // 2), cube)
     volumes = {label: drawn_volume(label, window.annotation) for label in window.annotation.labels}
@@ -117,6 +102,28 @@ def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> I
             gaining=volumes[standing.label],
             losing=np.array([volumes[label] for label in standing.rival[at(voxels[own])].tolist()]),
         )
+
+
+def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where strokes say otherwise than the score (T, R, C), bool; the voxels around (N, 3), and their nearest there.
+
+    A voxel is around the stroke that is nearest to it, and around none if that one says what the score says. It does
+    not bear the label, and on no plane from one to the other the label is known; for background the label that was
+    found instead.
+    """
+    scribbled = np.argwhere(strokes != NOT_SCRIBBLED)
+    otherwise = (strokes[at(scribbled)] == standing.label) & (standing.margin[at(scribbled)] <= 0)
+    otherwise &= window.unknown_between(standing.missed[at(scribbled)], scribbled[:, 0], scribbled[:, 0])
+    wrong = np.zeros(window.shape, bool)
+    wrong[at(scribbled[otherwise])] = True
+    if not wrong.any():
+        return wrong, np.empty((0, 3), int), np.empty((0, 3), int)
+    reached = path_lengths(wrong, window.image, window.spacing, REACH) < REACH
+    voxels = np.argwhere(reached & (standing.margin <= 0) & (strokes == NOT_SCRIBBLED))
+    distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
+    around = otherwise[index] & (distance < REACH)
+    around &= window.unknown_between(standing.missed[at(voxels)], voxels[:, 0], scribbled[index, 0])
+    return wrong, voxels[around], scribbled[index[around]]
 
 
 def terms_of(voxels: np.ndarray, nearest: np.ndarray, length: float, standing: Standing, window: Window) -> np.ndarray:
