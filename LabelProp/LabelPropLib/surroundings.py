@@ -53,14 +53,14 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.808,
-    depth=-0.83,
-    distance=-0.913,
-    length=0.499,
-    slices=-0.26,
-    voted=0.929,
-    likelihood=0.394,
-    dissimilarity=-5.818,
+    constant=-0.543,
+    depth=-0.875,
+    distance=-0.915,
+    length=0.426,
+    slices=-0.321,
+    voted=0.993,
+    likelihood=0.405,
+    dissimilarity=-5.908,
 )
 
 
