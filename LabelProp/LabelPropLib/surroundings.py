@@ -58,16 +58,16 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=0.5,
-    depth=-0.797,
-    distance=-0.839,
-    length=0.575,
-    slices=-0.197,
-    bridge=0.884,
-    borne=1.214,
-    left_out=-0.443,
-    intensity=0.628,
-    unlike=-4.84,
+    constant=-0.808,
+    depth=-0.83,
+    distance=-0.913,
+    length=0.499,
+    slices=-0.26,
+    bridge=1.787,
+    borne=0.929,
+    left_out=-0.485,
+    intensity=0.394,
+    unlike=-5.818,
 )
 
 
