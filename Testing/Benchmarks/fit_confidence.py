@@ -232,11 +232,12 @@ def fit(runs: Sequence[Run], start: Prior = confidence.PRIOR) -> Prior:
     """The coefficients, one part after the other.
 
     Drift where both sides bear the label, then what hidden slices say of it, by the Dice; ends by their likelihood; the
-    drift where one side bears the label, given where it ends, by the Dice.
+    drift where one side bears the label, given where it ends, by the Dice; what the scores imply beside all that.
     """
     prior = fit_drift(runs, start)
     prior = fit_ends(runs, prior)
-    return fit_drift_of_one(runs, prior)
+    prior = fit_drift_of_one(runs, prior)
+    return fit_blend(runs, prior)
 
 
 def fit_drift(runs: Sequence[Run], prior: Prior) -> Prior:
@@ -321,12 +322,37 @@ def fit_drift_of_one(runs: Sequence[Run], prior: Prior) -> Prior:
 
     def residual(values: np.ndarray) -> np.ndarray:
         trial = replace(prior, drift_of_one=tuple(values))
-        return np.concatenate(
-            [(confidence.expect(trial, gap.evidence, gap.contours).dice - gap.dice)[gap.counted] for gap in gaps]
+        expected = (
+            confidence.expect(trial, replace(gap.evidence, implied_dice=None), gap.contours).dice for gap in gaps
         )
+        return np.concatenate([(dice - gap.dice)[gap.counted] for dice, gap in zip(expected, gaps, strict=True)])
 
     values = optimize.least_squares(residual, prior.drift_of_one, loss="soft_l1", f_scale=0.05, max_nfev=20).x
     return replace(prior, drift_of_one=tuple(values))
+
+
+def fit_blend(runs: Sequence[Run], prior: Prior) -> Prior:
+    """dice and dice_of_one, by the absolute error."""
+    pairs = [pair for run in runs for pair in zip(run.gaps, geometric_dice(run, prior), strict=True)]
+
+    def least(ends: bool, start: Sequence[float]) -> tuple[float, ...]:
+        own = [(gap, dice, gap.contours.area > 0) for gap, dice in pairs if (gap.evidence.ending is not None) == ends]
+        expected = np.concatenate([dice[found] for _, dice, found in own])
+        implied = np.concatenate([gap.evidence.implied_dice[found] for gap, _, found in own])
+        true = np.concatenate([gap.dice[found] for gap, _, found in own])
+
+        def residual(coefficients: np.ndarray) -> np.ndarray:
+            return confidence.blended(coefficients, expected, implied) - true
+
+        return tuple(optimize.least_squares(residual, start, loss="soft_l1", f_scale=0.02).x)
+
+    return replace(prior, dice=least(False, prior.dice), dice_of_one=least(True, prior.dice_of_one))
+
+
+def geometric_dice(run: Run, prior: Prior) -> list[np.ndarray]:
+    """(T,) of every gap, what drift and end alone give."""
+    unblended = replace(run, gaps=[replace(gap, evidence=replace(gap.evidence, implied_dice=None)) for gap in run.gaps])
+    return expected_dice(unblended, prior)
 
 
 def format_prior(prior: Prior) -> str:
