@@ -4,8 +4,8 @@ Two things go wrong between annotated slices. The contour *drifts* from the true
 carried, the more what came from the two sides disagrees, and the less the carried image is like the slice. And a label
 that only one of the two annotated slices bears *ends* somewhere in between: where, is a probability for every slice,
 from what labels do in general and from what the images say. Both together give the Dice and the surface distance to
-expect, and the probability that a voxel's label is wrong. The fused scores, too, say how sure they are: taken as
-log-odds they imply a Dice, which the one to expect is blended with.
+expect, and the probability that a voxel's label is wrong. Where a label ends the fused scores, too, say how sure they
+are: taken as log-odds they imply a Dice, which the one to expect is blended with.
 
 The few coefficients of `PRIOR` were fitted to many scans with a reference, by Testing/Benchmarks/fit_confidence.py; the
 drift is then scaled to what was seen of it on this very scan, on annotated slices that were hidden and found again.
@@ -51,8 +51,8 @@ class Prior:
     own: what the hidden slices of the label and of the whole scan count in scaling the drift.
     growth: exponent of the drift over the bridge alone, for gaps that are not there yet.
     surface: mean surface distance per drift.
-    dice, dice_of_one: of the logit of the Dice to expect, where both sides bear the label and where one does: 1, logit
-        of the Dice that drift and end give, logit of the Dice that the scores imply.
+    dice_of_one: of the logit of the Dice to expect where one side bears the label: 1, logit of the Dice that drift and
+        end give, logit of the Dice that the scores imply.
     """
 
     drift: tuple[float, ...]
@@ -62,20 +62,18 @@ class Prior:
     own: tuple[float, ...]
     growth: float
     surface: float
-    dice: tuple[float, ...]
     dice_of_one: tuple[float, ...]
 
 
 PRIOR = Prior(
-    drift=(-0.939, 0.179, 0.688, 1.546),
-    drift_of_one=(-0.990, 0.324, 2.190),
-    end=(1.913, 0.990, -1.966, 1.841, 0.779),
-    presence=(-0.046, 0.167, 0.113),
-    own=(0.116, -0.014),
-    growth=1.493,
-    surface=1.221,
-    dice=(0.000, 0.500, 0.500),
-    dice_of_one=(0.000, 0.500, 0.500),
+    drift=(-0.936, 0.074, 0.723, 1.522),
+    drift_of_one=(-1.086, 0.261, 2.700),
+    end=(1.939, 0.909, -1.947, 1.921, 0.780),
+    presence=(-0.044, 0.150, 0.137),
+    own=(0.252, -0.158),
+    growth=1.366,
+    surface=1.249,
+    dice_of_one=(-0.704, 0.632, 0.839),
 )
 
 
@@ -113,7 +111,8 @@ class Evidence:
     planes: T planes of the volume. below, above: (T,) mm to the annotated planes that bound the gap, infinite where
     there is none. unlikeness: (T,) 1 - correlation of the carried image with the slice, in and around the label.
     disagreement: (T,) mm between the contours from both sides; None where one side alone bears the label.
-    ending: where one side alone bears it. implied_dice: (T,) what the fused scores imply; None before they are known.
+    ending: where one side alone bears it. implied_dice: (T,) what its fused scores imply there; None before they are
+    known.
     """
 
     label: int
@@ -197,15 +196,15 @@ def observe(
         for carried in (crossing.lower, crossing.upper)
     ]
     planes = range(gap.first + stack.first, gap.last + stack.first + 1)
-    implied = None if score is None else implied_dice(score)
     if len(sides) == 2:
         way = below / (below + above)
         unlikeness = 1 - (1 - way) * likeness[0] - way * likeness[1]
         disagreement = stack.pixel * disagreement_between(*(candidate.distances for candidate in sides))
-        return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, None, implied)
+        return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, None)
     this = 0 if arrivals.upper is None else 1
     other = likeness[this] if likeness[1 - this] is None else likeness[1 - this]
     ending = observe_ending(arrivals, annotation, stack, likeness[this] - other, keep_distances)
+    implied = None if score is None else implied_dice(score)
     return Evidence(arrivals.label, planes, below, above, 1 - likeness[this], None, ending, implied)
 
 
@@ -349,8 +348,7 @@ def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 
     found, perimeter = contours.area, contours.perimeter
     kept = np.where(found > 0, np.exp(-drift * thinness(contours)), 0)
     if evidence.ending is None:
-        dice = blended(prior.dice, kept, evidence.implied_dice)
-        return Stretch(evidence, drift, dice, prior.surface * drift, found, perimeter)
+        return Stretch(evidence, drift, kept, prior.surface * drift, found, perimeter)
     ending = evidence.ending
     ends, left = end_probabilities(prior, ending, found), remaining(ending)
     shapes = ending.area[:, None] * left**INSET
