@@ -19,7 +19,7 @@ from .annotation import SparseAnnotation
 from .confidence import INSET, PRIOR, Confidence, Stretch, bridge, present
 from .ends import EXPONENT, EXTENT
 
-OVERHEAD = 1.0  # cost of going to a slice, in mean lengths to trace on one
+OVERHEAD = 3.0  # cost of going to a slice, in mean lengths to trace on one
 LIKELY = 0.5  # probability from which a label is said to be on a slice
 UNSEEN = 0.3  # labels on no drawn slice for each that is on one alone; the mean of 24 volumes drawn on 3 to 9 slices
 NEWCOMER = 0.6  # Dice of a label that has been drawn once
