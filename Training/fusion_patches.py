@@ -142,7 +142,7 @@ def episode(image: np.ndarray, labels: np.ndarray, spacing: tuple, generator: np
             gathered = [arrivals(label, crossing, planes) for label in borne]
             consensus = [similarity.fuse(arrived) for arrived in gathered]
             for index, arrived in enumerate(gathered):
-                rivals = deep.best_rival(index, gathered, consensus)
+                rivals = deep.best_rival(index, gathered, consensus, ())
                 found += [(arrived, consensus[index], rivals, plane) for plane in range(len(gap.targets))]
         chosen = generator.choice(len(found), size=min(len(found), PATCHES // 2), replace=False)
         return [

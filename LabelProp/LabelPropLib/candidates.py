@@ -24,6 +24,7 @@ SURROUND = 8.0  # pixels; how far around a label its surround goes
 INTENSITY_BINS = 32
 INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images, see preprocessing
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
+BELOW, ABOVE = 1, 2  # bits of what bears a label
 SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
 
 
@@ -148,6 +149,20 @@ class Arrivals:
     @property
     def gap(self) -> Gap:
         return self.crossing.gap
+
+    @property
+    def borne(self) -> torch.Tensor:
+        """(T, h, w) uint8: BELOW where the candidate from below bears the label, ABOVE, or both.
+
+        Where nothing is known on one side of the gap, the other one's candidate counts for both.
+        """
+        sides = torch.zeros_like((self.lower or self.upper).distances, dtype=torch.uint8)
+        for side, candidate, plane in ((BELOW, self.lower, self.gap.lower), (ABOVE, self.upper, self.gap.upper)):
+            if plane is None:
+                candidate = self.upper if side == BELOW else self.lower
+            if candidate is not None:
+                sides |= side * (candidate.distances > 0).to(torch.uint8)
+        return sides
 
     @cached_property
     def atlases(self) -> tuple[Atlas, ...]:

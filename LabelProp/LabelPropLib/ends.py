@@ -18,7 +18,7 @@ AROUND = 5.0  # pixels outside the label that count as around it
 def round_off(distances: torch.Tensor, depth: float, way: torch.Tensor) -> torch.Tensor:
     """Signed distances of a carried shape that closes on its way to a plane without it.
 
-    distances: (T, h, w) pixels, positive XX
+    distances: (T, h, w) pixels, positive inside.
 
     The contour moves inwards by depth * (1 - (1 - q^n)^(1/n)), q = way / EXTENT; once closed, further by the way.
     """

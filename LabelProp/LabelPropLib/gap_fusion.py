@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,12 +84,13 @@ def leave_one_out(scan: Scan, networks: DeepLabelFusion | None) -> Mapping[int, 
         for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
             if planes.bears(label, plane) and (planes.bears(label, lower) or planes.bears(label, upper)):
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
+    overlapping = annotation.overlapping()
     for gap, labels in hidden.items():
         crossing = scan.chains.cross(gap)
         arrived = [arrivals(label, crossing, planes) for label in labels]
         seen = [confidence.observe(label, annotation, stack) for label in arrived]
         for rule in choices:
-            found = scores(arrived, dict.fromkeys(labels, rule), networks)
+            found = scores(arrived, dict.fromkeys(labels, rule), networks, overlapping)
             for label, observed, scored in zip(arrived, seen, found, strict=True):
                 drawn = planes.distances(label.label, gap.first)
                 score = torch.full_like(drawn, -1.0)
@@ -107,11 +108,17 @@ def rule_alone(rule: str, networks: DeepLabelFusion | None) -> Rule:
 
 
 def scores(
-    arrived: Sequence[Arrivals], rules: Mapping[int, str], networks: DeepLabelFusion | None
+    arrived: Sequence[Arrivals],
+    rules: Mapping[int, str],
+    networks: DeepLabelFusion | None,
+    overlapping: Collection[tuple[int, int]],
 ) -> list[torch.Tensor]:
-    """Scores (T, h, w) of all labels of a gap, each by its own rule and in its own box."""
+    """Scores (T, h, w) of all labels of a gap, each by its own rule and in its own box.
+
+    overlapping: pairs of labels, ascending, that do not exclude each other.
+    """
     is_deep = any(rules[label.label] == DEEP for label in arrived)
-    corrected = deep.fuse(arrived, networks) if is_deep else [None] * len(arrived)
+    corrected = deep.fuse(arrived, networks, overlapping) if is_deep else [None] * len(arrived)
     return [
         score if rules[label.label] == DEEP else RULES[rules[label.label]](label)
         for label, score in zip(arrived, corrected, strict=True)
@@ -138,15 +145,16 @@ def fuse_gaps(
     fused: list[FusedScore] = []
     evidence: list[confidence.Evidence] = []
     labels_of = gaps(annotation, stack, settings.extrapolate)
+    overlapping = annotation.overlapping()
     with clock.stage("Fusing"):
         for number, (gap, labels) in enumerate(labels_of.items()):
             crossing = scan.chains.cross(gap)
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
             arrived = [arrivals(label, crossing, planes) for label in labels]
-            for label, score in zip(arrived, scores(arrived, rules, networks), strict=True):
+            for label, score in zip(arrived, scores(arrived, rules, networks, overlapping), strict=True):
                 if label.label in priors:
                     score = atlases.blend(score, label, priors[label.label], planes)
-                fused.append(FusedScore(label.label, gap.targets, label.box, score))
+                fused.append(FusedScore(label.label, gap.targets, label.box, score, label.borne))
                 evidence.append(confidence.observe(label, annotation, stack, settings.uncertainty))
                 for name, candidate in (("up", label.lower), ("down", label.upper)):
                     if name in sides and candidate is not None:
@@ -156,7 +164,7 @@ def fuse_gaps(
             for label in labels:
                 arrived = arrivals(label, crossing, planes)
                 carried = arrived.lower or arrived.upper
-                fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone()))
+                fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone(), arrived.borne))
         for score in fused:
             maps.enter(score)
     image_weights = scan.chains.weights[[stack.order.index(image) for image in range(len(stack.order))]]

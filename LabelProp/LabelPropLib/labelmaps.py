@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .annotation import BACKGROUND, SparseAnnotation
-from .candidates import DISTANCE_LIMIT
+from .candidates import ABOVE, BELOW, DISTANCE_LIMIT
 from .preprocessing import Stack
 
 Box = tuple[slice, slice, slice]  # planes, rows, columns of the volume
@@ -21,27 +21,37 @@ class FusedScore:
     """What the fusion rule made of one label on the planes of one gap.
 
     targets: stack indices of the planes. box: (rows, columns) of the working grid. values: (T, h, w) within the box,
-    see `fusion`.
+    see `fusion`. borne: (T, h, w) of which candidates bear it, see `Arrivals.borne`; None where nobody will ask.
     """
 
     label: int
     targets: range
     box: tuple[slice, slice]
     values: torch.Tensor
+    borne: torch.Tensor | None = None
 
-    def on_volume(self, stack: Stack, within: Box) -> tuple[Box, np.ndarray]:
-        """The part of a box of the volume that the score covers, and its values there, bilinear."""
+    def on_volume(self, stack: Stack, within: Box) -> tuple[Box, np.ndarray, np.ndarray]:
+        """The part of a box of the volume that the score covers, its values there, bilinear, and what bears it.
+
+        The latter is (2, T, R, C) bool: the candidate from below, and the one from above.
+        """
         rows_and_columns = _overlap(stack.working_box(within[1:]), self.box)
         planes = slice(self.targets.start + stack.first, self.targets.stop + stack.first)
         (planes,) = _overlap((planes,), within[:1])
         first = (self.targets.start + stack.first, *(part.start for part in self.box))
-        part = self.values[_shift((planes, *rows_and_columns), first)]
-        if not part.numel():
-            return (slice(0, 0),) * 3, np.empty((0, 0, 0), np.float32)
-        window, values = stack.window_to_volume_grid(part, rows_and_columns)
+        inside = _shift((planes, *rows_and_columns), first)
+        if not self.values[inside].numel():
+            return (slice(0, 0),) * 3, np.empty((0, 0, 0), np.float32), np.empty((2, 0, 0, 0), bool)
+        window, values = stack.window_to_volume_grid(self.values[inside], rows_and_columns)
         place = (planes, *(slice(w.start + b.start, w.stop + b.start) for w, b in zip(window, stack.box, strict=True)))
         covered = _overlap(place, within)
-        return covered, values[_shift(covered, [part.start for part in place])]
+        part = _shift(covered, [part.start for part in place])
+        borne = torch.zeros_like(self.values, dtype=torch.uint8) if self.borne is None else self.borne
+        sides = [
+            stack.window_to_volume_grid(((borne[inside] & side) > 0).to(self.values), rows_and_columns)[1] > 0.5
+            for side in (BELOW, ABOVE)
+        ]
+        return covered, values[part], np.stack([side[part] for side in sides])
 
 
 def exclusive_layers(labels: tuple[int, ...], overlapping: set[tuple[int, int]]) -> list[list[int]]:

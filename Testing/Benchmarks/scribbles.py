@@ -32,7 +32,7 @@ from bench import Case, add_bench_option, open_bench  # noqa: E402
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume  # noqa: E402
 from LabelPropLib.memory import Memory  # noqa: E402
 from LabelPropLib.pipeline import propagate  # noqa: E402
-from LabelPropLib.scribbles import REACH, stack_order  # noqa: E402
+from LabelPropLib.surroundings import REACH, stack_order  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KINDS = ("in the slice", "across rows", "across columns", "oblique")
@@ -76,7 +76,7 @@ def main():
         for entry in bench.entries(arguments.only):
             for count in set(entry["slices"]) & set(arguments.slices):
                 case = bench.make_case(entry, count, arguments.cases or Path(temporary))
-                results += measure(case)
+                results += read_case(case).measure()
                 print(f"{case.name}: {len(results)} strokes so far", file=sys.stderr)
     text = table(results)
     print(text)
@@ -88,45 +88,64 @@ def main():
         writer.writerows(dataclasses.astuple(result) for result in results)
 
 
-def measure(case: Case) -> Iterator[Result]:
-    """One stroke after the other, each on its own, on the same registration."""
+class StrokedScan:
+    """A propagated scan on which strokes are drawn, one after the other, each on its own, on the same registration.
+
+    reference: (K, J, I), true labels. regions: how many of the wrong ones get strokes.
+    """
+
+    def __init__(self, name: str, annotation: SparseAnnotation, reference: np.ndarray, regions: int = REGIONS):
+        self.name = name
+        self.annotation = annotation
+        self.reference = reference
+        self._order = stack_order(annotation)
+        self._memory = Memory()
+        self.found = propagate(annotation, memory=self._memory).label_maps[0]
+        planes = (volume.transpose(self._order) for volume in (self.found, reference))
+        self.regions = wrong_regions(annotation, *planes)[:regions]
+
+    def measure(self) -> Iterator[Result]:
+        """What each stroke changes."""
+        spacing = np.array(self.annotation.spacing)[list(self._order)]
+        before = self.found.transpose(self._order)
+        for label, region in self.regions:
+            for number, kind in enumerate(KINDS):
+                voxels = stroke(region, spacing, number)
+                scribbled = np.empty_like(voxels)
+                scribbled[:, self._order] = voxels
+                annotation = dataclasses.replace(self.annotation, scribbles={label: scribbled})
+                start = time.perf_counter()
+                found = propagate(annotation, memory=self._memory).label_maps[0]
+                seconds = time.perf_counter() - start
+                after = found.transpose(self._order)
+                changes = dice_changes(annotation.labels, self.found, found, self.reference)
+                yield Result(
+                    self.name,
+                    kind,
+                    len(voxels),
+                    len(region),
+                    kept=float((after[tuple(voxels.T)] == label).mean()),
+                    corrected=corrected(region, voxels, after, label, spacing),
+                    far=far_changes(before, after, voxels, spacing),
+                    dice=float(np.mean(changes)),
+                    worst_label=float(min(changes)),
+                    seconds=seconds,
+                )
+
+
+def read_case(case: Case) -> StrokedScan:
+    """A case of the benchmark, propagated."""
     image, drawn, reference = (
         sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (case.image, case.annotations, case.reference)
     )
     spacing = sitk.ReadImage(str(case.image)).GetSpacing()[::-1]
-    annotation = annotate_from_label_volume(image, drawn, spacing, case.axis)
-    memory = Memory()
-    before = propagate(annotation, memory=memory).label_maps[0]
-    order = stack_order(annotation)
-    spacing = np.array(spacing)[list(order)]
-    for label, region in wrong_regions(annotation, before.transpose(order), reference.transpose(order)):
-        for number, kind in enumerate(KINDS):
-            voxels = stroke(region, spacing, number)
-            scribbled = np.empty_like(voxels)
-            scribbled[:, order] = voxels
-            start = time.perf_counter()
-            propagation = propagate(dataclasses.replace(annotation, scribbles={label: scribbled}), memory=memory)
-            seconds = time.perf_counter() - start
-            after = propagation.label_maps[0]
-            changes = dice_changes(annotation.labels, before, after, reference)
-            yield Result(
-                case.name,
-                kind,
-                len(voxels),
-                len(region),
-                kept=float((after[tuple(scribbled.T)] == label).mean()),
-                corrected=corrected(region, voxels, after.transpose(order), label, spacing),
-                far=far_changes(before.transpose(order), after.transpose(order), voxels, spacing),
-                dice=float(np.mean(changes)),
-                worst_label=float(min(changes)),
-                seconds=seconds,
-            )
+    return StrokedScan(case.name, annotate_from_label_volume(image, drawn, spacing, case.axis), reference)
 
 
 def wrong_regions(
     annotation: SparseAnnotation, found: np.ndarray, reference: np.ndarray
 ) -> list[tuple[int, np.ndarray]]:
-    """(true label, (N, 3) voxels) of the largest connected regions, between the outermost annotated planes."""
+    """(true label, (N, 3) voxels) of connected regions between the outermost annotated planes, largest first."""
     within = np.zeros(len(found), bool)
     within[annotation.planes[0] : annotation.planes[-1]] = True
     within[annotation.planes] = False
@@ -136,11 +155,10 @@ def wrong_regions(
         pieces, _ = ndimage.label(wrong & (reference == label))
         sizes = np.bincount(pieces.ravel())[1:]
         boxes = ndimage.find_objects(pieces)
-        for piece in np.argsort(sizes)[::-1][:REGIONS]:
-            if sizes[piece] >= LEAST_VOXELS:
-                box = boxes[piece]
-                regions.append((label, np.argwhere(pieces[box] == piece + 1) + [part.start for part in box]))
-    return sorted(regions, key=lambda region: -len(region[1]))[:REGIONS]
+        for piece in np.flatnonzero(sizes >= LEAST_VOXELS):
+            box = boxes[piece]
+            regions.append((label, np.argwhere(pieces[box] == piece + 1) + [part.start for part in box]))
+    return sorted(regions, key=lambda region: -len(region[1]))
 
 
 def stroke(region: np.ndarray, spacing: np.ndarray, kind: int) -> np.ndarray:

@@ -88,12 +88,22 @@ def test_subnets_take_boxes_of_any_size(height, width):
 def test_the_best_rival_is_the_highest_other_label_in_ones_own_box():
     arrived = arrivals_of_discs((1, 2))
     scores = [similarity.fuse(label) for label in arrived]
-    rivals = deep.best_rival(0, arrived, scores)
+    rivals = deep.best_rival(0, arrived, scores, ())
     (rows, columns), (other_rows, other_columns) = (label.box for label in arrived)
     row, column = max(rows.start, other_rows.start), max(columns.start, other_columns.start)
     here = rivals[:, row - rows.start, column - columns.start]
     there = scores[1][:, row - other_rows.start, column - other_columns.start]
     assert torch.equal(here, there.clamp(min=-24.0))
+    assert (deep.best_rival(0, arrived, scores, {(1, 2)}) == -24.0).all()
+
+
+@torch.no_grad()
+def test_a_label_that_may_overlap_does_not_keep_another_away(shipped):
+    arrived = arrivals_of_discs((1, 2))
+    apart, over = deep.fuse(arrived, shipped), deep.fuse(arrived, shipped, {(1, 2)})
+    alone = [score for label in arrived for score in deep.fuse([label], shipped)]
+    for index in (0, 1):
+        assert torch.equal(over[index], alone[index]) and not torch.equal(over[index], apart[index])
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from LabelPropLib.memory import Memory
 from LabelPropLib.preprocessing import prepare, signed_distance
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
+from LabelPropLib.surroundings import REACH, Window, path_lengths, surroundings
 
 SPACING = (3.0, 1.0, 1.0)
 SHAPE = (13, 64, 72)
@@ -114,10 +115,8 @@ def test_a_stroke_corrects_at_least_half_of_the_region_it_runs_through(case, lab
     after, told = case.update({label: voxels})
     assert told == []
     assert (after[tuple(voxels.T)] == label).all()
-    assert (after[wrong & (distance_to(voxels) <= scribbles.REACH)] == label).mean() >= 0.5
-    np.testing.assert_array_equal(
-        after[distance_to(voxels) > scribbles.REACH], before[distance_to(voxels) > scribbles.REACH]
-    )
+    assert (after[wrong & (distance_to(voxels) <= REACH)] == label).mean() >= 0.5
+    np.testing.assert_array_equal(after[distance_to(voxels) > REACH], before[distance_to(voxels) > REACH])
     assert all(dice(after, other) >= dice(before, other) - 0.002 for other in (3, 9))
 
 
@@ -134,7 +133,7 @@ def test_a_correct_stroke_anywhere_keeps_its_voxels_and_all_that_is_far(case, da
     after, told = case.update(strokes)
     assert told == []
     np.testing.assert_array_equal(after[painted], TRUTH[painted])
-    far = distance_to(np.argwhere(painted)) > scribbles.REACH
+    far = distance_to(np.argwhere(painted)) > REACH
     np.testing.assert_array_equal(after[far], before[far])
     for plane in ANNOTATED:
         np.testing.assert_array_equal(after[plane], TRUTH[plane])
@@ -149,13 +148,14 @@ def test_a_stroke_that_says_nothing_new_changes_nothing(case):
 
 
 def test_strokes_far_apart_do_not_know_of_each_other(case):
-    strokes = np.array([[6, 22, 39], [6, 22, 20]]), np.array([[6, 42, 39]])
-    both, _ = case.update({9: np.concatenate([strokes[0][:1], strokes[1]])})
-    one, _ = case.update({9: strokes[0][:1]})
-    other, _ = case.update({9: strokes[1]})
-    near = distance_to(strokes[0][:1]) < distance_to(strokes[1])
-    clear = (distance_to(strokes[0][:1]) > scribbles.REACH) | (distance_to(strokes[1]) > scribbles.REACH)
-    np.testing.assert_array_equal(both[clear], np.where(near, one, other)[clear])
+    first, second = np.array([[6, 24, 39]]), np.array([[6, 56, 39]])
+    both, _ = case.update({9: np.concatenate([first, second])})
+    one, _ = case.update({9: first})
+    other, _ = case.update({9: second})
+    near = distance_to(first) < distance_to(second)
+    np.testing.assert_array_equal(both, np.where(near, one, other))
+    before, _ = case.update({})
+    assert (one != before).sum() > 1
 
 
 def test_a_complete_slice_wins_and_the_user_is_told(case):
@@ -179,6 +179,40 @@ def test_strokes_outside_the_crop_are_kept(case):
     assert (found[tuple(corner.T)] == 3).all()
 
 
+def around(case, label, voxels):
+    """What is around a stroke (N, 3) of a label, in the volume's box that it may change."""
+    annotation = dataclasses.replace(case.annotation, scribbles={label: voxels})
+    (region,) = scribbles.regions(annotation)
+    window = Window(region.box, annotation, case.stack, case.scores)
+    return region.box, list(surroundings(window.standing(label), region.strokes, window))
+
+
+@pytest.mark.parametrize("label", [9, BACKGROUND])
+def test_what_is_around_a_stroke_bears_another_label_and_is_likelier_wrong_where_it_truly_is(case, label):
+    before, _ = case.update({})
+    wrong = (TRUTH == label) & (before != label)
+    voxels = stroke_through(wrong, "axial")
+    box, (found,) = around(case, label, voxels)
+    places = tuple((found.voxels + [part.start for part in box]).T)
+    assert found.terms.shape == (len(found.voxels), 9) and np.isfinite(found.terms).all()
+    assert (before[places] != label).all() and (distance_to(voxels)[places] <= REACH).all()
+    assert not set(places[0].tolist()) & set(ANNOTATED)
+    odds, truly = found.odds(), TRUTH[places] == label
+    assert odds[truly].mean() > odds[~truly].mean() + 1
+
+
+def test_nothing_is_around_a_stroke_that_says_what_the_score_says(case):
+    before, _ = case.update({})
+    _, found = around(case, 9, np.argwhere((before == 9) & plane_through("axial", (6, 30, 30))))
+    assert found == []
+
+
+def test_a_longer_stroke_is_of_a_larger_error(case):
+    voxels = stroke_through((TRUTH == 9) & (FUSED != 9), "axial")
+    (_, (long,)), (_, (short,)) = (around(case, 9, part) for part in (voxels, voxels[len(voxels) // 2 :][:1]))
+    assert len(scribbles.choose(long)) and scribbles.choose(long).sum() > scribbles.choose(short).sum()
+
+
 @given(spacing=st.tuples(*[st.floats(0.5, 4)] * 3), voxel=st.tuples(*[st.integers(0, 8)] * 3))
 def test_paths_are_never_shorter_than_the_straight_line(spacing, voxel):
     strokes = np.zeros((9, 9, 9), bool)
@@ -186,7 +220,7 @@ def test_paths_are_never_shorter_than_the_straight_line(spacing, voxel):
     image = np.random.default_rng(0).random(strokes.shape).astype(np.float32)
     straight = ndimage.distance_transform_edt(~strokes, sampling=spacing)
     for scan in (np.zeros_like(image), image):
-        lengths = scribbles.path_lengths(strokes, scan, spacing, 100.0)
+        lengths = path_lengths(strokes, scan, spacing, 100.0)
         assert (lengths >= straight * (1 - 1e-4)).all()
 
 
@@ -195,7 +229,7 @@ def test_an_edge_makes_the_path_across_it_longer():
     strokes[..., 10] = True
     image = np.zeros(strokes.shape, np.float32)
     image[..., 14:] = 1
-    lengths = scribbles.path_lengths(strokes, image, (1, 1, 1), 100.0)[0, 0]
+    lengths = path_lengths(strokes, image, (1, 1, 1), 100.0)[0, 0]
     assert lengths[15] - lengths[12] > 5 * (lengths[12] - lengths[10])
     assert lengths[7] == pytest.approx(3, abs=1e-3)
 

@@ -9,7 +9,7 @@ nothing leave that rule as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +77,8 @@ class Evidence:
     def of_label(self, consensus: torch.Tensor, way: torch.Tensor, rivals: torch.Tensor) -> torch.Tensor:
         """(T, 11, h, w), the fine-tuning subnet's view.
 
-        consensus: scores after voting; way: the voted weight of the upper side; rivals: best score of another label.
+        consensus: scores after voting; way: the voted weight of the upper side; rivals: best score of a label that
+        excludes this one.
         """
         distances = [bounded(planes) for planes in (consensus, self.lower, self.upper, rivals)]
         images = [self.target, self.lower_image, self.upper_image]
@@ -116,11 +117,14 @@ def load(choice: str, needed: bool, device: torch.device) -> DeepLabelFusion | N
     return networks.eval().to(device, memory_format=torch.channels_last)
 
 
-def fuse(arrivals: Sequence[Arrivals], networks: DeepLabelFusion) -> list[torch.Tensor]:
+def fuse(
+    arrivals: Sequence[Arrivals], networks: DeepLabelFusion, overlapping: Collection[tuple[int, int]] = ()
+) -> list[torch.Tensor]:
     """Scores (T, h, w), one an arrival, of all labels of one gap, each in its own box.
 
-    All labels of the gap are needed, because where one may go depends on the others. The similarity rule stands beyond
-    the outermost annotated planes, where there is nothing to vote on, and for a label of which only a tip was drawn.
+    All labels of the gap are needed, because where one may go depends on the others; overlapping: pairs of labels,
+    ascending, that do not exclude each other. The similarity rule stands beyond the outermost annotated planes, where
+    there is nothing to vote on, and for a label of which only a tip was drawn.
     """
     crossing = arrivals[0].crossing
     if crossing.lower is None or crossing.upper is None:
@@ -138,7 +142,7 @@ def fuse(arrivals: Sequence[Arrivals], networks: DeepLabelFusion) -> list[torch.
         if is_tip(arrivals[index]):
             scores.append(similarity.fuse(arrivals[index]))
             continue
-        rivals = best_rival(index, arrivals, consensus)
+        rivals = best_rival(index, arrivals, consensus, overlapping)
         features = heard.of_label(*(window.of(planes) for planes in (consensus[index], ways[index], rivals)))
         correction = networks.correction(features).masked_fill(~window.mask, -DISTANCE_LIMIT)
         score = consensus[index] - DISTANCE_LIMIT
@@ -190,15 +194,23 @@ def present(arrivals: Arrivals) -> list[Candidate]:
     return [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]
 
 
-def best_rival(index: int, arrivals: Sequence[Arrivals], consensus: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(T, h, w) highest consensus of the other labels in the box of `arrivals[index]`; -DISTANCE_LIMIT without any."""
-    rows, columns = arrivals[index].box
+def best_rival(
+    index: int,
+    arrivals: Sequence[Arrivals],
+    consensus: Sequence[torch.Tensor],
+    overlapping: Collection[tuple[int, int]],
+) -> torch.Tensor:
+    """(T, h, w) highest consensus of the labels that exclude `arrivals[index]`, in its box; else -DISTANCE_LIMIT."""
+    label, (rows, columns) = arrivals[index].label, arrivals[index].box
     best = torch.full_like(consensus[index], -DISTANCE_LIMIT)
-    for other, (arrived, score) in enumerate(zip(arrivals, consensus, strict=True)):
+    for arrived, score in zip(arrivals, consensus, strict=True):
+        other = arrived.label
+        if other == label or (min(label, other), max(label, other)) in overlapping:
+            continue
         (first_row, first_column) = (part.start for part in arrived.box)
         top, bottom = max(rows.start, first_row), min(rows.stop, arrived.box[0].stop)
         left, right = max(columns.start, first_column), min(columns.stop, arrived.box[1].stop)
-        if other == index or top >= bottom or left >= right:
+        if top >= bottom or left >= right:
             continue
         here = best[:, top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
         there = score[:, top - first_row : bottom - first_row, left - first_column : right - first_column]

@@ -1,0 +1,318 @@
+"""What is around a stroke, and the odds that it is wrong, too.
+
+A stroke runs through a region that came out wrong, and nobody knows how far that goes. Each voxel around belongs to it
+with
+
+    log-odds = c0 + c1 log(depth / depth of the stroke) + c2 log(distance + 1/2) + c3 log(length of the stroke + 1)
+             + c4 slices + c5 log(bridge / bridge of the stroke) + c6 borne + c7 left out
+             + c8 log p(I | label) / p(I | found) + c9 |I - I of the stroke|.
+
+The score is a signed distance: depth is how far a voxel lies on the wrong side of the contour. A stroke runs through
+the middle of what is wrong, and a long one through a large region. Slices away from it the region ends; and slices far
+from known ones err more, as a random walk does that is tied at both ends. The stroke weighs the candidates anew: one
+that bears the label may be right, one that bears it at the stroke but not here speaks against it. Intensities are more
+like those of the label, or of what was found; and like what the stroke runs through, or not.
+
+The coefficients are those of a logistic regression on strokes simulated on many scans with a reference, by
+Testing/Benchmarks/fit_scribbles.py. Lengths are pixels of the working grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage, spatial
+
+from .annotation import BACKGROUND, SparseAnnotation
+from .candidates import DISTANCE_LIMIT, INTENSITY_BINS, INTENSITY_RANGE, SURROUND
+from .labelmaps import Box, FusedScore
+from .preprocessing import Stack
+
+REACH = 15.0  # mm of path from a stroke, beyond which nothing changes
+EDGE_LENGTH = 10.0  # mm of path that a change of intensity from black to white is worth
+LEAST_DEPTH, LEAST_STROKE_DEPTH = 0.1, 0.5  # pixels
+SMOOTHING = 0.7  # voxels, of intensities within planes
+HISTOGRAM_SMOOTHING = 1.5  # bins
+BREAK = 4  # voxels that a stroke may be interrupted for
+NOT_SCRIBBLED = -1
+LENGTH = 2  # the place of the stroke's length among the terms
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Coefficients of the log-odds that a voxel is wrong as the stroke is."""
+
+    constant: float
+    depth: float
+    distance: float
+    length: float
+    slices: float
+    bridge: float
+    borne: float
+    left_out: float
+    intensity: float
+    unlike: float
+
+
+PRIOR = Prior(
+    constant=-0.808,
+    depth=-0.83,
+    distance=-0.913,
+    length=0.499,
+    slices=-0.26,
+    bridge=1.787,
+    borne=0.929,
+    left_out=-0.485,
+    intensity=0.394,
+    unlike=-5.818,
+)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The voxels around one stroke that do not bear its label, and what tells whether they should.
+
+    voxels: (N, 3) indices in the window. terms: (N, 9), those of the log-odds, as in `Prior`. given: volume of the
+    stroke's label as it was drawn, voxels. taken: (N,) that of the label that was found. Both infinite for background.
+    """
+
+    voxels: np.ndarray
+    terms: np.ndarray
+    given: float
+    taken: np.ndarray
+
+    def odds(self) -> np.ndarray:
+        """(N,) log-odds that a voxel is wrong, too."""
+        constant, *coefficients = astuple(PRIOR)
+        return constant + self.terms @ np.array(coefficients)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a label, or BACKGROUND, stands against those that exclude it, in a window: all (T, R, C).
+
+    margin: pixels by which its score is above theirs and above the background, positive where it was found.
+    rival: the best of them, BACKGROUND for none. concerned: the label that is wrong where this one is wrongly missing,
+    this one itself, for background the rival. borne: (2, T, R, C) bool, by the candidates from below and from above.
+    """
+
+    label: int
+    margin: np.ndarray
+    rival: np.ndarray
+    concerned: np.ndarray
+    borne: np.ndarray
+
+
+class Window:
+    """A box of the volume and what was fused in it; arrays (T, R, C), planes first."""
+
+    def __init__(self, box: Box, annotation: SparseAnnotation, stack: Stack, fused: Sequence[FusedScore]):
+        order = stack_order(annotation)
+        self.box = box
+        self.annotation = annotation
+        self.stack = stack
+        self.spacing = np.array([annotation.spacing[axis] for axis in order])  # mm
+        self.image = stack.normalise(annotation.image.transpose(order)[box])
+        self.scores, self._borne = {}, {}
+        for label in annotation.labels:
+            self.scores[label], self._borne[label] = self._of_label(label, fused)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, R, C)"""
+        return self.image.shape
+
+    def _of_label(self, label: int, fused: Sequence[FusedScore]) -> tuple[np.ndarray, np.ndarray]:
+        """Score, -DISTANCE_LIMIT where it has none, and (2, T, R, C) bool, whether its candidates bear it."""
+        score = np.full(self.shape, -DISTANCE_LIMIT, np.float32)
+        borne = np.zeros((2, *self.shape), bool)
+        for part in fused:
+            if part.label == label:
+                place, values, sides = part.on_volume(self.stack, self.box)
+                inside = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(place, self.box, strict=True))
+                score[inside] = np.maximum(score[inside], values)
+                borne[(slice(None), *inside)] |= sides
+        return score, borne
+
+    def standing(self, label: int) -> Standing:
+        """How the label, or BACKGROUND, stands in its own right."""
+        rivals = self.excluded_by(label)
+        best = np.full(self.shape, -np.inf if label == BACKGROUND else 0, np.float32)
+        rival = np.full(self.shape, BACKGROUND, np.int32)
+        for other in rivals:
+            better = self.scores[other] > best
+            best[better] = self.scores[other][better]
+            rival[better] = other
+        if label == BACKGROUND:
+            return Standing(label, -best, rival, rival, ~np.any([self._borne[other] for other in rivals], axis=0))
+        return Standing(label, self.scores[label] - best, rival, np.full_like(rival, label), self._borne[label])
+
+    def excluded_by(self, label: int) -> list[int]:
+        """The labels that are not where this one is: background excludes all, a label those it shares no voxel with."""
+        overlapping = self.annotation.overlapping()
+        pairs = ((min(label, other), max(label, other)) for other in self.annotation.labels if other != label)
+        return [first if first != label else second for first, second in pairs if (first, second) not in overlapping]
+
+    def unknown_between(self, labels: np.ndarray, planes: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """(N,) whether each label is known on no plane from one to the other, both counted from the window's first."""
+        lowest, highest = (np.asarray(f(planes, others)) + self.box[0].start for f in (np.minimum, np.maximum))
+        unknown = np.zeros(len(labels), bool)
+        for label in set(np.unique(labels).tolist()) - {BACKGROUND}:
+            own, known = labels == label, sorted(self.annotation.known_planes(label))
+            unknown[own] = np.searchsorted(known, lowest[own]) == np.searchsorted(known, highest[own], side="right")
+        return unknown
+
+    def bridge(self, labels: np.ndarray, planes: np.ndarray) -> np.ndarray:
+        """(N,) sqrt(a b / (a + b)), a and b the slices to the label's next known planes or beyond the volume's end.
+
+        Standard deviation, up to a factor, of a random walk that is tied at both.
+        """
+        planes = planes + self.box[0].start
+        bridge = np.ones(len(labels))
+        for label in np.unique(labels):
+            known = np.array([-1, *sorted(self.annotation.known_planes(label)), self.annotation.plane_count])
+            own = labels == label
+            above = np.searchsorted(known, planes[own])
+            a, b = planes[own] - known[above - 1], known[above] - planes[own]
+            bridge[own] = np.sqrt(a * b / (a + b))
+        return bridge
+
+    def intensity_odds(self, label: int, rivals: np.ndarray, intensities: np.ndarray, planes: np.ndarray) -> np.ndarray:
+        """(N,) log p(I | label) - log p(I | rival), from the drawn planes next to `planes`, those of strokes."""
+        first, last = (self.box[0].start + int(end) for end in (planes.min(), planes.max()))
+        centres = np.linspace(*INTENSITY_RANGE, 2 * INTENSITY_BINS + 1)[1::2]
+        odds = np.interp(intensities, centres, self._log_histogram(label, first, last))
+        for rival in np.unique(rivals):
+            own = rivals == rival
+            odds[own] -= np.interp(intensities[own], centres, self._log_histogram(rival, first, last))
+        return odds
+
+    def _log_histogram(self, label: int, first: int, last: int) -> np.ndarray:
+        """(INTENSITY_BINS,) log frequency of intensities in the label on the drawn planes next to a range of planes.
+
+        Background is what lies within SURROUND pixels of the labels on annotated planes, and in none of them.
+        """
+        annotation, crop = self.annotation, self.stack.box
+        drawn = annotation.planes if label == BACKGROUND else annotation.complete[label]
+        counts = np.ones(INTENSITY_BINS)
+        for plane in next_to(drawn, first, last):
+            image = self.stack.normalise(np.moveaxis(annotation.image, annotation.axis, 0)[plane][crop])
+            if label == BACKGROUND:
+                labels = [planes[plane] for planes in annotation.complete.values() if plane in planes]
+                away = ndimage.distance_transform_edt(~np.any(labels, axis=0), sampling=annotation.plane_spacing)[crop]
+                mask = (away > 0) & (away < SURROUND * self.stack.pixel)
+            else:
+                mask = annotation.complete[label][plane][crop]
+            smoothed = ndimage.gaussian_filter(image, SMOOTHING, mode="nearest")
+            found = np.histogram(smoothed[mask], INTENSITY_BINS, INTENSITY_RANGE)[0]
+            counts += ndimage.gaussian_filter1d(found.astype(float), HISTOGRAM_SMOOTHING, mode="nearest")
+        return np.log(counts / counts.sum())
+
+
+def stack_order(annotation: SparseAnnotation) -> tuple[int, int, int]:
+    """The array axes of the volume as planes, rows, columns."""
+    rows, columns = (axis for axis in range(3) if axis != annotation.axis)
+    return annotation.axis, rows, columns
+
+
+def surroundings(standing: Standing, strokes: np.ndarray, window: Window) -> Iterator[Surroundings]:
+    """What is around each stroke of a label, or of BACKGROUND, where the score says otherwise.
+
+    strokes: (T, R, C) label of each voxel of the window, BACKGROUND or NOT_SCRIBBLED. A voxel is around the stroke that
+    is nearest to it, and around none if that one says what the score says; no plane on which the label is known, for
+    background the label that was found instead, lies in between.
+    """
+    label = standing.label
+    scribbled = np.argwhere(strokes != NOT_SCRIBBLED)
+    otherwise = (strokes[at(scribbled)] == label) & (standing.margin[at(scribbled)] <= 0)
+    otherwise &= window.unknown_between(standing.concerned[at(scribbled)], scribbled[:, 0], scribbled[:, 0])
+    if not otherwise.any():
+        return
+    wrong = np.zeros(window.shape, bool)
+    wrong[at(scribbled[otherwise])] = True
+    reached = path_lengths(wrong, window.image, window.spacing, REACH) < REACH
+    voxels = np.argwhere(reached & (standing.margin <= 0) & (strokes == NOT_SCRIBBLED))
+    distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
+    around = otherwise[index] & (distance <= REACH)
+    around &= window.unknown_between(standing.concerned[at(voxels)], voxels[:, 0], scribbled[index, 0])
+    voxels, nearest = voxels[around], scribbled[index[around]]
+    joined = ndimage.binary_dilation(wrong, np.ones((3, 3, 3)), BREAK // 2)
+    pieces, _ = ndimage.label(joined, np.ones((3, 3, 3)))
+    terms = terms_of(voxels, nearest, standing, window)
+    volumes = {other: drawn_volume(other, window.annotation) for other in window.annotation.labels}
+    volumes[BACKGROUND] = np.inf
+    taken = np.array([volumes[other] for other in standing.rival[at(voxels)].tolist()])
+    for piece in np.unique(pieces[at(nearest)]):
+        stroke, own = np.argwhere(wrong & (pieces == piece)), pieces[at(nearest)] == piece
+        length = np.log(length_of(stroke * window.spacing) / window.stack.pixel + 1)
+        yield Surroundings(voxels[own], np.insert(terms[own], LENGTH, length, axis=1), volumes[label], taken[own])
+
+
+def terms_of(voxels: np.ndarray, nearest: np.ndarray, standing: Standing, window: Window) -> np.ndarray:
+    """(N, 8) terms of the log-odds, all but the length, of voxels (N, 3) whose nearest of a stroke are given (N, 3)."""
+    here, there = at(voxels), at(nearest)
+    way = (voxels - nearest) * window.spacing
+    depth = np.maximum(-standing.margin[here], LEAST_DEPTH)
+    stroke_depth = np.maximum(-standing.margin[there], LEAST_STROKE_DEPTH)
+    bridge, stroke_bridge = (window.bridge(standing.concerned[place], place[0]) for place in (here, there))
+    borne, stroke_borne = (standing.borne[(slice(None), *place)].any(axis=0) for place in (here, there))
+    image = ndimage.gaussian_filter(window.image, (0, SMOOTHING, SMOOTHING), mode="nearest")
+    return np.stack(
+        [
+            np.log(depth / stroke_depth),
+            np.log(np.hypot(way[:, 1], way[:, 2]) / window.stack.pixel + 0.5),
+            np.abs(voxels[:, 0] - nearest[:, 0]),
+            np.log(bridge / stroke_bridge),
+            borne,
+            stroke_borne & ~borne,
+            window.intensity_odds(standing.label, standing.rival[here], image[here], nearest[:, 0]),
+            np.abs(image[here] - image[there]),
+        ],
+        axis=1,
+    )
+
+
+def at(voxels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """An index of arrays for voxels (N, 3)."""
+    return tuple(voxels.T)
+
+
+def length_of(points: np.ndarray) -> float:
+    """mm from end to end of a stroke (N, 3), four standard deviations along its main direction."""
+    offsets = points - points.mean(axis=0)
+    return 4 * float(np.sqrt(np.linalg.eigvalsh(offsets.T @ offsets / len(points)).max().clip(0)))
+
+
+def drawn_volume(label: int, annotation: SparseAnnotation) -> float:
+    """Voxels of the label between the outermost planes on which it is known, by its areas on these planes."""
+    areas = {plane: mask.sum() for plane, mask in annotation.complete[label].items()}
+    known = sorted(annotation.known_planes(label))
+    steps = zip(known[:-1], known[1:], strict=True)
+    between = sum((upper - lower) * (areas.get(lower, 0) + areas.get(upper, 0)) / 2 for lower, upper in steps)
+    return float(max(between, *areas.values(), 1))
+
+
+def next_to(planes: Iterable[int], first: int, last: int) -> list[int]:
+    """The last of the planes up to `first`, and the first of them from `last` on."""
+    return [*sorted(plane for plane in planes if plane <= first)[-1:], *sorted(p for p in planes if p >= last)[:1]]
+
+
+def path_lengths(strokes: np.ndarray, image: np.ndarray, spacing: Sequence[float], longest: float) -> np.ndarray:
+    """(T, R, C) mm of the shortest path from each voxel to a stroke, where it is not longer than `longest`.
+
+    An element ds of a path counts as ds sqrt(1 + (EDGE_LENGTH |grad I|)^2); by fast marching (Sethian, PNAS 1996).
+    """
+    slopes = [np.gradient(image, step, axis=axis) for axis, step in enumerate(spacing) if image.shape[axis] > 1]
+    stretch = np.sqrt(1 + EDGE_LENGTH**2 * sum(slope**2 for slope in slopes))
+    speed = sitk.GetImageFromArray((1 / stretch).astype(np.float32))
+    speed.SetSpacing([float(step) for step in spacing[::-1]])
+    rim = strokes & ~ndimage.binary_erosion(strokes)
+    marching = sitk.FastMarchingImageFilter()
+    marching.SetTrialPoints(np.argwhere(rim)[:, ::-1].tolist())
+    marching.SetStoppingValue(longest)
+    lengths = sitk.GetArrayFromImage(marching.Execute(speed))
+    lengths[strokes] = 0
+    return lengths
