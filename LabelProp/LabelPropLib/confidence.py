@@ -4,7 +4,8 @@ Two things go wrong between annotated slices. The contour *drifts* from the true
 carried, the more what came from the two sides disagrees, and the less the carried image is like the slice. And a label
 that only one of the two annotated slices bears *ends* somewhere in between: where, is a probability for every slice,
 from what labels do in general and from what the images say. Both together give the Dice and the surface distance to
-expect, and the probability that a voxel's label is wrong.
+expect, and the probability that a voxel's label is wrong. Where a label ends the fused scores, too, say how sure they
+are: taken as log-odds they imply a Dice, which the one to expect is blended with.
 
 The few coefficients of `PRIOR` were fitted to many scans with a reference, by Testing/Benchmarks/fit_confidence.py; the
 drift is then scaled to what was seen of it on this very scan, on annotated slices that were hidden and found again.
@@ -34,7 +35,7 @@ REACH = 8.0  # drifts; further from a contour nothing is in doubt
 INSET = 1.5  # area goes with depth to the power of this: 2 for a disc, 1 for a band
 LEAST_DRIFT = 0.05  # half pixels
 LEAST_DEPTH = 1e-3  # mm inside the carried contour where a label was found
-HIGHEST_DICE = 0.995  # of a hidden slice that is taken seriously
+LEAST_DICE, HIGHEST_DICE = 0.01, 0.995  # that are taken seriously
 CROFTON = np.pi / 4  # length of a contour per length of its pixels' edges, for contours of all directions
 
 
@@ -50,6 +51,8 @@ class Prior:
     own: what the hidden slices of the label and of the whole scan count in scaling the drift.
     growth: exponent of the drift over the bridge alone, for gaps that are not there yet.
     surface: mean surface distance per drift.
+    dice_of_one: of the logit of the Dice to expect where one side bears the label: 1, logit of the Dice that drift and
+        end give, logit of the Dice that the scores imply.
     """
 
     drift: tuple[float, ...]
@@ -59,16 +62,18 @@ class Prior:
     own: tuple[float, ...]
     growth: float
     surface: float
+    dice_of_one: tuple[float, ...]
 
 
 PRIOR = Prior(
-    drift=(-0.939, 0.179, 0.688, 1.546),
-    drift_of_one=(-0.990, 0.324, 2.190),
-    end=(1.913, 0.990, -1.966, 1.841, 0.779),
-    presence=(-0.046, 0.167, 0.113),
-    own=(0.116, -0.014),
-    growth=1.493,
-    surface=1.221,
+    drift=(-0.936, 0.074, 0.723, 1.522),
+    drift_of_one=(-1.086, 0.261, 2.700),
+    end=(1.939, 0.909, -1.947, 1.921, 0.780),
+    presence=(-0.044, 0.150, 0.137),
+    own=(0.252, -0.158),
+    growth=1.366,
+    surface=1.249,
+    dice_of_one=(-0.704, 0.632, 0.839),
 )
 
 
@@ -106,7 +111,8 @@ class Evidence:
     planes: T planes of the volume. below, above: (T,) mm to the annotated planes that bound the gap, infinite where
     there is none. unlikeness: (T,) 1 - correlation of the carried image with the slice, in and around the label.
     disagreement: (T,) mm between the contours from both sides; None where one side alone bears the label.
-    ending: where one side alone bears it.
+    ending: where one side alone bears it. implied_dice: (T,) what its fused scores imply there; None before they are
+    known.
     """
 
     label: int
@@ -116,6 +122,7 @@ class Evidence:
     unlikeness: np.ndarray
     disagreement: np.ndarray | None
     ending: Ending | None
+    implied_dice: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -165,8 +172,17 @@ class Stretch:
         return self.evidence.ending.by_plane(present(self.ends))
 
 
-def observe(arrivals: Arrivals, annotation: SparseAnnotation, stack: Stack, keep_distances: bool = False) -> Evidence:
-    """The evidence for the planes of a gap and one label. keep_distances: for maps of uncertainty."""
+def observe(
+    arrivals: Arrivals,
+    annotation: SparseAnnotation,
+    stack: Stack,
+    score: torch.Tensor | None = None,
+    keep_distances: bool = False,
+) -> Evidence:
+    """The evidence for the planes of a gap and one label.
+
+    score: (T, h, w) of the label in its box, once it is fused. keep_distances: for maps of uncertainty.
+    """
     gap, crossing = arrivals.gap, arrivals.crossing
     targets = np.array(gap.targets)
     below, above = (
@@ -188,7 +204,8 @@ def observe(arrivals: Arrivals, annotation: SparseAnnotation, stack: Stack, keep
     this = 0 if arrivals.upper is None else 1
     other = likeness[this] if likeness[1 - this] is None else likeness[1 - this]
     ending = observe_ending(arrivals, annotation, stack, likeness[this] - other, keep_distances)
-    return Evidence(arrivals.label, planes, below, above, 1 - likeness[this], None, ending)
+    implied = None if score is None else implied_dice(score)
+    return Evidence(arrivals.label, planes, below, above, 1 - likeness[this], None, ending, implied)
 
 
 def observe_ending(
@@ -215,6 +232,13 @@ def observe_ending(
         distances=candidate.distances[range(len(steps))[order]] * stack.pixel if keep_distances else None,
         box=arrivals.box,
     )
+
+
+def implied_dice(score: torch.Tensor) -> np.ndarray:
+    """(T,) expected Dice of what is found, score > 0, if a score (T, h, w) is the log-odds of each pixel by itself."""
+    probability, found = torch.sigmoid(score), (score > 0).float()
+    overlap, total = ((probability * found).sum(dim=(1, 2)), (probability + found).sum(dim=(1, 2)))
+    return (2 * overlap / total.clamp(min=1)).cpu().numpy().astype(float)
 
 
 def correlation(carried: Carried, arrivals: Arrivals, region: torch.Tensor) -> np.ndarray:
@@ -336,13 +360,21 @@ def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 
     return Stretch(
         evidence,
         drift,
-        dice=kept * ending.by_plane(nested @ ends),
+        dice=blended(prior.dice_of_one, kept * ending.by_plane(nested @ ends), evidence.implied_dice),
         surface=prior.surface * drift + ending.by_plane(moved),
         found=found,
         perimeter=outline(found, perimeter, there),
         ends=ends,
         shapes=shapes,
     )
+
+
+def blended(coefficients: Sequence[float], expected: np.ndarray, implied: np.ndarray | None) -> np.ndarray:
+    """(T,) Dice to expect from what drift and end give, and what the scores imply if known; 0 where none is found."""
+    if implied is None:
+        return expected
+    bounded = (special.logit(np.clip(dice, LEAST_DICE, HIGHEST_DICE)) for dice in (expected, implied))
+    return np.where(expected > 0, special.expit(linear(coefficients, *bounded)), 0)
 
 
 def thinness(contours: Contours) -> np.ndarray:

@@ -155,7 +155,7 @@ def fuse_gaps(
                 if label.label in priors:
                     score = atlases.blend(score, label, priors[label.label], planes)
                 fused.append(FusedScore(label.label, gap.targets, label.box, score, label.votes))
-                evidence.append(confidence.observe(label, annotation, stack, settings.uncertainty))
+                evidence.append(confidence.observe(label, annotation, stack, score, settings.uncertainty))
                 for name, candidate in (("up", label.lower), ("down", label.upper)):
                     if name in sides and candidate is not None:
                         sides[name].enter(FusedScore(label.label, gap.targets, label.box, candidate.distances))

@@ -3,8 +3,8 @@
 
     python Testing/Benchmarks/annotator.py [--preset fast] [--cache FOLDER] [--only VOLUME ...]
 
-Starts on every volume of the benchmark from as many annotated slices as its first case has, and draws four more, one
-after the other: all labels of a slice, from the reference. Once the slice that LabelProp suggests, and once the middle
+Starts on every volume of the benchmark from 3 annotated slices and draws four more, one after the other: all labels of
+a slice, from the reference. Once the slice that LabelProp suggests, and once the middle
 of the largest gap between annotated slices, in mm; of equal gaps the lowest. After each slice LabelProp propagates
 anew. Dice is that of the slices which were not annotated at the beginning, mean over the labels: the same slices for
 both, whether drawn since or not. Writes results/annotator.md, .csv and .png beside this file. With --cache what was
@@ -32,6 +32,7 @@ from LabelPropLib.pipeline import propagate  # noqa: E402
 from LabelPropLib.settings import PRESETS, Settings  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
+FIRST = 3  # annotated slices to begin with
 STEPS = 4
 SUGGESTED, BISECTED = "suggested", "largest gap"
 COLOURS = {SUGGESTED: "#1d6fb8", BISECTED: "#f4a261"}
@@ -64,9 +65,10 @@ def main():
     steps = []
     for entry in bench.entries(arguments.only):
         scan = read_scan(entry, bench.folder.parent / "data")
-        try_slices = memory_of(scan, spread_slices(scan, entry["slices"][0]), arguments.preset, arguments.cache)
+        first = spread_slices(scan, FIRST)
+        try_slices = memory_of(scan, first, arguments.preset, arguments.cache)
         for strategy in (SUGGESTED, BISECTED):
-            for step in annotate(scan, spread_slices(scan, entry["slices"][0]), strategy, try_slices):
+            for step in annotate(scan, first, strategy, try_slices):
                 print(f"{step.volume} {strategy} {step.step}: {step.drawn}, {step.length:.0f} mm, {step.dice:.3f}")
                 steps.append(step)
     arguments.results.mkdir(parents=True, exist_ok=True)

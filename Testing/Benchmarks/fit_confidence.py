@@ -232,11 +232,12 @@ def fit(runs: Sequence[Run], start: Prior = confidence.PRIOR) -> Prior:
     """The coefficients, one part after the other.
 
     Drift where both sides bear the label, then what hidden slices say of it, by the Dice; ends by their likelihood; the
-    drift where one side bears the label, given where it ends, by the Dice.
+    drift where one side bears the label, given where it ends, by the Dice; then what the scores say there.
     """
     prior = fit_drift(runs, start)
     prior = fit_ends(runs, prior)
-    return fit_drift_of_one(runs, prior)
+    prior = fit_drift_of_one(runs, prior)
+    return fit_blend(runs, prior)
 
 
 def fit_drift(runs: Sequence[Run], prior: Prior) -> Prior:
@@ -317,16 +318,47 @@ def fit_ends(runs: Sequence[Run], prior: Prior) -> Prior:
 
 def fit_drift_of_one(runs: Sequence[Run], prior: Prior) -> Prior:
     """drift_of_one."""
-    gaps = [gap for run in runs for gap in run.gaps if gap.evidence.ending is not None]
+    gaps = [without_scores(gap) for run in runs for gap in run.gaps if gap.evidence.ending is not None]
 
     def residual(values: np.ndarray) -> np.ndarray:
         trial = replace(prior, drift_of_one=tuple(values))
-        return np.concatenate(
-            [(confidence.expect(trial, gap.evidence, gap.contours).dice - gap.dice)[gap.counted] for gap in gaps]
-        )
+        expected = (confidence.expect(trial, gap.evidence, gap.contours).dice for gap in gaps)
+        return np.concatenate([(dice - gap.dice)[gap.counted] for dice, gap in zip(expected, gaps, strict=True)])
 
     values = optimize.least_squares(residual, prior.drift_of_one, loss="soft_l1", f_scale=0.05, max_nfev=20).x
     return replace(prior, drift_of_one=tuple(values))
+
+
+def fit_blend(runs: Sequence[Run], prior: Prior) -> Prior:
+    """dice_of_one, by the Dice."""
+    gaps = [
+        (gap, expected)
+        for run in runs
+        for gap, expected in zip(run.gaps, geometric_dice(run, prior), strict=True)
+        if gap.evidence.ending is not None
+    ]
+    found = np.concatenate([gap.contours.area > 0 for gap, _ in gaps])
+    expected = np.concatenate([expected for _, expected in gaps])[found]
+    implied = np.concatenate([gap.evidence.implied_dice for gap, _ in gaps])[found]
+    true = np.concatenate([gap.dice for gap, _ in gaps])[found]
+
+    def residual(coefficients: np.ndarray) -> np.ndarray:
+        return confidence.blended(coefficients, expected, implied) - true
+
+    return replace(
+        prior,
+        dice_of_one=tuple(optimize.least_squares(residual, prior.dice_of_one, loss="soft_l1", f_scale=0.2).x),
+    )
+
+
+def geometric_dice(run: Run, prior: Prior) -> list[np.ndarray]:
+    """(T,) of every gap, what drift and end alone give."""
+    return expected_dice(replace(run, gaps=[without_scores(gap) for gap in run.gaps]), prior)
+
+
+def without_scores(gap: Gap) -> Gap:
+    """The gap as if nothing was known of the scores."""
+    return replace(gap, evidence=replace(gap.evidence, implied_dice=None))
 
 
 def format_prior(prior: Prior) -> str:

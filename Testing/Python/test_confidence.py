@@ -28,7 +28,7 @@ from LabelPropLib.confidence import (
 from LabelPropLib.errors import InputError
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.settings import Settings
-from LabelPropLib.suggestion import Span
+from LabelPropLib.suggestion import Span, Unseen
 
 SPACING = (3.0, 1.0, 1.0)
 FAST = Settings(preset="fast")
@@ -230,6 +230,28 @@ def test_a_hidden_end_is_looked_for_although_the_other_gap_is_longer():
     assert 11 < report["suggested_slice"]["plane"] < 20
     without_end = propagate(annotate(*columns(slices=21), (0, 11, 20)), FAST).report
     assert 0 < without_end["suggested_slice"]["plane"] < 11
+
+
+@given(gaps=st.lists(st.integers(2, 30), min_size=1, max_size=5), data=st.data())
+def test_structures_that_no_drawn_slice_bears_are_met_in_the_middle_of_the_largest_gap(gaps, data):
+    drawn = np.concatenate([[0], np.cumsum(gaps)]).tolist()
+    numbers = {(lower, upper): float((upper - lower) ** 2) for lower, upper in zip(drawn[:-1], drawn[1:], strict=True)}
+    unseen = Unseen(numbers)
+    met = [unseen.met(plane) for plane in range(drawn[-1] + 1)]
+    assert [met[plane] for plane in drawn] == [0] * len(drawn)
+    lower, upper = max(numbers, key=numbers.get)
+    assert max(met) == pytest.approx(met[(lower + upper) // 2]) and max(met) <= numbers[lower, upper] / 2
+    plane = data.draw(st.sampled_from([plane for plane in range(drawn[-1]) if plane not in drawn]))
+    left = unseen.drawn(plane)
+    assert sum(left.numbers.values()) == pytest.approx(sum(numbers.values()) - met[plane])
+
+
+def test_structures_are_expected_unseen_where_others_are_on_one_drawn_slice_alone(volume):
+    image, labels = volume
+    assert sum(Unseen.of(annotate(image, labels, (0, 10, 19))).numbers.values()) == 0
+    labels = np.where(np.isin(np.arange(20), (0, 10))[:, None, None], labels, 3 * (labels == 3))
+    several = Unseen.of(annotate(image, labels, (0, 5, 19))).numbers
+    assert several[5, 19] == pytest.approx((14 / 5) ** 2 * several[0, 5]) and 0 < sum(several.values()) < 1
 
 
 def test_following_the_suggestion_to_the_end_draws_all_that_is_left(volume):
