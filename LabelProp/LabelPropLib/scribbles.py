@@ -23,7 +23,7 @@ from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, around_strokes, at, stack_order
 
 SHARE = 0.8  # of all voxels that are expected to be wrong, to be put right
-RISKS = ((0.4, 0.002), (1.2, 0.01))  # log-odds by which all voxels may be overrated; Dice that may be lost then
+RISKS = ((0.2, 0.002), (1.2, 0.015))  # log-odds by which all voxels may be overrated; Dice that may be lost then
 MARGIN = 0.5  # pixels by which what is corrected is put on its side of the contour
 
 

@@ -4,12 +4,14 @@ A stroke runs through a region that came out wrong, and nobody knows how far tha
 with
 
     log-odds = c0 + c1 log(depth / depth of the stroke) + c2 log(distance + 1/2) + c3 log(length of the stroke + 1)
-             + c4 slices + c5 voted + c6 log p(I | label) / p(I | found) + c7 |I - I of the stroke|.
+             + c4 slices + c5 log(bridge / bridge of the stroke) + c6 voted + c7 outvoted at the stroke only
+             + c8 log p(I | label) / p(I | found) + c9 |I - I of the stroke|.
 
 The score is a signed distance: depth is how far a voxel lies on the wrong side of the contour. A stroke runs through
-the middle of what is wrong, and a long one through a large region, which ends some slices away. A label that one of the
-candidates voted for may have been outvoted wrongly. Intensities are more like those of the label, or of what was found;
-and like what the stroke runs through, or not.
+the middle of what is wrong, and a long one through a large region, which ends some slices away; slices far from known
+ones err more, as a random walk does that is tied at both ends. A label that one of the candidates voted for may have
+been outvoted wrongly; one that was outvoted at the stroke, but has no vote here, ends in between. Intensities are more
+like those of the label, or of what was found; and like what the stroke runs through, or not.
 
 The coefficients are those of a logistic regression on strokes simulated on many scans with a reference, by
 Testing/Benchmarks/fit_scribbles.py. Lengths are pixels of the working grid.
@@ -47,20 +49,24 @@ class Prior:
     distance: float
     length: float
     slices: float
+    bridge: float
     voted: float
+    outvoted: float
     likelihood: float
     dissimilarity: float
 
 
 PRIOR = Prior(
-    constant=-0.543,
-    depth=-0.875,
-    distance=-0.915,
-    length=0.426,
-    slices=-0.321,
-    voted=0.993,
-    likelihood=0.405,
-    dissimilarity=-5.908,
+    constant=-0.808,
+    depth=-0.83,
+    distance=-0.913,
+    length=0.499,
+    slices=-0.26,
+    bridge=1.787,
+    voted=0.929,
+    outvoted=-0.485,
+    likelihood=0.394,
+    dissimilarity=-5.818,
 )
 
 
@@ -68,7 +74,7 @@ PRIOR = Prior(
 class Surroundings:
     """The voxels around one stroke that do not bear its label, and what tells whether they should.
 
-    voxels: (N, 3) indices in the window. terms: (N, 7), those of the log-odds, as in `Prior`. gaining: volume of the
+    voxels: (N, 3) indices in the window. terms: (N, 9), those of the log-odds, as in `Prior`. gaining: volume of the
     stroke's label as it was drawn, voxels. losing: (N,) that of the label that was found. Infinite for background.
     """
 
@@ -127,18 +133,21 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
 
 
 def terms_of(voxels: np.ndarray, nearest: np.ndarray, length: float, standing: Standing, window: Window) -> np.ndarray:
-    """(N, 7) terms of the log-odds of voxels (N, 3); nearest: (N, 3), of a stroke; length: of the stroke, mm."""
+    """(N, 9) terms of the log-odds of voxels (N, 3); nearest: (N, 3), of a stroke; length: of the stroke, mm."""
     here, there = at(voxels), at(nearest)
     way = (voxels - nearest) * window.spacing / window.stack.pixel
     depth = np.maximum(-standing.margin[here], LEAST_DEPTH)
     stroke_depth = np.maximum(-standing.margin[there], LEAST_STROKE_DEPTH)
+    bridge, stroke_bridge = (window.bridge(standing.missed[place], place[0]) for place in (here, there))
     return np.stack(
         [
             np.log(depth / stroke_depth),
             np.log(np.hypot(way[:, 1], way[:, 2]) + 0.5),
             np.full(len(voxels), np.log(length / window.stack.pixel + 1)),
             np.abs(voxels[:, 0] - nearest[:, 0]),
+            np.log(bridge / stroke_bridge),
             standing.voted[here],
+            standing.voted[there] & ~standing.voted[here],
             window.log_likelihood_ratio(standing.label, standing.rival[here], here, nearest[:, 0]),
             np.abs(window.smoothed[here] - window.smoothed[there]),
         ],
@@ -222,6 +231,21 @@ class Window:
             own, known = labels == label, sorted(self.annotation.known_planes(label))
             unknown[own] = np.searchsorted(known, lowest[own]) == np.searchsorted(known, highest[own], side="right")
         return unknown
+
+    def bridge(self, labels: np.ndarray, planes: np.ndarray) -> np.ndarray:
+        """(N,) sqrt(a b / (a + b)), a and b the slices to the label's next known planes or beyond the volume's end.
+
+        Standard deviation, up to a factor, of a random walk that is tied at both.
+        """
+        planes = planes + self.box[0].start
+        bridge = np.ones(len(labels))
+        for label in np.unique(labels):
+            known = np.array([-1, *sorted(self.annotation.known_planes(label)), self.annotation.plane_count])
+            own = labels == label
+            above = np.searchsorted(known, planes[own])
+            a, b = planes[own] - known[above - 1], known[above] - planes[own]
+            bridge[own] = np.sqrt(a * b / (a + b))
+        return bridge
 
     def log_likelihood_ratio(
         self, label: int, rivals: np.ndarray, voxels: tuple[np.ndarray, ...], planes: np.ndarray

@@ -4,8 +4,8 @@
     python Testing/Benchmarks/fit_scribbles.py [--write]
 
 Propagates the benchmark's volumes, and others that lie in the folder `data` beside it, from 3 and 5 slices; draws
-strokes, long and short ones, through the largest wrong regions; and fits the coefficients `PRIOR` of
-LabelPropLib/surroundings.py to what is truly wrong around them. Then strokes are drawn as scribbles.py does, with
+strokes through the largest wrong regions, as scribbles.py does; and fits the coefficients `PRIOR` of
+LabelPropLib/surroundings.py to what is truly wrong around them. Then the strokes are drawn with
 coefficients fitted without any scan of that anatomy. Writes results/scribbles_held_out.md beside this file. With
 --write the coefficients in surroundings.py are replaced.
 """
@@ -31,7 +31,6 @@ from LabelPropLib import scribbles, surroundings  # noqa: E402
 from LabelPropLib.surroundings import Prior  # noqa: E402
 
 REGIONS = 8  # of a scan, to be fitted to
-MIDDLES = (0.3, 0.95)  # of a region's length that a stroke runs through, from, to
 HEAD = (
     "Strokes with coefficients fitted without any scan of the anatomy. Beyond the outermost slice that bears its label"
     " a stroke carries the whole label up to it, also further than 15 mm."
@@ -41,7 +40,7 @@ LEAST_WRONG = 20  # voxels; a stroke around which fewer are wrong counts less th
 
 @dataclass(frozen=True)
 class Sample:
-    """What is around a stroke: terms of the log-odds (N, 7), and (N,) whether the voxels truly bear its label."""
+    """What is around a stroke: terms of the log-odds (N, 9), and (N,) whether the voxels truly bear its label."""
 
     anatomy: str
     terms: np.ndarray
@@ -102,11 +101,10 @@ def collect(scan: StrokedScan) -> list[Sample]:
             samples.append(Sample(anatomy(scan), around.terms, truly))
             yield around
 
-    generator = np.random.default_rng(0)
     with standing_in(scribbles, "around_strokes", lambda *given: keep(surroundings.around_strokes, *given)):
         for label, region in scan.regions[:REGIONS]:
             for kind in range(len(KINDS)):
-                scan.draw(label, region, kind, generator.uniform(*MIDDLES))
+                scan.draw(label, region, kind)
     return samples
 
 

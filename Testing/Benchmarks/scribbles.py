@@ -110,10 +110,10 @@ class StrokedScan:
             for kind in range(len(KINDS)):
                 yield self.draw(label, region, kind)
 
-    def draw(self, label: int, region: np.ndarray, kind: int, middle: float = MIDDLE) -> Result:
+    def draw(self, label: int, region: np.ndarray, kind: int) -> Result:
         """What a stroke changes, of a kind through the middle of a region."""
         spacing = np.array(self.annotation.spacing)[list(self._order)]
-        voxels = stroke(region, spacing, kind, middle)
+        voxels = stroke(region, spacing, kind)
         scribbled = np.empty_like(voxels)
         scribbled[:, self._order] = voxels
         annotation = dataclasses.replace(self.annotation, scribbles={label: scribbled})
@@ -164,11 +164,8 @@ def wrong_regions(
     return sorted(regions, key=lambda region: -len(region[1]))
 
 
-def stroke(region: np.ndarray, spacing: np.ndarray, kind: int, middle: float = MIDDLE) -> np.ndarray:
-    """(N, 3) voxels of a stroke along the region, in the plane of the kind that holds most of it.
-
-    middle: the part of the region's length there that the stroke runs through.
-    """
+def stroke(region: np.ndarray, spacing: np.ndarray, kind: int) -> np.ndarray:
+    """(N, 3) voxels of a stroke along the middle of the region, in the plane of the kind that holds most of it."""
     normal = np.eye(3)[kind] if kind < 3 else np.ones(3) / np.sqrt(3)
     thickness = np.abs(normal * spacing).max()
     plane_of = np.round(region * spacing @ normal / thickness).astype(int)
@@ -180,7 +177,7 @@ def stroke(region: np.ndarray, spacing: np.ndarray, kind: int, middle: float = M
     depth = ndimage.distance_transform_edt(solid, sampling=spacing)[tuple((inside - first).T)]
     centred = (inside - inside.mean(axis=0)) * spacing
     way = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
-    low, high = np.quantile(way, [(1 - middle) / 2, (1 + middle) / 2])
+    low, high = np.quantile(way, [(1 - MIDDLE) / 2, (1 + MIDDLE) / 2])
     step = spacing.max()
     points = [
         inside[part][depth[part].argmax()]

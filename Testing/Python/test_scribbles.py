@@ -194,7 +194,7 @@ def test_voxels_around_a_stroke_are_likelier_wrong_where_they_truly_are(case, la
     voxels = stroke_through((TRUTH == label) & (before != label), "axial")
     box, (around,) = case.around(label, voxels)
     places = tuple((around.voxels + [part.start for part in box]).T)
-    assert around.terms.shape == (len(around.voxels), 7) and np.isfinite(around.terms).all()
+    assert around.terms.shape == (len(around.voxels), 9) and np.isfinite(around.terms).all()
     assert (before[places] != label).all() and (distance_to(voxels)[places] <= REACH).all()
     assert not set(places[0].tolist()) & set(ANNOTATED)
     log_odds, truly = around.log_odds(), TRUTH[places] == label
@@ -215,7 +215,7 @@ def test_a_longer_stroke_corrects_more(case):
 
 def surroundings_with(log_odds, volume):
     """What is around a stroke: voxels of such log-odds, the labels of such a volume."""
-    terms = np.zeros((len(log_odds), 7))
+    terms = np.zeros((len(log_odds), 9))
     terms[:, 0] = (log_odds - PRIOR.constant) / PRIOR.depth
     return Surroundings(np.zeros((len(log_odds), 3), int), terms, volume, np.full(len(log_odds), volume))
 

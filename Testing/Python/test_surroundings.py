@@ -119,6 +119,15 @@ def test_a_known_plane_lies_between_or_does_not():
     assert not window.unknown_between(np.full(5, BACKGROUND), planes, others).any()
 
 
+def test_a_bridge_is_widest_in_the_middle_and_ends_beyond_the_volume():
+    annotation = annotate()
+    window = window_of(annotation)
+    slices = window.bridge(np.full(4, 1), np.arange(1, 5))
+    np.testing.assert_allclose(slices, np.sqrt([4 / 5, 6 / 5, 6 / 5, 4 / 5]))
+    annotation.complete[1].pop(10)
+    np.testing.assert_allclose(window.bridge(np.array([1]), np.array([8])), np.sqrt(3 * 3 / 6))
+
+
 @settings(max_examples=25, deadline=None)
 @given(spacing=millimetres, voxel=st.tuples(st.integers(1, 9), *[st.integers(0, 29)] * 2))
 def test_nothing_is_around_a_stroke_further_than_its_reach_or_beyond_a_known_plane(spacing, voxel):
