@@ -57,16 +57,16 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.808,
-    depth=-0.83,
+    constant=-0.809,
+    depth=-0.830,
     distance=-0.913,
     length=0.499,
-    slices=-0.26,
-    bridge=1.787,
+    slices=-0.260,
+    bridge=1.786,
     voted=0.929,
     outvoted=-0.485,
-    likelihood=0.394,
-    dissimilarity=-5.818,
+    likelihood=0.393,
+    dissimilarity=-5.816,
 )
 
 

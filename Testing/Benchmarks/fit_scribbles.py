@@ -5,9 +5,9 @@
 
 Propagates the benchmark's volumes, and others that lie in the folder `data` beside it, from 3 and 5 slices; draws
 strokes through the largest wrong regions, as scribbles.py does; and fits the coefficients `PRIOR` of
-LabelPropLib/surroundings.py to what is truly wrong around them. Then the strokes are drawn with
-coefficients fitted without any scan of that anatomy. Writes results/scribbles_held_out.md beside this file. With
---write the coefficients in surroundings.py are replaced.
+LabelPropLib/surroundings.py to what is truly wrong around them. Then the strokes are drawn with coefficients
+fitted without any scan of that anatomy. Writes results/scribbles_held_out.md beside this file. With --write the
+coefficients in surroundings.py are replaced.
 """
 
 import argparse
