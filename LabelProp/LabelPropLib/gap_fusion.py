@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -39,6 +40,11 @@ class Scan:
     stack: Stack
     planes: LabelPlanes
     chains: Chains
+
+    @cached_property
+    def overlapping(self) -> set[tuple[int, int]]:
+        """Pairs of labels, ascending, that do not exclude each other."""
+        return self.annotation.overlapping()
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,12 @@ def leave_one_out(scan: Scan, networks: DeepLabelFusion | None) -> Mapping[int, 
         for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
             if planes.bears(label, plane) and (planes.bears(label, lower) or planes.bears(label, upper)):
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
-    overlapping = annotation.overlapping()
     for gap, labels in hidden.items():
         crossing = scan.chains.cross(gap)
         arrived = [arrivals(label, crossing, planes) for label in labels]
         seen = [confidence.observe(label, annotation, stack) for label in arrived]
         for rule in choices:
-            found = scores(arrived, dict.fromkeys(labels, rule), networks, overlapping)
+            found = scores(arrived, dict.fromkeys(labels, rule), networks, scan.overlapping)
             for label, observed, scored in zip(arrived, seen, found, strict=True):
                 drawn = planes.distances(label.label, gap.first)
                 score = torch.full_like(drawn, -1.0)
@@ -145,13 +150,12 @@ def fuse_gaps(
     fused: list[FusedScore] = []
     evidence: list[confidence.Evidence] = []
     labels_of = gaps(annotation, stack, settings.extrapolate)
-    overlapping = annotation.overlapping()
     with clock.stage("Fusing"):
         for number, (gap, labels) in enumerate(labels_of.items()):
             crossing = scan.chains.cross(gap)
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
             arrived = [arrivals(label, crossing, planes) for label in labels]
-            for label, score in zip(arrived, scores(arrived, rules, networks, overlapping), strict=True):
+            for label, score in zip(arrived, scores(arrived, rules, networks, scan.overlapping), strict=True):
                 if label.label in priors:
                     score = atlases.blend(score, label, priors[label.label], planes)
                 fused.append(FusedScore(label.label, gap.targets, label.box, score, label.votes))

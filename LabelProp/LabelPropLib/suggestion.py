@@ -21,8 +21,8 @@ from .ends import EXPONENT, EXTENT
 
 OVERHEAD = 3.0  # cost of going to a slice, in mean lengths to trace on one
 LIKELY = 0.5  # probability from which a label is said to be on a slice
-UNSEEN = 0.3  # labels on no drawn slice for each that is on one alone; the mean of 24 volumes drawn on 3 to 9 slices
-NEWCOMER = 0.6  # Dice of a label that has been drawn once
+UNSEEN = 0.3  # labels on no drawn slice for each that is on one alone: 22 for 79 in 22 volumes drawn on 3 slices
+NEWCOMER = 0.6  # Dice that a label is reckoned to have once it has been drawn; not fitted
 WORTHWHILE = 0.5  # gain per length of a label, relative to the slice's, from which it is worth drawing by itself
 
 

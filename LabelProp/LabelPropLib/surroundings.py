@@ -28,6 +28,7 @@ from scipy import ndimage, spatial
 
 from .annotation import BACKGROUND, SparseAnnotation
 from .candidates import DISTANCE_LIMIT, INTENSITY_BINS, INTENSITY_RANGE, SURROUND
+from .confidence import bridge
 from .labelmaps import Box, FusedScore
 from .preprocessing import Stack
 
@@ -138,14 +139,14 @@ def terms_of(voxels: np.ndarray, nearest: np.ndarray, length: float, standing: S
     way = (voxels - nearest) * window.spacing / window.stack.pixel
     depth = np.maximum(-standing.margin[here], LEAST_DEPTH)
     stroke_depth = np.maximum(-standing.margin[there], LEAST_STROKE_DEPTH)
-    bridge, stroke_bridge = (window.bridge(standing.missed[place], place[0]) for place in (here, there))
+    bridged, stroke_bridged = (window.bridge(standing.missed[place], place[0]) for place in (here, there))
     return np.stack(
         [
             np.log(depth / stroke_depth),
             np.log(np.hypot(way[:, 1], way[:, 2]) + 0.5),
             np.full(len(voxels), np.log(length / window.stack.pixel + 1)),
             np.abs(voxels[:, 0] - nearest[:, 0]),
-            np.log(bridge / stroke_bridge),
+            np.log(bridged / stroke_bridged),
             standing.voted[here],
             standing.voted[there] & ~standing.voted[here],
             window.log_likelihood_ratio(standing.label, standing.rival[here], here, nearest[:, 0]),
@@ -190,6 +191,7 @@ class Window:
         self.smoothed = ndimage.gaussian_filter(self.image, (0, SMOOTHING, SMOOTHING), mode="nearest")
         self.scores = {label: np.full(self.shape, -DISTANCE_LIMIT, np.float32) for label in annotation.labels}
         self._votes = {label: np.zeros((2, *self.shape), bool) for label in annotation.labels}
+        self._overlapping = annotation.overlapping()
         self._histograms: dict[tuple[int, int], np.ndarray] = {}
         for part in fused:
             place, values, votes = part.on_volume(stack, box)
@@ -219,9 +221,8 @@ class Window:
 
     def excluded_by(self, label: int) -> list[int]:
         """The labels that are not where this one is: background excludes all, a label those it shares no voxel with."""
-        overlapping = self.annotation.overlapping()
         others = (other for other in self.annotation.labels if other != label)
-        return [other for other in others if (min(label, other), max(label, other)) not in overlapping]
+        return [other for other in others if (min(label, other), max(label, other)) not in self._overlapping]
 
     def unknown_between(self, labels: np.ndarray, planes: np.ndarray, others: np.ndarray) -> np.ndarray:
         """(N,) whether each label is known on no plane from one to the other, both counted from the window's first."""
@@ -233,19 +234,15 @@ class Window:
         return unknown
 
     def bridge(self, labels: np.ndarray, planes: np.ndarray) -> np.ndarray:
-        """(N,) sqrt(a b / (a + b)), a and b the slices to the label's next known planes or beyond the volume's end.
-
-        Standard deviation, up to a factor, of a random walk that is tied at both.
-        """
+        """(N,) bridge over the slices to the label's next known planes, or to those beyond the volume's ends."""
         planes = planes + self.box[0].start
-        bridge = np.ones(len(labels))
+        bridged = np.ones(len(labels))
         for label in np.unique(labels):
             known = np.array([-1, *sorted(self.annotation.known_planes(label)), self.annotation.plane_count])
             own = labels == label
             above = np.searchsorted(known, planes[own])
-            a, b = planes[own] - known[above - 1], known[above] - planes[own]
-            bridge[own] = np.sqrt(a * b / (a + b))
-        return bridge
+            bridged[own] = bridge(planes[own] - known[above - 1], known[above] - planes[own])
+        return bridged
 
     def log_likelihood_ratio(
         self, label: int, rivals: np.ndarray, voxels: tuple[np.ndarray, ...], planes: np.ndarray

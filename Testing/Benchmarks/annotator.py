@@ -4,11 +4,10 @@
     python Testing/Benchmarks/annotator.py [--preset fast] [--cache FOLDER] [--only VOLUME ...]
 
 Starts on every volume of the benchmark from 3 annotated slices and draws four more, one after the other: all labels of
-a slice, from the reference. Once the slice that LabelProp suggests, and once the middle
-of the largest gap between annotated slices, in mm; of equal gaps the lowest. After each slice LabelProp propagates
-anew. Dice is that of the slices which were not annotated at the beginning, mean over the labels: the same slices for
-both, whether drawn since or not. Writes results/annotator.md, .csv and .png beside this file. With --cache what was
-computed is kept in a folder.
+a slice, from the reference. Once the slice that LabelProp suggests, and once the middle of the largest gap between
+annotated slices, in mm; of equal gaps the lowest. After each slice LabelProp propagates anew. Dice is that of the
+slices which were not annotated at the beginning, mean over the labels: the same slices for both, whether drawn since or
+not. Writes results/annotator.md, .csv and .png beside this file. With --cache what was computed is kept in a folder.
 """
 
 import argparse

@@ -19,7 +19,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from scipy import optimize, stats
@@ -182,30 +184,32 @@ def propagate(scan: Scan, count: int, preset: str) -> Run:
     hidden: dict[int, list[SeenDrift]] = {}
     gaps: list[Gap] = []
 
-    def keep_hidden(original: Callable, slices, *rest):
-        hidden.update(slices)
-        return original(slices, *rest)
+    scales, assess = confidence.scales, confidence.assess
 
-    def keep_gaps(original: Callable, annotation, stack, evidence, label_maps, factors):
-        expected = original(annotation, stack, evidence, label_maps, factors)
+    def keep_hidden(slices, *rest):
+        hidden.update(slices)
+        return scales(slices, *rest)
+
+    def keep_gaps(annotation, stack, evidence, label_maps, factors):
+        expected = assess(annotation, stack, evidence, label_maps, factors)
         for seen, stretch in zip(evidence, expected.stretches, strict=True):
             gaps.append(compare_gap(scan, label_maps, seen, stretch))
         return expected
 
-    with standing_in("scales", keep_hidden), standing_in("assess", keep_gaps):
+    with standing_in(confidence, "scales", keep_hidden), standing_in(confidence, "assess", keep_gaps):
         pipeline.propagate(scan.annotate(spread_slices(scan, count)), Settings(preset=preset))
     return Run(scan.name, count, gaps, hidden)
 
 
 @contextmanager
-def standing_in(name: str, function: Callable):
-    """In place of a function of `confidence` another, which is given it as its first argument."""
-    original = getattr(confidence, name)
-    setattr(confidence, name, lambda *arguments: function(original, *arguments))
+def standing_in(module: ModuleType, name: str, value: object):
+    """In place of what a module calls by that name another value."""
+    original = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(confidence, name, original)
+        setattr(module, name, original)
 
 
 def compare_gap(scan: Scan, label_maps: Sequence[np.ndarray], seen: Evidence, stretch: confidence.Stretch) -> Gap:
@@ -425,12 +429,10 @@ def measure_voxels(scans: Sequence[Scan], preset: str, prior: Prior) -> np.ndarr
     bins = np.linspace(0, 0.5, 21)
     sums = np.zeros((20, 3))
 
-    def with_prior(original: Callable, *arguments):
-        return original(*arguments, prior)
-
+    scales, assess = (partial(function, prior=prior) for function in (confidence.scales, confidence.assess))
     for scan in scans:
         slices = spread_slices(scan, SLICE_COUNT)
-        with standing_in("scales", with_prior), standing_in("assess", with_prior):
+        with standing_in(confidence, "scales", scales), standing_in(confidence, "assess", assess):
             result = pipeline.propagate(scan.annotate(slices), Settings(preset=preset, uncertainty=True))
         doubt = np.delete(result.uncertainty, slices, axis=0).ravel() / 2
         wrong = np.delete(result.label_maps[0] != scan.labels, slices, axis=0).ravel()

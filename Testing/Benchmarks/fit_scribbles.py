@@ -12,8 +12,7 @@ coefficients in surroundings.py are replaced.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from scipy import optimize, special
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import add_bench_option, open_bench  # noqa: E402
-from fit_confidence import ANATOMIES, MORE_SCANS, format_prior, write_prior  # noqa: E402
+from fit_confidence import ANATOMIES, MORE_SCANS, format_prior, standing_in, write_prior  # noqa: E402
 from scans import read_scan, spread_slices  # noqa: E402
 from scribbles import KINDS, RESULTS, SLICE_COUNTS, StrokedScan, table  # noqa: E402
 
@@ -95,13 +94,13 @@ def collect(scan: StrokedScan) -> list[Sample]:
     """What is around strokes through the largest wrong regions of a scan."""
     samples: list[Sample] = []
 
-    def keep(around_strokes: Callable, standing, strokes, window):
-        for around in around_strokes(standing, strokes, window):
+    def keep(standing, strokes, window):
+        for around in surroundings.around_strokes(standing, strokes, window):
             truly = scan.reference[window.box][surroundings.at(around.voxels)] == standing.label
             samples.append(Sample(anatomy(scan), around.terms, truly))
             yield around
 
-    with standing_in(scribbles, "around_strokes", lambda *given: keep(surroundings.around_strokes, *given)):
+    with standing_in(scribbles, "around_strokes", keep):
         for label, region in scan.regions[:REGIONS]:
             for kind in range(len(KINDS)):
                 scan.draw(label, region, kind)
@@ -122,17 +121,6 @@ def fit(samples: Sequence[Sample]) -> Prior:
 
     found = optimize.minimize(loss, np.zeros(terms.shape[1] + 1), jac=True, method="L-BFGS-B", tol=1e-9)
     return Prior(*found.x.tolist())
-
-
-@contextmanager
-def standing_in(module, name: str, value):
-    """In place of what a module calls by that name another value."""
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 if __name__ == "__main__":
