@@ -151,6 +151,7 @@ class LabelPropParameterNode:
     axis - The axis of the segmentation's grid across which the drawn slices lie, or auto.
     missing - How a segment that is missing on a drawn slice is read: absent, unknown, or auto.
     extrapolate - Carry on beyond the outermost drawn slices.
+    graphCut - Let what a scribble corrects end along edges of the image.
     preset - How much time to spend.
     device - What to compute on.
     registration - How slices are registered to each other.
@@ -168,6 +169,7 @@ class LabelPropParameterNode:
     axis: Annotated[str, Choice(AXES)] = "auto"
     missing: Annotated[str, Choice(MISSING_CHOICES)] = "auto"
     extrapolate: bool = False
+    graphCut: bool = False
     preset: Annotated[str, Choice(PRESETS)] = "balanced"
     device: Annotated[str, Choice(DEVICES)] = "auto"
     registration: Annotated[str, Choice(REGISTRATIONS)] = "auto"
@@ -354,6 +356,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             preset=parameters.preset,
             device=parameters.device,
             extrapolate=parameters.extrapolate,
+            graph_cut=parameters.graphCut,
             checkpoint=parameters.checkpoint.strip() or "auto",
         )
 
@@ -546,6 +549,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         secondVolumeNode=None,
         atlases=(),
         checkpoint="auto",
+        graphCut=False,
     ):
         """
         Carry the segments drawn on some slices through the volume, in this process; returns when it is done.
@@ -566,6 +570,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param atlases: (volumeNode, segmentationNode) of other subjects, finished, their segments named as those of
             `segmentationNode`. They are used for the segments that they help to find.
         :param checkpoint: weights of networks: "auto" for those that come with LabelProp, "none", or a file.
+        :param graphCut: let what a scribble corrects end along edges of the image.
         :return: dict of plain values: axis, annotated_slices, labels, segments, device, seconds by stage, messages, ...
         :raises InputError: the input cannot be used; the text says why, and how to mend it. Nothing was written.
         :raises Cancelled: `isCancelled` said so. Nothing was written.
@@ -577,6 +582,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             device=device,
             seed=seed,
             extrapolate=extrapolate,
+            graph_cut=graphCut,
             directions=directions,
             uncertainty=uncertaintyVolumeNode is not None,
             checkpoint=str(checkpoint),

@@ -166,6 +166,7 @@ def add_settings(add: Callable):
         " own first and last slice",
     )
     add("--extrapolate", action="store_true", help="go on beyond the outermost annotated slices")
+    add("--graph-cut", action="store_true", help="snap what a scribble corrects to edges of the image")
     add("--registration", choices=REGISTRATIONS, default="auto")
     add("--fusion", choices=FUSIONS, default="auto")
     add("--preset", choices=PRESETS, default="balanced", help="how much time to spend")
@@ -220,6 +221,7 @@ def settings_of(options) -> Settings:
         device=options.device,
         seed=options.seed,
         extrapolate=options.extrapolate,
+        graph_cut=options.graph_cut,
         checkpoint=options.checkpoint,
         memory_gb=options.memory_gb,
     )

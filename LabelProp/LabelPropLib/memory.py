@@ -3,7 +3,8 @@
 Registration takes most of the time, and most of it does not depend on what was drawn. When the user adds or corrects a
 slice, the velocity fields of the last run are taken over. Only between the annotated slices next to what was changed
 they are refined, on the finest level, on which labels have a say; slices that were not in the last run are registered
-from the beginning. Nothing is registered again when only roles, scribbles or the rule of fusion were changed.
+from the beginning. Nothing is registered again when only roles, scribbles or the rule of fusion were changed; nothing
+is fused again, either, when only scribbles were, or how far a scribble's correction goes.
 """
 
 from __future__ import annotations
@@ -153,7 +154,14 @@ class Memory:
 def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
     """Equal for runs whose fields may be taken over: the same voxels, axis, and way of registration."""
     way = replace(
-        settings, fusion="auto", device="auto", extrapolate=False, directions=False, uncertainty=False, memory_gb=None
+        settings,
+        fusion="auto",
+        device="auto",
+        extrapolate=False,
+        graph_cut=False,
+        directions=False,
+        uncertainty=False,
+        memory_gb=None,
     )
     digest = hashlib.blake2b(digest_size=16)
     for image in (annotation.image, annotation.second_image):
@@ -171,7 +179,7 @@ def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: 
             digest.update(np.packbits(mask).data)
     absent = {label: sorted(planes) for label, planes in annotation.absent.items()}
     leading = sorted(gaps_to_scribbles(annotation, stack).items(), key=repr)
-    return digest.hexdigest(), str(absent), str(leading), settings, stack.crop
+    return digest.hexdigest(), str(absent), str(leading), replace(settings, graph_cut=False), stack.crop
 
 
 def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:

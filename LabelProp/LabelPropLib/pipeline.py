@@ -93,7 +93,7 @@ def compute(
                 maps, sides = fusion.maps, fusion.sides
                 if memory is not None:
                     maps, sides = maps.copy(), {name: side.copy() for name, side in sides.items()}
-                scribbles.spread(annotation, stack, fusion.scores, maps)
+                scribbles.spread(annotation, stack, fusion.scores, maps, settings.graph_cut)
                 for result in (maps, *sides.values()):
                     result.keep_given(annotation)
                 label_maps = maps.volumes()

@@ -4,7 +4,8 @@ A stroke says what is true of its voxels. Where the score says otherwise, a regi
 a probability of belonging to it, see `surroundings`. From the likeliest on, voxels are given to the stroke's label
 until most of what is expected to be wrong is put right, or until more Dice would be lost than can be answered for: a
 stroke corrects large structures generously, and small ones with care. Only what hangs together with the stroke, or with
-its label, is corrected. A stroke that says what the score says changes nothing, and none has a say beyond a plane on
+its label, is corrected. With the option `graph_cut` the border of what is corrected runs along edges of the image, where
+the image has any; where that would put right much less, it stays where the odds put it. A stroke that says what the score says changes nothing, and none has a say beyond a plane on
 which the label is known. All of it happens after fusion, so it is the same for every rule, and nothing is registered or
 fused again.
 """
@@ -17,13 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, special
 
+from . import graph_cut
 from .annotation import BACKGROUND, SparseAnnotation
 from .labelmaps import Box, FusedScore, LabelMaps
 from .preprocessing import Stack
-from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, around_strokes, at, stack_order
+from .surroundings import NOT_SCRIBBLED, REACH, Standing, Surroundings, Window, around_strokes, at, stack_order
 
 SHARE = 0.8  # of all voxels that are expected to be wrong, to be put right
 RISKS = ((0.2, 0.002), (1.2, 0.015))  # log-odds by which all voxels may be overrated; Dice that may be lost then
+BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
+THRESHOLDS = (-1.5, 1.0)  # log-odds from that of what was chosen, between which the one of the graph cut is looked for
+HALVINGS = 6  # of that range
+LEAST_CORRECTED = 0.9  # by a graph cut, of what is expected to be put right without it
+MOST_VOXELS = 20_000  # in a graph cut, so that a stroke takes less than a second
 MARGIN = 0.5  # pixels by which what is corrected is put on its side of the contour
 
 
@@ -38,12 +45,21 @@ class Region:
     strokes: np.ndarray
 
 
-def spread(annotation: SparseAnnotation, stack: Stack, fused: Sequence[FusedScore], maps: LabelMaps):
-    """Let the annotation's strokes correct the scores around them, and `maps` decide anew where they did."""
+def spread(
+    annotation: SparseAnnotation,
+    stack: Stack,
+    fused: Sequence[FusedScore],
+    maps: LabelMaps,
+    follow_edges: bool = False,
+):
+    """Let the annotation's strokes correct the scores around them, and `maps` decide anew where they did.
+
+    follow_edges: whether what is corrected ends along edges of the image, by a graph cut.
+    """
     for region in regions(annotation):
         window = Window(region.box, annotation, stack, fused)
         labels = [label for label in np.unique(region.strokes).tolist() if label != NOT_SCRIBBLED]
-        wrong = {label: wrong_around(label, region.strokes, window) for label in labels}
+        wrong = {label: wrong_around(label, region.strokes, window, follow_edges) for label in labels}
         for label, voxels in wrong.items():
             hand_over(voxels, label, window)
         changed = np.any(list(wrong.values()), axis=0)
@@ -82,13 +98,16 @@ def regions(annotation: SparseAnnotation) -> list[Region]:
     return found
 
 
-def wrong_around(label: int, strokes: np.ndarray, window: Window) -> np.ndarray:
+def wrong_around(label: int, strokes: np.ndarray, window: Window, follow_edges: bool = False) -> np.ndarray:
     """(T, R, C) bool: what is to be corrected around the strokes (T, R, C) of a label, or of BACKGROUND."""
     standing = window.standing(label)
+    bearing = (strokes == label) | (standing.margin > 0)
     wrong = np.zeros(window.shape, bool)
     for around in around_strokes(standing, strokes, window):
-        wrong[at(around.voxels[choose(around)])] = True
-    bearing = (strokes == label) | (standing.margin > 0)
+        chosen = choose(around)
+        if follow_edges and chosen.any():
+            chosen = cut_along_edges(chosen, around, bearing | window.drawn(label), window)
+        wrong[at(around.voxels[chosen])] = True
     pieces, count = ndimage.label(wrong | bearing)
     joined = np.zeros(count + 1, bool)
     joined[pieces[bearing]] = True
@@ -96,7 +115,20 @@ def wrong_around(label: int, strokes: np.ndarray, window: Window) -> np.ndarray:
 
 
 def choose(around: Surroundings) -> np.ndarray:
-    """(N,) bool: the voxels around a stroke to be corrected.
+    """(N,) bool: the voxels around a stroke to be corrected: from the likeliest on, until SHARE or RISKS are reached."""
+    log_odds = around.log_odds()
+    likeliest = np.argsort(-log_odds, kind="stable")
+    missing = np.cumsum(special.expit(log_odds[likeliest]))
+    count = np.searchsorted(missing, SHARE * missing[-1]) + 1
+    for loss, (_, most_lost) in zip(losses(around), RISKS, strict=True):
+        count = min(count, np.count_nonzero(np.cumsum(loss[likeliest]) <= most_lost))
+    chosen = np.zeros(len(likeliest), bool)
+    chosen[likeliest[:count]] = True
+    return chosen
+
+
+def losses(around: Surroundings) -> np.ndarray:
+    """(R, N) Dice that is lost by correcting a voxel, of both labels together, if its odds are overrated as in RISKS.
 
     Of a label of V voxels that misses W more the Dice D is 2 V / (2 V + W), and giving it a voxel that is its own with
     the probability p changes that by (2 p - D) / (2 V + W); taking the voxel from a label of V voxels that is right
@@ -104,19 +136,46 @@ def choose(around: Surroundings) -> np.ndarray:
     the loss is limited in case that the odds of all are lower, and in case that they are much lower.
     """
     log_odds = around.log_odds()
-    likeliest = np.argsort(-log_odds, kind="stable")
-    log_odds = log_odds[likeliest]
-    missing = np.cumsum(special.expit(log_odds))
-    count = np.searchsorted(missing, SHARE * missing[-1]) + 1
-    gain, loss = 1 / (2 * around.gaining + missing[-1]), 1 / (2 * around.losing[likeliest])
-    dice = 1 - missing[-1] * gain
-    for overrated, most_lost in RISKS:
-        probability = special.expit(log_odds - overrated)
-        lost = -np.cumsum((2 * probability - dice) * gain + (2 * probability - 1) * loss)
-        count = min(count, np.count_nonzero(lost <= most_lost))
-    chosen = np.zeros(len(likeliest), bool)
-    chosen[likeliest[:count]] = True
-    return chosen
+    missing = special.expit(log_odds).sum()
+    gain, loss = 1 / (2 * around.gaining + missing), 1 / (2 * around.losing)
+    dice = 1 - missing * gain
+    probability = special.expit(log_odds - np.array(RISKS)[:, :1])
+    return -((2 * probability - dice) * gain + (2 * probability - 1) * loss)
+
+
+def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarray, window: Window) -> np.ndarray:
+    """(N,) bool: what is to be corrected, with a border along edges of the image; or what was chosen without it.
+
+    chosen: (N,) bool, by `choose`; not empty. bearing: (T, R, C) bool, what bears the stroke's label.
+    The log-odds less a threshold speak for a voxel in the graph cut; only those are in question whose log-odds lie
+    within BAND of the least chosen. Of all thresholds the lowest is taken with which the region keeps within SHARE and
+    RISKS, as `choose` does. Where it puts right less than LEAST_CORRECTED of what the chosen voxels would, the image
+    contradicts the odds, and has no say.
+    """
+    log_odds = around.log_odds()
+    probability, loss, most_lost = special.expit(log_odds), losses(around), np.array(RISKS)[:, 1]
+    least = log_odds[chosen].min()
+    nearest = np.argsort(np.abs(log_odds - least), kind="stable")[:MOST_VOXELS]
+    band = np.zeros(len(chosen), bool)
+    band[nearest] = np.abs(log_odds[nearest] - least) < BAND
+    sure = ~band & (log_odds > least)
+    region = bearing.copy()
+    region[at(around.voxels[sure])] = True
+    following = np.zeros(len(chosen), bool)
+    lowest, highest = THRESHOLDS
+    for _ in range(HALVINGS):
+        middle = (lowest + highest) / 2
+        found = sure.copy()
+        found[band] = graph_cut.cut(
+            (log_odds - least - middle)[band], around.voxels[band], region, window.smoothed, window.spacing
+        )
+        share = probability[found].sum() / probability.sum()
+        if share <= SHARE and (loss[:, found].sum(axis=1) <= most_lost).all():
+            following, highest = found, middle
+        else:
+            lowest = middle
+    enough = probability[following].sum() >= LEAST_CORRECTED * probability[chosen].sum()
+    return following if enough else chosen
 
 
 def hand_over(voxels: np.ndarray, label: int, window: Window):

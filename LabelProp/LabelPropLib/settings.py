@@ -20,6 +20,7 @@ class Settings:
     registration: how the deformations between slices are found; fusion: how what arrives at a slice is combined.
     preset: a point on the measured curve of time against Dice.
     extrapolate: carry labels beyond the outermost annotated slices too.
+    graph_cut: let what a stroke corrects end along edges of the image, see `graph_cut`.
     directions: return the upward and the downward propagation as well; uncertainty: return its map.
     memory_gb: GB that the process may hold, of those that are free; None for all.
     checkpoint: 'auto' for the shipped weights, 'none', or a file, which takes the place of those of its kind.
@@ -32,6 +33,7 @@ class Settings:
     device: str = "auto"
     seed: int = 0
     extrapolate: bool = False
+    graph_cut: bool = False
     directions: bool = False
     uncertainty: bool = False
     checkpoint: str = "auto"
@@ -58,5 +60,5 @@ class Settings:
         for field in fields(self):
             value = getattr(self, field.name)
             if value != field.default:
-                option = "--" + field.name.removesuffix("_gb")
+                option = "--" + field.name.removesuffix("_gb").replace("_", "-")
                 yield from (option,) if value is True else (option, str(value))

@@ -224,6 +224,17 @@ class Window:
         others = (other for other in self.annotation.labels if other != label)
         return [other for other in others if (min(label, other), max(label, other)) not in self._overlapping]
 
+    def drawn(self, label: int) -> np.ndarray:
+        """(T, R, C) bool: where the label, or BACKGROUND, was drawn, on planes on which all is known of it."""
+        labels = self.excluded_by(label) if label == BACKGROUND else [label]
+        annotation, (planes, *plane_box) = self.annotation, self.box
+        found = np.zeros(self.shape, bool)
+        for plane in set(range(planes.start, planes.stop)).intersection(*map(annotation.known_planes, labels)):
+            masks = [annotation.complete[other].get(plane) for other in labels]
+            inside = [mask[tuple(plane_box)] for mask in masks if mask is not None]
+            found[plane - planes.start] = np.any(inside, axis=0) != (label == BACKGROUND)
+        return found
+
     def unknown_between(self, labels: np.ndarray, planes: np.ndarray, others: np.ndarray) -> np.ndarray:
         """(N,) whether each label is known on no plane from one to the other, both counted from the window's first."""
         lowest, highest = (np.asarray(f(planes, others)) + self.box[0].start for f in (np.minimum, np.maximum))

@@ -18,18 +18,20 @@ CHOICES = {
     "Fusion": "fusion",
     "Missing": "missing",
 }
+SWITCHES = ("Extrapolate", "GraphCut")  # parameters that are 0 or 1
 
 
 class SettingsPanel:
     """
     The row Direction/Preset, and the folded group Advanced.
 
-    The effect's parameters are those of CHOICES, Extrapolate (0 or 1) and Seed.
+    The effect's parameters are those of CHOICES and SWITCHES, and Seed.
     """
 
     def __init__(self, scriptedEffect):
         self.scriptedEffect = scriptedEffect
         self.boxes = {}
+        self.checkBoxes = {}
 
     def addBasicRows(self):
         """What everybody needs."""
@@ -45,15 +47,19 @@ class SettingsPanel:
         device = self._addComboBox(
             "Device", _("What to compute on. Automatic: a GPU if there is one that can be used.")
         )
-        self.extrapolateCheckBox = qt.QCheckBox(_("Extrapolate"))
-        self.extrapolateCheckBox.objectName = "SegmentEditorLabelPropExtrapolate"
-        self.extrapolateCheckBox.setToolTip(_("Carry segments beyond the outermost drawn slices, too."))
-        self.extrapolateCheckBox.connect("toggled(bool)", self.updateMRMLFromGUI)
+        extrapolate = self._addCheckBox(
+            "Extrapolate", _("Extrapolate"), _("Carry segments beyond the outermost drawn slices, too.")
+        )
         registration = self._addComboBox("Registration", _("How neighbouring slices are registered to each other."))
         fusion = self._addComboBox("Fusion", _("How what arrives at a slice from the drawn ones is combined."))
         missing = self._addComboBox(
             "Missing",
             _("What it means that a segment is missing where others are drawn. Automatic: found from all slices."),
+        )
+        graphCut = self._addCheckBox(
+            "GraphCut",
+            _("Snap scribbles to edges"),
+            _("Where a scribble corrects the result, let the corrected region end at edges that are seen in the scan."),
         )
         self.seedSpinBox = qt.QSpinBox()
         self.seedSpinBox.objectName = "SegmentEditorLabelPropSeed"
@@ -68,7 +74,8 @@ class SettingsPanel:
         layout.addRow(_("Registration:"), registration)
         layout.addRow(_("Fusion:"), fusion)
         layout.addRow(_("Missing segments:"), missing)
-        layout.addRow(_("Seed:"), row(self.seedSpinBox, self.extrapolateCheckBox))
+        layout.addRow(_("Seed:"), row(self.seedSpinBox, extrapolate))
+        layout.addRow(graphCut)
         group.collapsed = True
         self.scriptedEffect.addOptionsWidget(group)
 
@@ -77,7 +84,8 @@ class SettingsPanel:
         for name in ("Direction", "Device", "Registration", "Fusion", "Missing"):
             self.scriptedEffect.setParameterDefault(name, "auto")
         self.scriptedEffect.setParameterDefault("Preset", "balanced")
-        self.scriptedEffect.setParameterDefault("Extrapolate", 0)
+        for name in SWITCHES:
+            self.scriptedEffect.setParameterDefault(name, 0)
         self.scriptedEffect.setParameterDefault("Seed", 0)
 
     def settings(self):
@@ -94,6 +102,7 @@ class SettingsPanel:
             device=parameter("Device"),
             seed=self.scriptedEffect.integerParameter("Seed"),
             extrapolate=self.scriptedEffect.integerParameter("Extrapolate") != 0,
+            graph_cut=self.scriptedEffect.integerParameter("GraphCut") != 0,
         )
 
     def setDevices(self, devices):
@@ -124,9 +133,10 @@ class SettingsPanel:
             wasBlocked = box.blockSignals(True)
             box.setCurrentIndex(box.findData(self.scriptedEffect.parameter(name)))
             box.blockSignals(wasBlocked)
-        wasBlocked = self.extrapolateCheckBox.blockSignals(True)
-        self.extrapolateCheckBox.checked = self.scriptedEffect.integerParameter("Extrapolate") != 0
-        self.extrapolateCheckBox.blockSignals(wasBlocked)
+        for name, box in self.checkBoxes.items():
+            wasBlocked = box.blockSignals(True)
+            box.checked = self.scriptedEffect.integerParameter(name) != 0
+            box.blockSignals(wasBlocked)
         wasBlocked = self.seedSpinBox.blockSignals(True)
         self.seedSpinBox.value = self.scriptedEffect.integerParameter("Seed")
         self.seedSpinBox.blockSignals(wasBlocked)
@@ -136,7 +146,8 @@ class SettingsPanel:
         for name, box in self.boxes.items():
             if box.currentIndex >= 0:  # else it is a value that is not offered, set by a script or an older scene
                 self.scriptedEffect.setParameter(name, box.currentData)
-        self.scriptedEffect.setParameter("Extrapolate", 1 if self.extrapolateCheckBox.checked else 0)
+        for name, box in self.checkBoxes.items():
+            self.scriptedEffect.setParameter(name, 1 if box.checked else 0)
         self.scriptedEffect.setParameter("Seed", self.seedSpinBox.value)
 
     def _addComboBox(self, name, toolTip):
@@ -153,6 +164,14 @@ class SettingsPanel:
         box.setSizePolicy(policy)
         box.connect("currentIndexChanged(int)", self.updateMRMLFromGUI)
         self.boxes[name] = box
+        return box
+
+    def _addCheckBox(self, name, title, toolTip):
+        box = qt.QCheckBox(title)
+        box.objectName = f"SegmentEditorLabelProp{name}"
+        box.setToolTip(toolTip)
+        box.connect("toggled(bool)", self.updateMRMLFromGUI)
+        self.checkBoxes[name] = box
         return box
 
 
