@@ -4,10 +4,10 @@ A stroke says what is true of its voxels. Where the score says otherwise, a regi
 a probability of belonging to it, see `surroundings`. From the likeliest on, voxels are given to the stroke's label
 until most of what is expected to be wrong is put right, or until more Dice would be lost than can be answered for: a
 stroke corrects large structures generously, and small ones with care. Only what hangs together with the stroke, or with
-its label, is corrected. With the option `graph_cut` the border of what is corrected runs along edges of the image, where
-the image has any; where that would put right much less, it stays where the odds put it. A stroke that says what the score says changes nothing, and none has a say beyond a plane on
-which the label is known. All of it happens after fusion, so it is the same for every rule, and nothing is registered or
-fused again.
+its label, is corrected. With the option `graph_cut` the border of what is corrected runs along edges of the image,
+where the image has any; where that would put right much less, it stays where the odds put it. A stroke that says what
+the score says changes nothing, and none has a say beyond a plane on which the label is known. All of it happens after
+fusion, so it is the same for every rule, and nothing is registered or fused again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from . import graph_cut
 from .annotation import BACKGROUND, SparseAnnotation
 from .labelmaps import Box, FusedScore, LabelMaps
 from .preprocessing import Stack
-from .surroundings import NOT_SCRIBBLED, REACH, Standing, Surroundings, Window, around_strokes, at, stack_order
+from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, around_strokes, at, stack_order
 
 SHARE = 0.8  # of all voxels that are expected to be wrong, to be put right
 RISKS = ((0.2, 0.002), (1.2, 0.015))  # log-odds by which all voxels may be overrated; Dice that may be lost then
@@ -115,7 +115,7 @@ def wrong_around(label: int, strokes: np.ndarray, window: Window, follow_edges: 
 
 
 def choose(around: Surroundings) -> np.ndarray:
-    """(N,) bool: the voxels around a stroke to be corrected: from the likeliest on, until SHARE or RISKS are reached."""
+    """(N,) bool: the voxels around a stroke to be corrected: from the likeliest on, up to SHARE or RISKS."""
     log_odds = around.log_odds()
     likeliest = np.argsort(-log_odds, kind="stable")
     missing = np.cumsum(special.expit(log_odds[likeliest]))

@@ -159,6 +159,17 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.scriptedEffect.setParameter("Device", "auto")
         self.processEvents(lambda: "A graphics card" not in self.effect.slicesPanel.statusLabel.text)
 
+    def test_switches_are_parameters(self):
+        panel = self.effect.settingsPanel
+        for name, field in (("Extrapolate", "extrapolate"), ("GraphCut", "graph_cut")):
+            self.assertFalse(getattr(panel.settings(), field))
+            panel.checkBoxes[name].checked = True
+            self.assertEqual(self.scriptedEffect.parameter(name), "1")
+            self.assertTrue(getattr(panel.settings(), field))
+            self.scriptedEffect.setParameter(name, 0)
+            self.processEvents(lambda box=panel.checkBoxes[name]: box.checked)
+            self.assertFalse(getattr(panel.settings(), field))
+
     @IGNORE_QT6_DEPRECATION
     def test_click_on_the_strip_shows_the_slice(self):
         axial, sagittal = add_slice_views()

@@ -62,6 +62,20 @@ def test_one_call(drawn, nearest_slice_engine):
         assert result[2:10].any(axis=(1, 2)).all()
 
 
+def test_options_reach_the_pipeline(drawn, monkeypatch):
+    volume, node = drawn
+    seen = []
+
+    def propagate(annotation, settings, *rest):
+        seen.append(settings)
+        return propagate_nearest(annotation, settings)
+
+    monkeypatch.setattr("LabelPropLib.pipeline.propagate", propagate)
+    LabelPropLogic().propagate(volume, node)
+    LabelPropLogic().propagate(volume, node, preset="fast", extrapolate=True, graphCut=True)
+    assert seen == [Settings(), Settings(preset="fast", extrapolate=True, graph_cut=True)]
+
+
 def test_chosen_segments(drawn, nearest_slice_engine):
     volume, node = drawn
     report = LabelPropLogic().propagate(volume, node, segmentIds=["right"])
@@ -348,11 +362,12 @@ def test_panel_runs_a_table(panel):
     panel._parameterNode.batchFolder = "results"
     panel._parameterNode.preset = "fast"
     panel._parameterNode.extrapolate = True
+    panel._parameterNode.graphCut = True
     panel.onBatchButton()
     command = panel._batch.arguments
     assert command[:4] == ["batch", "table.csv", "-o", "results"]
     options = cli.parser().parse_args(command)
-    assert cli.settings_of(options) == Settings(preset="fast", extrapolate=True)
+    assert cli.settings_of(options) == Settings(preset="fast", extrapolate=True, graph_cut=True)
     assert panel.ui.batchButton.text == "Cancel"
     panel.onBatchButton()
     assert panel._batch.cancelled and not panel.ui.batchButton.enabled

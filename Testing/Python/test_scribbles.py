@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from LabelPropLib import pipeline, scribbles
+from LabelPropLib import graph_cut, pipeline, scribbles
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
 from LabelPropLib.candidates import gaps, gaps_to_scribbles
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
@@ -51,11 +51,11 @@ class Case:
     scores: list
     maps: LabelMaps
 
-    def update(self, strokes):
+    def update(self, strokes, follow_edges=False):
         """The label map after strokes label -> (N, 3), and what the user is told."""
         annotation = dataclasses.replace(self.annotation, scribbles=strokes)
         maps = self.maps.copy()
-        scribbles.spread(annotation, self.stack, self.scores, maps)
+        scribbles.spread(annotation, self.stack, self.scores, maps, follow_edges)
         maps.keep_given(annotation)
         (found,) = maps.volumes()
         return found, scribbles.contradictions(annotation, maps)
@@ -75,12 +75,16 @@ def case():
     drawn = np.zeros(SHAPE, np.uint8)
     drawn[list(ANNOTATED)] = TRUTH[list(ANNOTATED)]
     annotation = annotate_from_label_volume(image, drawn, SPACING)
-    stack = prepare(annotation, 200)
+    return fused_case(annotation, prepare(annotation, 200), FUSED)
+
+
+def fused_case(annotation, stack, fused):
+    """As if fusion had made `fused` (K, J, I) of the annotation."""
     maps = LabelMaps(annotation, stack)
     everywhere = tuple(slice(0, size) for size in stack.size)
     scores = []
-    for label in (3, 9):
-        found = FUSED[(slice(1, 12), *stack.box)] == label
+    for label in annotation.labels:
+        found = fused[(slice(1, 12), *stack.box)] == label
         values = torch.from_numpy(np.stack([signed_distance(plane, SPACING[1:]) for plane in found]))
         votes = torch.from_numpy(np.stack([found, found]))  # no candidate knows better
         scores.append(FusedScore(label, range(1, 12), everywhere, values, votes))
@@ -115,13 +119,14 @@ def dice(found, label):
     return 2 * ((found == label) & (TRUTH == label)).sum() / ((found == label).sum() + (TRUTH == label).sum())
 
 
+@pytest.mark.parametrize("follow_edges", [False, True])
 @pytest.mark.parametrize("kind", PLANE_KINDS)
 @pytest.mark.parametrize("label", [9, BACKGROUND])
-def test_a_stroke_corrects_at_least_half_of_the_region_it_runs_through(case, label, kind):
+def test_a_stroke_corrects_at_least_half_of_the_region_it_runs_through(case, label, kind, follow_edges):
     before, _ = case.update({})
     wrong = (TRUTH == label) & (before != label)
     voxels = stroke_through(wrong, kind)
-    after, told = case.update({label: voxels})
+    after, told = case.update({label: voxels}, follow_edges)
     assert told == []
     assert (after[tuple(voxels.T)] == label).all()
     assert (after[wrong & (distance_to(voxels) <= REACH)] == label).mean() >= 0.5
@@ -139,7 +144,7 @@ def test_a_correct_stroke_anywhere_keeps_its_voxels_and_all_that_is_far(case, da
     painted = plane_through(kind, centre) & near
     strokes = {int(label): np.argwhere(painted & (TRUTH == label)) for label in np.unique(TRUTH[painted])}
     before, _ = case.update({})
-    after, told = case.update(strokes)
+    after, told = case.update(strokes, follow_edges=data.draw(st.booleans()))
     assert told == []
     np.testing.assert_array_equal(after[painted], TRUTH[painted])
     far = distance_to(np.argwhere(painted)) > REACH
@@ -232,6 +237,93 @@ def test_of_a_small_label_less_is_put_at_risk_than_of_a_large_one():
     assert not scribbles.choose(surroundings_with(np.full(400, -3.0), 100)).any()
 
 
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), volume=st.sampled_from([50.0, 1e3, 1e5]), spread=st.sampled_from([1.0, 3.0]))
+def test_no_choice_may_lose_more_than_the_risks_allow(seed, volume, spread):
+    around = surroundings_with(spread * np.random.default_rng(seed).normal(-1, 1, 300), volume)
+    lost = scribbles.losses(around)[:, scribbles.choose(around)].sum(axis=1)
+    assert (lost <= np.array(scribbles.RISKS)[:, 1] + 1e-12).all()
+
+
+@pytest.fixture(scope="module")
+def walled():
+    """A label that ends at a thin dark wall, alike on both sides; 6 mm before it on planes 4 to 8: (case, truth)."""
+    rows, columns = np.mgrid[: SHAPE[1], : SHAPE[2]]
+    end = 40 + np.round(4 * np.sin(rows / 6))
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[:, (columns >= 15) & (columns < end) & (rows >= 13) & (rows < 52)] = 3
+    image = np.where((columns >= end) & (columns < end + 2), 0, 100) + np.random.default_rng(0).normal(0, 4, SHAPE)
+    found = truth.copy()
+    found[4:9] *= columns < end - 6
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[list(ANNOTATED)] = truth[list(ANNOTATED)]
+    annotation = annotate_from_label_volume(image.astype(np.float32), drawn, SPACING)
+    return fused_case(annotation, prepare(annotation, 200), found), truth
+
+
+@pytest.mark.parametrize("kind", ["axial", "coronal", "oblique"])
+def test_a_graph_cut_ends_the_correction_at_an_edge(walled, kind):
+    case, truth = walled
+    before, _ = case.update({})
+    voxels = stroke_through((truth == 3) & (before != 3), kind)
+    wrong, beyond = [], []
+    for follow_edges in (False, True):
+        found, told = case.update({3: voxels}, follow_edges)
+        assert told == [] and (found[tuple(voxels.T)] == 3).all()
+        wrong.append((found != truth).sum())
+        beyond.append(((found == 3) & (truth != 3)).sum())
+    assert wrong[1] < wrong[0] < (before != truth).sum()
+    assert beyond[1] < 0.9 * beyond[0]
+
+
+@pytest.mark.parametrize("region", ["nothing", "everything"])
+def test_a_graph_cut_that_helps_less_or_risks_more_is_not_taken(case, monkeypatch, region):
+    voxels = stroke_through((TRUTH == 9) & (FUSED != 9), "axial")
+    monkeypatch.setattr(graph_cut, "cut", lambda unary, *rest: np.full(len(unary), region == "everything"))
+    (without, _), (found, _) = (case.update({9: voxels}, follow_edges) for follow_edges in (False, True))
+    np.testing.assert_array_equal(found, without)
+
+
+def test_a_graph_cut_knows_what_was_drawn_and_what_is_sure(case, monkeypatch):
+    """It is told where the label is for certain, on drawn planes, too, and asked no more than it can do in time."""
+    asked = []
+
+    def cut(unary, voxels, region, image, spacing):
+        asked.append((unary, voxels, region))
+        return unary > 0
+
+    monkeypatch.setattr(graph_cut, "cut", cut)
+    monkeypatch.setattr(scribbles, "MOST_VOXELS", 200)
+    voxels = stroke_through((TRUTH == 9) & (FUSED != 9), "coronal")
+    annotation = dataclasses.replace(case.annotation, scribbles={9: voxels})
+    (region,) = scribbles.regions(annotation)
+    found, _ = case.update({9: voxels}, follow_edges=True)
+    for unary, questionable, certain in asked:
+        assert len(unary) == len(questionable) == 200
+        assert not certain[tuple(questionable.T)].any()
+        inside = region.strokes == 9
+        assert certain[inside].all()
+        for plane in ANNOTATED:
+            drawn = TRUTH[region.box][plane - region.box[0].start]
+            np.testing.assert_array_equal(certain[plane - region.box[0].start], drawn == 9)
+
+
+@pytest.mark.parametrize("label", [3, 9, BACKGROUND])
+def test_what_is_drawn_in_a_window(case, label):
+    box = (slice(0, 5), slice(20, 45), slice(10, 60))
+    drawn = Window(box, case.annotation, case.stack, case.scores).drawn(label)
+    np.testing.assert_array_equal(drawn[0], TRUTH[box][0] == label)
+    assert not drawn[1:].any()
+
+
+def test_without_the_option_nothing_is_cut(case, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("no graph cut was asked for")
+
+    monkeypatch.setattr(graph_cut, "cut", never)
+    case.update({9: stroke_through((TRUTH == 9) & (FUSED != 9), "axial")})
+
+
 def drifting(planes):
     """A bright disc that drifts through the planes: (image, labels)."""
     rows, columns = np.mgrid[:40, :40]
@@ -307,5 +399,10 @@ def test_a_stroke_needs_no_registration_and_no_fusion(monkeypatch):
     scribbled = annotate_from_label_volume(image, drawn, SPACING, scribbles=stroke)
     (found,) = pipeline.propagate(scribbled, fast, memory=memory).label_maps
     assert not found[3, 8:12, 18].any()
+    edges, cut, cuts = dataclasses.replace(fast, graph_cut=True), graph_cut.cut, []
+    monkeypatch.setattr(graph_cut, "cut", lambda *arguments: cuts.append(arguments) or cut(*arguments))
+    (along_edges,) = pipeline.propagate(scribbled, edges, memory=memory).label_maps
+    assert cuts
     monkeypatch.undo()
     np.testing.assert_array_equal(found, pipeline.propagate(scribbled, fast).label_maps[0])
+    np.testing.assert_array_equal(along_edges, pipeline.propagate(scribbled, edges).label_maps[0])
