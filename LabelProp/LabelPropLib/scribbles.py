@@ -147,35 +147,50 @@ def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarra
     """(N,) bool: what is to be corrected, with a border along edges of the image; or what was chosen without it.
 
     chosen: (N,) bool, by `choose`; not empty. bearing: (T, R, C) bool, what bears the stroke's label.
-    The log-odds less a threshold speak for a voxel in the graph cut; only those are in question whose log-odds lie
-    within BAND of the least chosen. Of all thresholds the lowest is taken with which the region keeps within SHARE and
-    RISKS, as `choose` does. Where it puts right less than LEAST_CORRECTED of what the chosen voxels would, the image
-    contradicts the odds, and has no say.
+    The log-odds less a threshold speak for a voxel in the graph cut. Of all thresholds the lowest is taken with which
+    the region keeps within SHARE and RISKS, as `choose` does; found by halving, for a lower one gives a larger region.
+    Where it would put right less than LEAST_CORRECTED of what the chosen voxels would, the image contradicts the odds,
+    and has no say.
     """
     log_odds = around.log_odds()
-    probability, loss, most_lost = special.expit(log_odds), losses(around), np.array(RISKS)[:, 1]
     least = log_odds[chosen].min()
-    nearest = np.argsort(np.abs(log_odds - least), kind="stable")[:MOST_VOXELS]
-    band = np.zeros(len(chosen), bool)
-    band[nearest] = np.abs(log_odds[nearest] - least) < BAND
+    band = in_question(log_odds, least)
     sure = ~band & (log_odds > least)
     region = bearing.copy()
     region[at(around.voxels[sure])] = True
     following = np.zeros(len(chosen), bool)
-    lowest, highest = THRESHOLDS
+    lowest, highest = least + np.array(THRESHOLDS)
     for _ in range(HALVINGS):
-        middle = (lowest + highest) / 2
+        threshold = (lowest + highest) / 2
         found = sure.copy()
-        found[band] = graph_cut.cut(
-            (log_odds - least - middle)[band], around.voxels[band], region, window.smoothed, window.spacing
-        )
-        share = probability[found].sum() / probability.sum()
-        if share <= SHARE and (loss[:, found].sum(axis=1) <= most_lost).all():
-            following, highest = found, middle
+        unary = log_odds[band] - threshold
+        found[band] = graph_cut.cut(unary, around.voxels[band], region, window.smoothed, window.spacing)
+        if is_within_limits(found, around):
+            following, highest = found, threshold
         else:
-            lowest = middle
+            lowest = threshold
+    probability = special.expit(log_odds)
     enough = probability[following].sum() >= LEAST_CORRECTED * probability[chosen].sum()
     return following if enough else chosen
+
+
+def in_question(log_odds: np.ndarray, threshold: float) -> np.ndarray:
+    """(N,) bool: the voxels whose log-odds (N,) lie within BAND of a threshold; the MOST_VOXELS nearest to it."""
+    distance = np.abs(log_odds - threshold)
+    nearest = np.argsort(distance, kind="stable")[:MOST_VOXELS]
+    band = np.zeros(len(log_odds), bool)
+    band[nearest] = distance[nearest] < BAND
+    return band
+
+
+def is_within_limits(chosen: np.ndarray, around: Surroundings) -> bool:
+    """Whether correcting the chosen voxels (N,) bool keeps within SHARE and RISKS."""
+    probability = special.expit(around.log_odds())
+    lost = losses(around)[:, chosen].sum(axis=1)
+    return bool(
+        probability[chosen].sum() <= SHARE * probability.sum()
+        and all(loss <= most_lost for loss, (_, most_lost) in zip(lost, RISKS, strict=True))
+    )
 
 
 def hand_over(voxels: np.ndarray, label: int, window: Window):

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Simulated strokes: what one stroke through the largest wrong region of a result changes, on real volumes.
 
-    python Testing/Benchmarks/scribbles.py [--only VOLUME ...] [--slices K ...]
+    python Testing/Benchmarks/scribbles.py [--only VOLUME ...] [--slices K ...] [--graph-cut]
 
 For every case the three largest regions of one true label (or background) that came out otherwise are looked for. Each
 gets, one at a time, strokes in the stack's planes, in the two planes across them and in an oblique one; every other one
-is thick. Nothing is registered or fused again for a stroke. Writes results/scribbles.md and .csv beside this file:
+is thick. Nothing is registered or fused again for a stroke. With --graph-cut each stroke is drawn a second time, with
+the setting `graph_cut`. Writes results/scribbles.md and .csv beside this file:
 
 kept: scribbled voxels that bear their label; corrected: of the wrong voxels of the region within 5 slices and 15 mm of
 the stroke; far: voxels further than 15 mm from the stroke that changed; Dice: change of the mean over the labels.
@@ -32,6 +33,7 @@ from bench import Case, add_bench_option, open_bench  # noqa: E402
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume  # noqa: E402
 from LabelPropLib.memory import Memory  # noqa: E402
 from LabelPropLib.pipeline import propagate  # noqa: E402
+from LabelPropLib.settings import Settings  # noqa: E402
 from LabelPropLib.surroundings import REACH, stack_order  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -42,7 +44,6 @@ LEAST_VOXELS = 20
 SLICES_AROUND = 5
 MIDDLE = 0.8  # of a region's length that a stroke runs through
 TOLERATED = 0.002  # fall of the mean Dice
-COLUMNS = ("case", "plane", "scribbled", "region", "kept", "corrected", "far", "dice", "worst_label", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Result:
 
     case: str
     plane: str
+    graph_cut: bool
     scribbled: int
     region: int
     kept: float
@@ -70,6 +72,7 @@ def main():
     parser.add_argument(
         "--cases", type=Path, metavar="FOLDER", help="keep the cases here, and take those that are here"
     )
+    add_graph_cut_option(parser)
     arguments = parser.parse_args()
     bench = open_bench(arguments.bench)
     with tempfile.TemporaryDirectory() as temporary:
@@ -77,7 +80,7 @@ def main():
         for entry in bench.entries(arguments.only):
             for count in set(entry["slices"]) & set(arguments.slices):
                 case = bench.make_case(entry, count, arguments.cases or Path(temporary))
-                results += read_case(case).measure()
+                results += read_case(case).measure(arguments.graph_cut)
                 print(f"{case.name}: {len(results)} strokes so far", file=sys.stderr)
     text = table(results)
     print(text)
@@ -85,8 +88,13 @@ def main():
     (RESULTS / "scribbles.md").write_text(text, encoding="utf-8")
     with (RESULTS / "scribbles.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
+        writer.writerow(field.name for field in dataclasses.fields(Result))
         writer.writerows(dataclasses.astuple(result) for result in results)
+
+
+def add_graph_cut_option(parser: argparse.ArgumentParser):
+    """Whether to draw each stroke a second time."""
+    parser.add_argument("--graph-cut", action="store_true", help="draw each stroke a second time, with graph cut")
 
 
 class StrokedScan:
@@ -104,13 +112,15 @@ class StrokedScan:
         self._found = propagate(annotation, memory=self._memory).label_maps[0]
         self.regions = wrong_regions(annotation, *(v.transpose(self._order) for v in (self._found, reference)))
 
-    def measure(self) -> Iterator[Result]:
-        """What strokes through the largest regions change."""
+    def measure(self, graph_cut: bool = False) -> Iterator[Result]:
+        """What strokes through the largest regions change; with `graph_cut` each of them without and with it."""
         for label, region in self.regions[:REGIONS]:
             for kind in range(len(KINDS)):
                 yield self.draw(label, region, kind)
+                if graph_cut:
+                    yield self.draw(label, region, kind, graph_cut)
 
-    def draw(self, label: int, region: np.ndarray, kind: int) -> Result:
+    def draw(self, label: int, region: np.ndarray, kind: int, graph_cut: bool = False) -> Result:
         """What a stroke changes, of a kind through the middle of a region."""
         spacing = np.array(self.annotation.spacing)[list(self._order)]
         voxels = stroke(region, spacing, kind)
@@ -118,13 +128,14 @@ class StrokedScan:
         scribbled[:, self._order] = voxels
         annotation = dataclasses.replace(self.annotation, scribbles={label: scribbled})
         start = time.perf_counter()
-        found = propagate(annotation, memory=self._memory).label_maps[0]
+        found = propagate(annotation, Settings(graph_cut=graph_cut), memory=self._memory).label_maps[0]
         seconds = time.perf_counter() - start
         before, after = (volume.transpose(self._order) for volume in (self._found, found))
         changes = dice_changes(annotation.labels, self._found, found, self.reference)
         return Result(
             self.name,
             KINDS[kind],
+            graph_cut,
             len(voxels),
             len(region),
             kept=float((after[tuple(voxels.T)] == label).mean()),
@@ -219,10 +230,11 @@ def dice_changes(labels, before: np.ndarray, after: np.ndarray, reference: np.nd
 
 
 def table(results: list[Result]) -> str:
-    """Markdown: a line a case, one a kind of plane, and one of all."""
-    groups = {name: [r for r in results if r.case == name] for name in dict.fromkeys(r.case for r in results)}
-    groups |= {kind: [r for r in results if r.plane == kind] for kind in KINDS}
-    groups["all"] = results
+    """Markdown: a line a case, one a kind of plane, and one of all; then one of all with graph cut."""
+    without, cut = ([r for r in results if r.graph_cut is way] for way in (False, True))
+    groups = {name: [r for r in without if r.case == name] for name in dict.fromkeys(r.case for r in without)}
+    groups |= {kind: [r for r in without if r.plane == kind] for kind in KINDS}
+    groups |= {"all": without, "all, graph cut": cut}
     lines = [
         "| | strokes | kept | corrected, mean | less than half corrected | changed beyond 15 mm | Dice, mean change"
         f" | Dice, falls by more than {TOLERATED} | Dice, worst change | seconds, median |",
