@@ -18,7 +18,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-STRENGTH = 0.3  # log-odds that a voxel's face of border costs within a homogeneous region
+STRENGTH = 0.4  # log-odds that a voxel's face of border costs within a homogeneous region
 SIGMA = 0.1  # change of intensity from one voxel to the next that is an edge
 RESOLUTION = 1000  # flow through a link is counted in whole numbers: of thousandths of log-odds
 

@@ -142,6 +142,22 @@ def test_directions_and_uncertainty(case, nearest_slice_engine):
     assert (sitk.GetArrayFromImage(uncertainty) == 0.25).all()
 
 
+def test_switches(case, monkeypatch, nearest_slice_engine):
+    from LabelPropLib import pipeline
+
+    seen = []
+    engine = pipeline.propagate
+
+    def watched(annotation, settings, *arguments):
+        seen.append((settings.extrapolate, settings.graph_cut))
+        return engine(annotation, settings, *arguments)
+
+    monkeypatch.setattr(pipeline, "propagate", watched)
+    for options in ((), ("--extrapolate",), ("--graph-cut",)):
+        assert propagate(case, *options) == 0
+    assert seen == [(False, False), (True, False), (False, True)]
+
+
 def test_scribbles(case, monkeypatch, nearest_slice_engine):
     from LabelPropLib import pipeline
 
