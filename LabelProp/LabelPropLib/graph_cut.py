@@ -20,7 +20,7 @@ from scipy.sparse import csgraph
 
 STRENGTH = 0.4  # log-odds that a voxel's face of border costs within a homogeneous region
 SIGMA = 0.1  # change of intensity from one voxel to the next that is an edge
-RESOLUTION = 1000  # flow through a link is counted in whole numbers: of thousandths of log-odds
+RESOLUTION = 1000  # flow through a link is counted in whole numbers of 32 bits: of thousandths of log-odds
 
 
 def cut(
@@ -28,9 +28,9 @@ def cut(
 ) -> np.ndarray:
     """(N,) bool: which of the voxels belong to the region of least energy; of several such regions, to the smallest.
 
-    unary: (N,) log-odds that speak for the region. voxels: (N, 3) indices, each once. region: (T, R, C) bool, what
-    belongs to it for certain; all other voxels that are not among `voxels` do not. image: (T, R, C), intensities about
-    0 to 1. spacing: mm along the three axes.
+    unary: (N,) log-odds that speak for the region, up to a million. voxels: (N, 3) indices, each once. region:
+    (T, R, C) bool, what belongs to it for certain; all other voxels that are not among `voxels` do not. image:
+    (T, R, C), intensities about 0 to 1. spacing: mm along the three axes.
     """
     number = np.full(image.shape, -1)
     number[tuple(voxels.T)] = np.arange(len(voxels))
