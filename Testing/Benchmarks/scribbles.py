@@ -244,7 +244,7 @@ def table(results: list[Result]) -> str:
         if rows:
             share = np.array([row.corrected for row in rows])
             lines.append(
-                f"| {name} | {len(rows)} | {np.mean([row.kept for row in rows]):.3f} | {share.mean():.2f}"
+                f"| {name} | {len(rows)} | {np.mean([row.kept for row in rows]):.3f} | {share.mean():.3f}"
                 f" | {np.count_nonzero(share < 0.5)} | {sum(row.far for row in rows)}"
                 f" | {np.mean([row.dice for row in rows]):+.4f} | {sum(row.dice < -TOLERATED for row in rows)}"
                 f" | {min(row.dice for row in rows):+.4f}"
