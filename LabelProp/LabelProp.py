@@ -169,7 +169,7 @@ class LabelPropParameterNode:
     axis: Annotated[str, Choice(AXES)] = "auto"
     missing: Annotated[str, Choice(MISSING_CHOICES)] = "auto"
     extrapolate: bool = False
-    graphCut: bool = False
+    graphCut: bool = True
     preset: Annotated[str, Choice(PRESETS)] = "balanced"
     device: Annotated[str, Choice(DEVICES)] = "auto"
     registration: Annotated[str, Choice(REGISTRATIONS)] = "auto"
@@ -549,7 +549,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         secondVolumeNode=None,
         atlases=(),
         checkpoint="auto",
-        graphCut=False,
+        graphCut=True,
     ):
         """
         Carry the segments drawn on some slices through the volume, in this process; returns when it is done.

@@ -166,7 +166,12 @@ def add_settings(add: Callable):
         " own first and last slice",
     )
     add("--extrapolate", action="store_true", help="go on beyond the outermost annotated slices")
-    add("--graph-cut", action="store_true", help="snap what a scribble corrects to edges of the image")
+    add(
+        "--graph-cut",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="snap what a scribble corrects to edges of the image (default), or do not",
+    )
     add("--registration", choices=REGISTRATIONS, default="auto")
     add("--fusion", choices=FUSIONS, default="auto")
     add("--preset", choices=PRESETS, default="balanced", help="how much time to spend")

@@ -4,7 +4,7 @@ A stroke says what is true of its voxels. Where the score says otherwise, a regi
 a probability of belonging to it, see `surroundings`. From the likeliest on, voxels are given to the stroke's label
 until most of what is expected to be wrong is put right, or until more Dice would be lost than can be answered for: a
 stroke corrects large structures generously, and small ones with care. Only what hangs together with the stroke, or with
-its label, is corrected. With the option `graph_cut` the border of what is corrected runs along edges of the image,
+its label, is corrected. With the setting `graph_cut` the border of what is corrected runs along edges of the image,
 where the image has any; where that would put right much less, it stays where the odds put it. A stroke that says what
 the score says changes nothing, and none has a say beyond a plane on which the label is known. All of it happens after
 fusion, so it is the same for every rule, and nothing is registered or fused again.

@@ -33,7 +33,7 @@ class Settings:
     device: str = "auto"
     seed: int = 0
     extrapolate: bool = False
-    graph_cut: bool = False
+    graph_cut: bool = True
     directions: bool = False
     uncertainty: bool = False
     checkpoint: str = "auto"
@@ -60,5 +60,8 @@ class Settings:
         for field in fields(self):
             value = getattr(self, field.name)
             if value != field.default:
-                option = "--" + field.name.removesuffix("_gb").replace("_", "-")
-                yield from (option,) if value is True else (option, str(value))
+                name = field.name.removesuffix("_gb").replace("_", "-")
+                if isinstance(value, bool):
+                    yield f"--{name}" if value else f"--no-{name}"
+                else:
+                    yield from (f"--{name}", str(value))

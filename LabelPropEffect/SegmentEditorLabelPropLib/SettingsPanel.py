@@ -18,7 +18,7 @@ CHOICES = {
     "Fusion": "fusion",
     "Missing": "missing",
 }
-SWITCHES = ("Extrapolate", "GraphCut")  # parameters that are 0 or 1
+SWITCHES = {"Extrapolate": 0, "GraphCut": 1}  # parameters that are 0 or 1, and their defaults
 
 
 class SettingsPanel:
@@ -84,8 +84,8 @@ class SettingsPanel:
         for name in ("Direction", "Device", "Registration", "Fusion", "Missing"):
             self.scriptedEffect.setParameterDefault(name, "auto")
         self.scriptedEffect.setParameterDefault("Preset", "balanced")
-        for name in SWITCHES:
-            self.scriptedEffect.setParameterDefault(name, 0)
+        for name, value in SWITCHES.items():
+            self.scriptedEffect.setParameterDefault(name, value)
         self.scriptedEffect.setParameterDefault("Seed", 0)
 
     def settings(self):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fit how far a stroke's correction goes to simulated strokes on many scans, and show what it does on others.
 
-    python Testing/Benchmarks/fit_scribbles.py [--write] [--graph-cut]
+    python Testing/Benchmarks/fit_scribbles.py [--write] [--without-graph-cut]
 
 Propagates the benchmark's volumes, and others that lie in the folder `data` beside it, from 3 and 5 slices; draws
 strokes through the largest wrong regions, as scribbles.py does; and fits the coefficients `PRIOR` of
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 from bench import add_bench_option, open_bench  # noqa: E402
 from fit_confidence import ANATOMIES, MORE_SCANS, format_prior, standing_in, write_prior  # noqa: E402
 from scans import read_scan, spread_slices  # noqa: E402
-from scribbles import KINDS, RESULTS, SLICE_COUNTS, StrokedScan, add_graph_cut_option, table  # noqa: E402
+from scribbles import KINDS, RESULTS, SLICE_COUNTS, StrokedScan, add_comparison_option, table  # noqa: E402
 
 from LabelPropLib import scribbles, surroundings  # noqa: E402
 from LabelPropLib.surroundings import Prior  # noqa: E402
@@ -61,7 +61,7 @@ def main():
         held_out = fit([sample for sample in samples if sample.anatomy != left_out])
         with standing_in(surroundings, "PRIOR", held_out):
             of_anatomy = [scan for scan in scans if anatomy(scan) == left_out]
-            results += [result for scan in of_anatomy for result in scan.measure(arguments.graph_cut)]
+            results += [result for scan in of_anatomy for result in scan.measure(arguments.without_graph_cut)]
     text = f"{HEAD}\n\n{table(results)}"
     print(text)
     (RESULTS / "scribbles_held_out.md").write_text(text, encoding="utf-8")
@@ -71,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_bench_option(parser)
-    add_graph_cut_option(parser)
+    add_comparison_option(parser)
     parser.add_argument("--write", action="store_true", help="write the coefficients to surroundings.py")
     return parser.parse_args()
 

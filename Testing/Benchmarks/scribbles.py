@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Simulated strokes: what one stroke through the largest wrong region of a result changes, on real volumes.
 
-    python Testing/Benchmarks/scribbles.py [--only VOLUME ...] [--slices K ...] [--graph-cut]
+    python Testing/Benchmarks/scribbles.py [--only VOLUME ...] [--slices K ...] [--without-graph-cut]
 
 For every case the three largest regions of one true label (or background) that came out otherwise are looked for. Each
 gets, one at a time, strokes in the stack's planes, in the two planes across them and in an oblique one; every other one
-is thick. Nothing is registered or fused again for a stroke. With --graph-cut each stroke is drawn a second time, with
-the setting `graph_cut`. Writes results/scribbles.md and .csv beside this file:
+is thick. Nothing is registered or fused again for a stroke. With --without-graph-cut each stroke is drawn a
+second time, without the setting `graph_cut`. Writes results/scribbles.md and .csv beside this file:
 
 kept: scribbled voxels that bear their label; corrected: of the wrong voxels of the region within 5 slices and 15 mm of
 the stroke; far: voxels further than 15 mm from the stroke that changed; Dice: change of the mean over the labels.
@@ -72,7 +72,7 @@ def main():
     parser.add_argument(
         "--cases", type=Path, metavar="FOLDER", help="keep the cases here, and take those that are here"
     )
-    add_graph_cut_option(parser)
+    add_comparison_option(parser)
     arguments = parser.parse_args()
     bench = open_bench(arguments.bench)
     with tempfile.TemporaryDirectory() as temporary:
@@ -80,7 +80,7 @@ def main():
         for entry in bench.entries(arguments.only):
             for count in set(entry["slices"]) & set(arguments.slices):
                 case = bench.make_case(entry, count, arguments.cases or Path(temporary))
-                results += read_case(case).measure(arguments.graph_cut)
+                results += read_case(case).measure(arguments.without_graph_cut)
                 print(f"{case.name}: {len(results)} strokes so far", file=sys.stderr)
     text = table(results)
     print(text)
@@ -92,9 +92,9 @@ def main():
         writer.writerows(dataclasses.astuple(result) for result in results)
 
 
-def add_graph_cut_option(parser: argparse.ArgumentParser):
+def add_comparison_option(parser: argparse.ArgumentParser):
     """Whether to draw each stroke a second time."""
-    parser.add_argument("--graph-cut", action="store_true", help="draw each stroke a second time, with graph cut")
+    parser.add_argument("--without-graph-cut", action="store_true", help="draw each stroke a second time, without it")
 
 
 class StrokedScan:
@@ -112,15 +112,15 @@ class StrokedScan:
         self._found = propagate(annotation, memory=self._memory).label_maps[0]
         self.regions = wrong_regions(annotation, *(v.transpose(self._order) for v in (self._found, reference)))
 
-    def measure(self, graph_cut: bool = False) -> Iterator[Result]:
-        """What strokes through the largest regions change; with `graph_cut` each of them without and with it."""
+    def measure(self, without_graph_cut: bool = False) -> Iterator[Result]:
+        """What strokes through the largest regions change, each of them also without the graph cut if asked for."""
         for label, region in self.regions[:REGIONS]:
             for kind in range(len(KINDS)):
                 yield self.draw(label, region, kind)
-                if graph_cut:
-                    yield self.draw(label, region, kind, graph_cut)
+                if without_graph_cut:
+                    yield self.draw(label, region, kind, graph_cut=False)
 
-    def draw(self, label: int, region: np.ndarray, kind: int, graph_cut: bool = False) -> Result:
+    def draw(self, label: int, region: np.ndarray, kind: int, graph_cut: bool = True) -> Result:
         """What a stroke changes, of a kind through the middle of a region."""
         spacing = np.array(self.annotation.spacing)[list(self._order)]
         voxels = stroke(region, spacing, kind)
@@ -230,11 +230,11 @@ def dice_changes(labels, before: np.ndarray, after: np.ndarray, reference: np.nd
 
 
 def table(results: list[Result]) -> str:
-    """Markdown: a line a case, one a kind of plane, and one of all; then one of all with graph cut."""
-    without, cut = ([r for r in results if r.graph_cut is way] for way in (False, True))
-    groups = {name: [r for r in without if r.case == name] for name in dict.fromkeys(r.case for r in without)}
-    groups |= {kind: [r for r in without if r.plane == kind] for kind in KINDS}
-    groups |= {"all": without, "all, graph cut": cut}
+    """Markdown: a line a case, one a kind of plane, and one of all; then one of all without graph cut."""
+    cut, without = ([r for r in results if r.graph_cut is way] for way in (True, False))
+    groups = {name: [r for r in cut if r.case == name] for name in dict.fromkeys(r.case for r in cut)}
+    groups |= {kind: [r for r in cut if r.plane == kind] for kind in KINDS}
+    groups |= {"all": cut, "all, without graph cut": without}
     lines = [
         "| | strokes | kept | corrected, mean | less than half corrected | changed beyond 15 mm | Dice, mean change"
         f" | Dice, falls by more than {TOLERATED} | Dice, worst change | seconds, median |",

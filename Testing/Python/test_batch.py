@@ -103,11 +103,11 @@ def test_console(table, tmp_path, in_this_process):
 
 
 def test_settings_reach_every_volume(table, tmp_path, in_this_process):
-    options = ("--preset", "fast", "--seed", 3, "--extrapolate", "--graph-cut", "--missing", "unknown", "--memory", 2.5)
-    assert run(table, tmp_path, *options) == 0
+    options = ("--preset", "fast", "--seed", 3, "--extrapolate", "--no-graph-cut", "--missing", "unknown")
+    assert run(table, tmp_path, *options, "--memory", 2.5) == 0
     made_of = json.loads((tmp_path / "one.json").read_text())["made_of"]
     assert made_of["missing"] == "unknown"
-    expected = {"preset": "fast", "seed": 3, "extrapolate": True, "graph_cut": True, "memory_gb": 2.5, "fusion": "auto"}
+    expected = {"preset": "fast", "seed": 3, "extrapolate": True, "graph_cut": False, "memory_gb": 2.5}
     assert expected.items() <= made_of["settings"].items()
 
 

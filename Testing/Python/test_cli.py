@@ -153,9 +153,9 @@ def test_switches(case, monkeypatch, nearest_slice_engine):
         return engine(annotation, settings, *arguments)
 
     monkeypatch.setattr(pipeline, "propagate", watched)
-    for options in ((), ("--extrapolate",), ("--graph-cut",)):
+    for options in ((), ("--extrapolate",), ("--no-graph-cut",)):
         assert propagate(case, *options) == 0
-    assert seen == [(False, False), (True, False), (False, True)]
+    assert seen == [(False, True), (True, True), (False, False)]
 
 
 def test_scribbles(case, monkeypatch, nearest_slice_engine):

@@ -161,14 +161,16 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
 
     def test_switches_are_parameters(self):
         panel = self.effect.settingsPanel
-        for name, field in (("Extrapolate", "extrapolate"), ("GraphCut", "graph_cut")):
-            self.assertFalse(getattr(panel.settings(), field))
-            panel.checkBoxes[name].checked = True
-            self.assertEqual(self.scriptedEffect.parameter(name), "1")
-            self.assertTrue(getattr(panel.settings(), field))
-            self.scriptedEffect.setParameter(name, 0)
-            self.processEvents(lambda box=panel.checkBoxes[name]: box.checked)
-            self.assertFalse(getattr(panel.settings(), field))
+        for name, field, default in (("Extrapolate", "extrapolate", False), ("GraphCut", "graph_cut", True)):
+            box = panel.checkBoxes[name]
+            self.assertIs(box.checked, default)
+            self.assertIs(getattr(panel.settings(), field), default)
+            box.checked = not default
+            self.assertEqual(self.scriptedEffect.integerParameter(name), int(not default))
+            self.assertIs(getattr(panel.settings(), field), not default)
+            self.scriptedEffect.setParameter(name, int(default))
+            self.processEvents(lambda box=box, shown=not default: box.checked is shown)
+            self.assertIs(getattr(panel.settings(), field), default)
 
     @IGNORE_QT6_DEPRECATION
     def test_click_on_the_strip_shows_the_slice(self):

@@ -72,8 +72,8 @@ def test_options_reach_the_pipeline(drawn, monkeypatch):
 
     monkeypatch.setattr("LabelPropLib.pipeline.propagate", propagate)
     LabelPropLogic().propagate(volume, node)
-    LabelPropLogic().propagate(volume, node, preset="fast", extrapolate=True, graphCut=True)
-    assert seen == [Settings(), Settings(preset="fast", extrapolate=True, graph_cut=True)]
+    LabelPropLogic().propagate(volume, node, preset="fast", extrapolate=True, graphCut=False)
+    assert seen == [Settings(), Settings(preset="fast", extrapolate=True, graph_cut=False)]
 
 
 def test_chosen_segments(drawn, nearest_slice_engine):
@@ -362,12 +362,12 @@ def test_panel_runs_a_table(panel):
     panel._parameterNode.batchFolder = "results"
     panel._parameterNode.preset = "fast"
     panel._parameterNode.extrapolate = True
-    panel._parameterNode.graphCut = True
+    panel._parameterNode.graphCut = False
     panel.onBatchButton()
     command = panel._batch.arguments
     assert command[:4] == ["batch", "table.csv", "-o", "results"]
     options = cli.parser().parse_args(command)
-    assert cli.settings_of(options) == Settings(preset="fast", extrapolate=True, graph_cut=True)
+    assert cli.settings_of(options) == Settings(preset="fast", extrapolate=True, graph_cut=False)
     assert panel.ui.batchButton.text == "Cancel"
     panel.onBatchButton()
     assert panel._batch.cancelled and not panel.ui.batchButton.enabled

@@ -389,6 +389,7 @@ def test_a_stroke_needs_no_registration_and_no_fusion(monkeypatch):
     stroke = np.zeros_like(labels)
     stroke[3, 8:12, 18] = 255
     memory, fast = Memory(), Settings(preset="fast")
+    plain = dataclasses.replace(fast, graph_cut=False)
     pipeline.propagate(annotate_from_label_volume(image, drawn, SPACING), fast, memory=memory)
 
     def never(*arguments, **choices):
@@ -397,12 +398,12 @@ def test_a_stroke_needs_no_registration_and_no_fusion(monkeypatch):
     monkeypatch.setattr(instance, "optimise", never)
     monkeypatch.setattr(pipeline, "fuse_gaps", never)
     scribbled = annotate_from_label_volume(image, drawn, SPACING, scribbles=stroke)
-    (found,) = pipeline.propagate(scribbled, fast, memory=memory).label_maps
-    assert not found[3, 8:12, 18].any()
-    edges, cut, cuts = dataclasses.replace(fast, graph_cut=True), graph_cut.cut, []
+    cut, cuts = graph_cut.cut, []
     monkeypatch.setattr(graph_cut, "cut", lambda *arguments: cuts.append(arguments) or cut(*arguments))
-    (along_edges,) = pipeline.propagate(scribbled, edges, memory=memory).label_maps
+    (found,) = pipeline.propagate(scribbled, plain, memory=memory).label_maps
+    assert not found[3, 8:12, 18].any() and not cuts
+    (along_edges,) = pipeline.propagate(scribbled, fast, memory=memory).label_maps
     assert cuts
     monkeypatch.undo()
-    np.testing.assert_array_equal(found, pipeline.propagate(scribbled, fast).label_maps[0])
-    np.testing.assert_array_equal(along_edges, pipeline.propagate(scribbled, edges).label_maps[0])
+    np.testing.assert_array_equal(found, pipeline.propagate(scribbled, plain).label_maps[0])
+    np.testing.assert_array_equal(along_edges, pipeline.propagate(scribbled, fast).label_maps[0])
