@@ -10,12 +10,13 @@ import torch
 
 from . import atlases, confidence
 from .annotation import SparseAnnotation
-from .candidates import Arrivals, Chains, Gap, LabelPlanes, arrivals, gaps, gaps_to_scribbles
+from .candidates import Arrivals, Chains, Crossing, Gap, LabelPlanes, arrivals, gaps, gaps_to_scribbles
 from .clock import Clock
 from .fusion import appearance, deep, distance, joint, majority, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .fusion.subnets import DeepLabelFusion
 from .labelmaps import FusedScore, LabelMaps
+from .parallel import side_by_side
 from .preprocessing import Stack
 from .settings import Settings
 
@@ -92,8 +93,8 @@ def leave_one_out(scan: Scan, networks: DeepLabelFusion | None) -> Mapping[int, 
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
     for gap, labels in hidden.items():
         crossing = scan.chains.cross(gap)
-        arrived = [arrivals(label, crossing, planes) for label in labels]
-        seen = [confidence.observe(label, annotation, stack) for label in arrived]
+        arrived = arrive(labels, crossing, planes)
+        seen = side_by_side(lambda label: confidence.observe(label, annotation, stack), arrived, stack.images.device)
         for rule in choices:
             found = scores(arrived, dict.fromkeys(labels, rule), networks, scan.overlapping)
             for label, observed, scored in zip(arrived, seen, found, strict=True):
@@ -122,12 +123,19 @@ def scores(
 
     overlapping: pairs of labels, ascending, that do not exclude each other.
     """
-    is_deep = any(rules[label.label] == DEEP for label in arrived)
-    corrected = deep.fuse(arrived, networks, overlapping) if is_deep else [None] * len(arrived)
-    return [
-        score if rules[label.label] == DEEP else RULES[rules[label.label]](label)
-        for label, score in zip(arrived, corrected, strict=True)
-    ]
+    by_rule = [label for label in arrived if rules[label.label] != DEEP]
+    device = arrived[0].crossing.targets.device
+    found = side_by_side(lambda label: RULES[rules[label.label]](label), by_rule, device)
+    by_label = {label.label: score for label, score in zip(by_rule, found, strict=True)}
+    if len(by_rule) < len(arrived):
+        corrected = deep.fuse(arrived, networks, overlapping)
+        by_label = {label.label: score for label, score in zip(arrived, corrected, strict=True)} | by_label
+    return [by_label[label.label] for label in arrived]
+
+
+def arrive(labels: Sequence[int], crossing: Crossing, planes: LabelPlanes) -> list[Arrivals]:
+    """What reaches the planes of a gap for each of the labels that must cross it."""
+    return side_by_side(lambda label: arrivals(label, crossing, planes), labels, crossing.targets.device)
 
 
 def fuse_gaps(
@@ -154,12 +162,18 @@ def fuse_gaps(
         for number, (gap, labels) in enumerate(labels_of.items()):
             crossing = scan.chains.cross(gap)
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
-            arrived = [arrivals(label, crossing, planes) for label in labels]
-            for label, score in zip(arrived, scores(arrived, rules, networks, scan.overlapping), strict=True):
-                if label.label in priors:
-                    score = atlases.blend(score, label, priors[label.label], planes)
+            arrived = arrive(labels, crossing, planes)
+            found = [
+                atlases.blend(score, label, priors[label.label], planes) if label.label in priors else score
+                for label, score in zip(arrived, scores(arrived, rules, networks, scan.overlapping), strict=True)
+            ]
+            evidence += side_by_side(
+                lambda scored: confidence.observe(scored[0], annotation, stack, scored[1], settings.uncertainty),
+                list(zip(arrived, found, strict=True)),
+                stack.images.device,
+            )
+            for label, score in zip(arrived, found, strict=True):
                 fused.append(FusedScore(label.label, gap.targets, label.box, score, label.votes))
-                evidence.append(confidence.observe(label, annotation, stack, score, settings.uncertainty))
                 for name, candidate in (("up", label.lower), ("down", label.upper)):
                     if name in sides and candidate is not None:
                         sides[name].enter(FusedScore(label.label, gap.targets, label.box, candidate.distances))

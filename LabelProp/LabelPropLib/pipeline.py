@@ -17,7 +17,8 @@ from .fusion import deep
 from .gap_fusion import DEEP, REGISTRATION_SHARE, Scan, fuse_gaps
 from .machine import peak_memory_gb, thread_count
 from .memory import Memory, Update
-from .planner import EFFORTS, Effort, Plan, threads
+from .parallel import threads
+from .planner import EFFORTS, Effort, Plan
 from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training

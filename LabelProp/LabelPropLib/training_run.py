@@ -25,7 +25,8 @@ from .candidates import LabelPlanes, far_ends
 from .dataset import Entry
 from .errors import InputError
 from .machine import thread_count
-from .planner import EFFORTS, choose_device, threads
+from .parallel import threads
+from .planner import EFFORTS, choose_device
 from .preprocessing import prepare
 from .registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, weights
 from .registration.training import FROM_SCRATCH, course_for, fit

@@ -17,6 +17,7 @@ import torch
 from .. import checkpoint
 from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, Candidate, bounding_box
 from ..errors import InputError
+from ..parallel import side_by_side
 from . import similarity
 from .appearance import log_odds
 from .distance import distance_way, pool
@@ -85,6 +86,27 @@ class Evidence:
         return torch.stack([*distances, *images, self.odds, way, self.way, self.length], dim=1)
 
 
+@dataclass(frozen=True)
+class Votes:
+    """The candidates of a label, voted on: what the networks were told, within a window of the label's box.
+
+    way: (T, h, w) voted weight of the upper side; consensus: (T, h, w) the score with it; both in the whole box.
+    """
+
+    window: Window
+    heard: Evidence
+    way: torch.Tensor
+    consensus: torch.Tensor
+
+    def corrected(self, rivals: torch.Tensor, networks: DeepLabelFusion) -> torch.Tensor:
+        """(T, h, w) score, by the fine-tuning subnet; rivals: (T, h, w), see `Evidence.of_label`."""
+        features = self.heard.of_label(*(self.window.of(planes) for planes in (self.consensus, self.way, rivals)))
+        correction = networks.correction(features).masked_fill(~self.window.mask, -DISTANCE_LIMIT)
+        score = self.consensus - DISTANCE_LIMIT
+        self.window.of(score).copy_(self.window.of(self.consensus) + correction)
+        return score
+
+
 ARCHITECTURE = {"name": "DeepLabelFusion", "revision": 1}
 PREPROCESSING = {
     "candidates": "the nearest annotated plane on either side, pooled by the similarity rule",
@@ -129,26 +151,28 @@ def fuse(
     crossing = arrivals[0].crossing
     if crossing.lower is None or crossing.upper is None:
         return [similarity.fuse(arrived) for arrived in arrivals]
-    windows = [look(arrived) for arrived in arrivals]
-    told = [evidence(arrived, window) for arrived, window in zip(arrivals, windows, strict=True)]
-    ways = []
-    for arrived, window, heard in zip(arrivals, windows, told, strict=True):
-        votes = torch.zeros_like(crossing.targets[:, arrived.box[0], arrived.box[1]])
-        window.of(votes).copy_(networks.voting(heard.of_upper()) - networks.voting(heard.of_lower()))
-        ways.append(similarity_way(arrived, votes))
-    consensus = [pool(arrived, way) for arrived, way in zip(arrivals, ways, strict=True)]
-    scores = []
-    for index, (window, heard) in enumerate(zip(windows, told, strict=True)):
+    device = crossing.targets.device
+    voted = side_by_side(lambda arrived: vote(arrived, networks), arrivals, device)
+    consensus = [votes.consensus for votes in voted]
+
+    def correct(index: int) -> torch.Tensor:
         if is_tip(arrivals[index]):
-            scores.append(similarity.fuse(arrivals[index]))
-            continue
+            return similarity.fuse(arrivals[index])
         rivals = best_rival(index, arrivals, consensus, overlapping)
-        features = heard.of_label(*(window.of(planes) for planes in (consensus[index], ways[index], rivals)))
-        correction = networks.correction(features).masked_fill(~window.mask, -DISTANCE_LIMIT)
-        score = consensus[index] - DISTANCE_LIMIT
-        window.of(score).copy_(window.of(consensus[index]) + correction)
-        scores.append(score)
-    return scores
+        return voted[index].corrected(rivals, networks)
+
+    return side_by_side(correct, range(len(arrivals)), device)
+
+
+def vote(arrivals: Arrivals, networks: DeepLabelFusion) -> Votes:
+    """What the voting subnet makes of one label's candidates."""
+    window = look(arrivals)
+    heard = evidence(arrivals, window)
+    votes = torch.zeros_like(arrivals.crossing.targets[:, arrivals.box[0], arrivals.box[1]])
+    upper, lower = networks.voting(torch.cat([heard.of_upper(), heard.of_lower()])).chunk(2)
+    window.of(votes).copy_(upper - lower)
+    way = similarity_way(arrivals, votes)
+    return Votes(window, heard, way, pool(arrivals, way))
 
 
 def is_tip(arrivals: Arrivals) -> bool:

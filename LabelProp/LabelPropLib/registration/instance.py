@@ -8,12 +8,15 @@ Related: Vercauteren et al. 2009 (symmetric log-demons), Siebert et al. 2021 (Co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
+from ..parallel import processors, side_by_side
 from ..preprocessing import channel_weights, local_contrast_normalise, smooth
 from .consistency import FarEnds, far_displacements, label_consistency, within
 from .fields import integrate, resize, warp
@@ -21,6 +24,7 @@ from .regularisation import diffusion
 from .similarity import robust_difference
 
 PLANES_AT_ONCE = 16  # that are filtered, which bounds the memory
+LEAST_SHARE = 2**16  # pixels of planes for a processor, below which it is not worth to begin
 
 
 @dataclass(frozen=True)
@@ -160,12 +164,16 @@ def optimise(
     Without `ends`, pairs leave the batch as they converge; with them, the pairs of a gap depend on each other and stay.
     """
     velocity = velocity.clone()
-    batch = max(1, schedule.batch_pixels // planes[0, 0].numel())
+    workers = processors(planes.device)
+    pixels = planes[0, 0].numel()
+    batch, least = max(1, schedule.batch_pixels // pixels // workers), math.ceil(LEAST_SHARE / pixels)
     momentum, power = torch.zeros_like(velocity), torch.zeros_like(velocity)
     active = torch.arange(len(velocity), device=velocity.device) if pairs is None else pairs
     best = torch.full((len(velocity),), torch.inf, device=velocity.device)
     for step in range(1, level.steps + 1):
-        parts = [pair_loss(planes, velocity, pairs, schedule, step % 2 == 1) for pairs in active.split(batch)]
+        share = max(math.ceil(len(active) / workers), least)
+        look = partial(pair_loss, planes, velocity, schedule=schedule, upwards=step % 2 == 1)
+        parts = side_by_side(look, active.split(min(batch, share)), planes.device)
         loss, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
         if ends is not None:
             gradient = gradient + consistency_gradient(velocity, ends, schedule, batch)[active]
@@ -214,9 +222,14 @@ def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedu
     """
     gradient = torch.zeros_like(velocity)
     gaps = {tuple(sorted(bounds)) for bounds in zip(ends.moving, ends.fixed, strict=True)}
-    for planes in spans(gaps, batch):
+    share = math.ceil(sum(upper - lower for lower, upper in gaps) / processors(velocity.device))
+    share = max(share, math.ceil(LEAST_SHARE / ends.labels_moving[0, 0].numel()))
+
+    def within_span(planes: range):
         pairs = slice(planes.start, planes.stop - 1)
         gradient[pairs] = gradient_within(velocity[pairs], within(ends, planes, planes.start), schedule)
+
+    side_by_side(within_span, spans(gaps, min(batch, share)), velocity.device)
     return gradient
 
 

@@ -1,0 +1,60 @@
+"""Independent parts of the work side by side, each on a processor of its own.
+
+PyTorch spreads every operation over the processors and waits for all of them after it, thousands of times; where
+another program keeps one of them busy, each wait is for that one. Pairs of slices, and labels, do not depend on each
+other: a processor that works through its share of them is waited for once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch with `count` threads inside, as before outside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def processors(device: torch.device) -> int:
+    """How many parts can be worked on at once: PyTorch's threads, one on a GPU."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part], device: torch.device) -> list[Result]:
+    """`work` of every part, in their order; as many at once as there are `processors`.
+
+    Raises what the first part to fail raises, once all have ended.
+    """
+    workers = min(processors(device), len(parts))
+    if workers < 2:
+        return [work(part) for part in parts]
+    with_gradients = torch.is_grad_enabled()
+
+    def alone(part: Part) -> Result:
+        torch.set_num_threads(1)
+        with torch.set_grad_enabled(with_gradients):
+            return work(part)
+
+    with threads(1):
+        return list(_pool(workers).map(alone, parts))
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Kept from one call to the next: each new thread would have memory of its own set aside."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="LabelProp")

@@ -1,0 +1,74 @@
+"""Parts side by side: the same results as one after the other, and nothing left behind."""
+
+import threading
+
+import pytest
+import torch
+
+from LabelPropLib.parallel import processors, side_by_side, threads
+from LabelPropLib.registration import instance
+from LabelPropLib.registration.consistency import FarEnds
+
+CPU = torch.device("cpu")
+
+
+def test_results_come_in_the_order_of_the_parts():
+    with threads(3):
+        assert side_by_side(lambda n: n * n, range(20), CPU) == [n * n for n in range(20)]
+
+
+def test_parts_are_worked_on_at_once_each_with_a_single_thread():
+    together = threading.Barrier(2, timeout=30)  # broken, and an error, unless two parts wait at once
+
+    def meet(_):
+        together.wait()
+        return torch.get_num_threads()
+
+    with threads(2):
+        assert side_by_side(meet, range(2), CPU) == [1, 1]
+        assert torch.get_num_threads() == 2
+
+
+def test_a_part_may_have_parts():
+    with threads(2):
+        found = side_by_side(lambda n: side_by_side(lambda m: n + m, range(3), CPU), range(4), CPU)
+    assert found == [[n + m for m in range(3)] for n in range(4)]
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_gradients_are_kept_where_they_are_wanted(with_gradients):
+    with threads(2), torch.set_grad_enabled(with_gradients):
+        assert side_by_side(lambda n: torch.is_grad_enabled(), range(4), CPU) == [with_gradients] * 4
+
+
+def test_a_failure_reaches_the_caller_and_threads_are_as_before():
+    def fail(n):
+        if n == 2:
+            raise ValueError("the third")
+        return n
+
+    with threads(2):
+        with pytest.raises(ValueError, match="the third"):
+            side_by_side(fail, range(4), CPU)
+        assert torch.get_num_threads() == 2
+
+
+def test_a_gpu_works_on_one_part_after_the_other():
+    with threads(4):
+        assert processors(torch.device("cuda")) == 1
+        assert processors(CPU) == 4
+        named = side_by_side(lambda n: threading.current_thread(), range(3), torch.device("cuda"))
+    assert set(named) == {threading.current_thread()}
+
+
+def test_registration_does_not_depend_on_the_number_of_threads():
+    images = torch.rand(9, 1, 96, 128, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(4, 1, 96, 128)
+    masks[..., 30:60, 40:80] = 1
+    ends = FarEnds((0, 4, 4, 8), (4, 0, 8, 4), masks, masks.roll(3, dims=-1))
+    schedule = instance.Schedule(levels=(instance.Level(2, 3), instance.Level(1, 3)))
+    found = []
+    for count in (1, 3):
+        with threads(count):
+            found.append(instance.register(images, ends, schedule))
+    assert torch.equal(*found)
