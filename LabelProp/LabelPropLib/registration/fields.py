@@ -7,12 +7,15 @@ moving plane, so `warp(moving, u)` looks like the fixed plane. Samples beyond th
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
 
+@lru_cache(maxsize=16)
 def identity(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Pixel coordinates (1, 2, H, W) of a grid, float32."""
+    """Pixel coordinates (1, 2, H, W) of a grid, float32; the same tensor each time, which is not to be changed."""
     rows = torch.arange(height, dtype=torch.float32, device=device)
     columns = torch.arange(width, dtype=torch.float32, device=device)
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
@@ -21,10 +24,15 @@ def identity(height: int, width: int, device: torch.device | None = None) -> tor
 def sample(planes: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
     """Values of `planes` (N, C, H, W) at `coordinates` (N, 2, h, w) in pixels, bilinear, as (N, C, h, w)."""
     height, width = planes.shape[-2:]
-    rows = coordinates[:, 0] * (2 / max(height - 1, 1)) - 1
-    columns = coordinates[:, 1] * (2 / max(width - 1, 1)) - 1
-    normalised = torch.stack((columns, rows), dim=-1)
-    return F.grid_sample(planes, normalised, mode="bilinear", padding_mode="border", align_corners=True)
+    normalised = coordinates * _scale(height, width, coordinates.device) - 1
+    columns_and_rows = normalised.flip(1).permute(0, 2, 3, 1)
+    return F.grid_sample(planes, columns_and_rows, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+@lru_cache(maxsize=16)
+def _scale(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """(1, 2, 1, 1), from pixels to twice the extent of a grid."""
+    return torch.tensor([2 / max(n - 1, 1) for n in (height, width)], device=device)[None, :, None, None]
 
 
 def warp(moving: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
