@@ -267,7 +267,7 @@ class SlicesPanel(VTKObservationMixin):
         elif background:
             self.roleLabel.text = _("{segment} is a scribble of background.").format(segment=lane.name)
         else:
-            self.roleLabel.text = _("The selected segment on the current slice is:")
+            self.roleLabel.text = _("Selected segment on this slice is:")
         empty = role in (None, ABSENT)
         possible = {COMPLETE: not empty, SCRIBBLE: not empty, ABSENT: empty, IGNORED: True}
         color = qt.QColor.fromRgbF(*lane.color) if lane else qt.QColor(128, 128, 128)
