@@ -123,14 +123,14 @@ def scores(
 
     overlapping: pairs of labels, ascending, that do not exclude each other.
     """
-    by_rule = [label for label in arrived if rules[label.label] != DEEP]
-    device = arrived[0].crossing.targets.device
-    found = side_by_side(lambda label: RULES[rules[label.label]](label), by_rule, device)
-    by_label = {label.label: score for label, score in zip(by_rule, found, strict=True)}
-    if len(by_rule) < len(arrived):
-        corrected = deep.fuse(arrived, networks, overlapping)
-        by_label = {label.label: score for label, score in zip(arrived, corrected, strict=True)} | by_label
-    return [by_label[label.label] for label in arrived]
+    is_deep = any(rules[label.label] == DEEP for label in arrived)
+    corrected = deep.fuse(arrived, networks, overlapping) if is_deep else []
+
+    def score(index: int) -> torch.Tensor:
+        rule = rules[arrived[index].label]
+        return corrected[index] if rule == DEEP else RULES[rule](arrived[index])
+
+    return side_by_side(score, range(len(arrived)), arrived[0].crossing.targets.device)
 
 
 def arrive(labels: Sequence[int], crossing: Crossing, planes: LabelPlanes) -> list[Arrivals]:

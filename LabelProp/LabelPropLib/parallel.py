@@ -8,7 +8,7 @@ other: a processor that works through its share of them is waited for once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -50,8 +50,10 @@ def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part], device: 
         with torch.set_grad_enabled(with_gradients):
             return work(part)
 
-    with threads(1):
-        return list(_pool(workers).map(alone, parts))
+    with threads(1):  # which also puts back the default of new threads, which `alone` changes
+        running = [_pool(workers).submit(alone, part) for part in parts]
+        wait(running)
+    return [part.result() for part in running]
 
 
 @cache

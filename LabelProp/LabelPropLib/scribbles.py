@@ -50,7 +50,7 @@ def spread(
     stack: Stack,
     fused: Sequence[FusedScore],
     maps: LabelMaps,
-    follow_edges: bool = False,
+    follow_edges: bool,
 ):
     """Let the annotation's strokes correct the scores around them, and `maps` decide anew where they did.
 
@@ -98,7 +98,7 @@ def regions(annotation: SparseAnnotation) -> list[Region]:
     return found
 
 
-def wrong_around(label: int, strokes: np.ndarray, window: Window, follow_edges: bool = False) -> np.ndarray:
+def wrong_around(label: int, strokes: np.ndarray, window: Window, follow_edges: bool) -> np.ndarray:
     """(T, R, C) bool: what is to be corrected around the strokes (T, R, C) of a label, or of BACKGROUND."""
     standing = window.standing(label)
     bearing = (strokes == label) | (standing.margin > 0)
@@ -152,7 +152,8 @@ def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarra
     Where it would put right less than LEAST_CORRECTED of what the chosen voxels would, the image contradicts the odds,
     and has no say.
     """
-    log_odds = around.log_odds()
+    log_odds, loss = around.log_odds(), losses(around)
+    probability = special.expit(log_odds)
     least = log_odds[chosen].min()
     band = in_question(log_odds, least)
     sure = ~band & (log_odds > least)
@@ -165,11 +166,10 @@ def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarra
         found = sure.copy()
         unary = log_odds[band] - threshold
         found[band] = graph_cut.cut(unary, around.voxels[band], region, window.smoothed, window.spacing)
-        if is_within_limits(found, around):
+        if is_within_limits(found, probability, loss):
             following, highest = found, threshold
         else:
             lowest = threshold
-    probability = special.expit(log_odds)
     enough = probability[following].sum() >= LEAST_CORRECTED * probability[chosen].sum()
     return following if enough else chosen
 
@@ -183,13 +183,15 @@ def in_question(log_odds: np.ndarray, threshold: float) -> np.ndarray:
     return band
 
 
-def is_within_limits(chosen: np.ndarray, around: Surroundings) -> bool:
-    """Whether correcting the chosen voxels (N,) bool keeps within SHARE and RISKS."""
-    probability = special.expit(around.log_odds())
-    lost = losses(around)[:, chosen].sum(axis=1)
+def is_within_limits(chosen: np.ndarray, probability: np.ndarray, loss: np.ndarray) -> bool:
+    """Whether correcting the chosen voxels (N,) bool keeps within SHARE and RISKS.
+
+    probability: (N,) of each voxel to be wrong. loss: (R, N), see `losses`.
+    """
+    lost = loss[:, chosen].sum(axis=1)
     return bool(
         probability[chosen].sum() <= SHARE * probability.sum()
-        and all(loss <= most_lost for loss, (_, most_lost) in zip(lost, RISKS, strict=True))
+        and all(risked <= most_lost for risked, (_, most_lost) in zip(lost, RISKS, strict=True))
     )
 
 

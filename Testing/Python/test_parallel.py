@@ -1,6 +1,7 @@
 """Parts side by side: the same results as one after the other, and nothing left behind."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -51,6 +52,23 @@ def test_a_failure_reaches_the_caller_and_threads_are_as_before():
         with pytest.raises(ValueError, match="the third"):
             side_by_side(fail, range(4), CPU)
         assert torch.get_num_threads() == 2
+
+
+def test_a_failure_is_told_once_all_parts_have_ended():
+    """What still ran would hold the memory that a smaller batch is then tried with."""
+    failed, ended = threading.Event(), []
+
+    def work(n):
+        if n == 0:
+            failed.set()
+            raise MemoryError
+        failed.wait(timeout=30)
+        time.sleep(0.1)
+        ended.append(n)
+
+    with threads(2), pytest.raises(MemoryError):
+        side_by_side(work, range(4), CPU)
+    assert sorted(ended) == [1, 2, 3]
 
 
 def test_a_gpu_works_on_one_part_after_the_other():

@@ -164,16 +164,14 @@ def optimise(
     Without `ends`, pairs leave the batch as they converge; with them, the pairs of a gap depend on each other and stay.
     """
     velocity = velocity.clone()
-    workers = processors(planes.device)
     pixels = planes[0, 0].numel()
-    batch, least = max(1, schedule.batch_pixels // pixels // workers), math.ceil(LEAST_SHARE / pixels)
+    batch = max(1, schedule.batch_pixels // pixels // processors(planes.device))
     momentum, power = torch.zeros_like(velocity), torch.zeros_like(velocity)
     active = torch.arange(len(velocity), device=velocity.device) if pairs is None else pairs
     best = torch.full((len(velocity),), torch.inf, device=velocity.device)
     for step in range(1, level.steps + 1):
-        share = max(math.ceil(len(active) / workers), least)
         look = partial(pair_loss, planes, velocity, schedule=schedule, upwards=step % 2 == 1)
-        parts = side_by_side(look, active.split(min(batch, share)), planes.device)
+        parts = side_by_side(look, active.split(share_of(len(active), pixels, batch, planes.device)), planes.device)
         loss, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
         if ends is not None:
             gradient = gradient + consistency_gradient(velocity, ends, schedule, batch)[active]
@@ -189,6 +187,11 @@ def optimise(
             if len(active) == 0:
                 break
     return velocity
+
+
+def share_of(pairs: int, pixels: int, batch: int, device: torch.device) -> int:
+    """How many of the pairs, of planes of so many pixels, a processor works on at once; at most `batch`."""
+    return min(batch, max(math.ceil(pairs / processors(device)), math.ceil(LEAST_SHARE / pixels)))
 
 
 def pair_loss(
@@ -222,14 +225,14 @@ def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedu
     """
     gradient = torch.zeros_like(velocity)
     gaps = {tuple(sorted(bounds)) for bounds in zip(ends.moving, ends.fixed, strict=True)}
-    share = math.ceil(sum(upper - lower for lower, upper in gaps) / processors(velocity.device))
-    share = max(share, math.ceil(LEAST_SHARE / ends.labels_moving[0, 0].numel()))
+    pairs = sum(upper - lower for lower, upper in gaps)
+    share = share_of(pairs, ends.labels_moving[0, 0].numel(), batch, velocity.device)
 
     def within_span(planes: range):
         pairs = slice(planes.start, planes.stop - 1)
         gradient[pairs] = gradient_within(velocity[pairs], within(ends, planes, planes.start), schedule)
 
-    side_by_side(within_span, spans(gaps, min(batch, share)), velocity.device)
+    side_by_side(within_span, spans(gaps, share), velocity.device)
     return gradient
 
 
