@@ -2,8 +2,8 @@
 
 Xie et al., "Deep label fusion", Medical Image Analysis 2023, with candidates that come from the same scan: a voting
 subnet moves the weights of the candidates, a fine-tuning subnet corrects the consensus, and a label mask keeps the
-result near the candidates' votes. What the networks say is added to what the similarity rule says, so networks that say
-nothing leave that rule as it is.
+result near the candidates' votes. Both see thick labels reduced and thin ones enlarged. What the networks say is added
+to what the similarity rule says, so networks that say nothing leave that rule as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from .. import checkpoint
 from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, Candidate, bounding_box
@@ -25,7 +26,10 @@ from .similarity import similarity_way
 from .subnets import DeepLabelFusion
 
 DISTANCE_SCALE = 4.0  # pixels; the networks see distances in this unit, at most three of it
-TIP_DEPTH = 3.0  # pixels; what is thinner on its only drawn plane tells the networks too little
+LABEL_DEPTH = 8.0  # of the networks' pixels, from a label's contour to its middle, that it is scaled to
+SCALES = (0.8, 1.4)  # least and most of the networks' pixels along a pixel
+LEAST_SIZE = 8  # of the networks' pixels along a window
+TIP_DEPTH = 3.0  # of the networks' pixels; what is thinner on its only drawn plane tells them too little
 MASK_MARGIN = 6.0  # pixels beyond the union of the votes that a label may go
 
 
@@ -49,12 +53,14 @@ class Window:
 class Evidence:
     """What the networks are told of a label on T planes of a gap, within its window: all (T, h, w).
 
-    lower, upper: signed distances of the candidates in pixels, -DISTANCE_LIMIT where the label is absent.
+    scale: of the grid's pixels along a pixel. lower, upper: signed distances of the candidates in pixels of the grid,
+    -DISTANCE_LIMIT times the scale where the label is absent.
     target, lower_image, upper_image: the slices and the carried images, intensities relative to those in and around the
     label. odds: of the slices' intensities, see `appearance`. way: distance weight of the upper side.
     length: log of the hops across the gap, over 3.
     """
 
+    scale: float
     lower: torch.Tensor
     upper: torch.Tensor
     target: torch.Tensor
@@ -100,10 +106,14 @@ class Votes:
 
     def corrected(self, rivals: torch.Tensor, networks: DeepLabelFusion) -> torch.Tensor:
         """(T, h, w) score, by the fine-tuning subnet; rivals: (T, h, w), see `Evidence.of_label`."""
-        features = self.heard.of_label(*(self.window.of(planes) for planes in (self.consensus, self.way, rivals)))
-        correction = networks.correction(features).masked_fill(~self.window.mask, -DISTANCE_LIMIT)
+        window, scale = self.window, self.heard.scale
+        size = self.heard.way.shape[-2:]
+        consensus, way, rivals = (resized(window.of(planes), size) for planes in (self.consensus, self.way, rivals))
+        features = self.heard.of_label(scale * consensus, way, scale * rivals)
+        correction = resized(networks.correction(features), window.mask.shape[-2:]) / scale
         score = self.consensus - DISTANCE_LIMIT
-        self.window.of(score).copy_(self.window.of(self.consensus) + correction)
+        corrected = window.of(self.consensus) + correction.masked_fill(~window.mask, -DISTANCE_LIMIT)
+        window.of(score).copy_(corrected)
         return score
 
 
@@ -167,10 +177,10 @@ def fuse(
 def vote(arrivals: Arrivals, networks: DeepLabelFusion) -> Votes:
     """What the voting subnet makes of one label's candidates."""
     window = look(arrivals)
-    heard = evidence(arrivals, window)
-    votes = torch.zeros_like(arrivals.crossing.targets[:, arrivals.box[0], arrivals.box[1]])
+    heard = evidence(arrivals, window, scale(arrivals))
     upper, lower = networks.voting(torch.cat([heard.of_upper(), heard.of_lower()])).chunk(2)
-    window.of(votes).copy_(upper - lower)
+    votes = torch.zeros_like(arrivals.crossing.targets[:, arrivals.box[0], arrivals.box[1]])
+    window.of(votes).copy_(resized(upper - lower, window.mask.shape[-2:]))
     way = similarity_way(arrivals, votes)
     return Votes(window, heard, way, pool(arrivals, way))
 
@@ -178,7 +188,14 @@ def vote(arrivals: Arrivals, networks: DeepLabelFusion) -> Votes:
 def is_tip(arrivals: Arrivals) -> bool:
     """Whether one plane alone bears the label, and bears little of it."""
     candidates = present(arrivals)
-    return len(candidates) == 1 and candidates[0].depth < TIP_DEPTH
+    return len(candidates) == 1 and candidates[0].depth * scale(arrivals) < TIP_DEPTH
+
+
+def scale(arrivals: Arrivals) -> float:
+    """The networks' pixels along a pixel, with which the label would be LABEL_DEPTH deep where it was drawn."""
+    depths = [candidate.depth for candidate in present(arrivals)]
+    least, most = SCALES
+    return min(most, max(least, LABEL_DEPTH * len(depths) / max(sum(depths), 1.0)))
 
 
 def look(arrivals: Arrivals) -> Window:
@@ -189,27 +206,31 @@ def look(arrivals: Arrivals) -> Window:
     return Window(rows, columns, mask[:, rows, columns])
 
 
-def evidence(arrivals: Arrivals, window: Window) -> Evidence:
+def evidence(arrivals: Arrivals, window: Window, scale: float) -> Evidence:
     """What the networks are told of one label's arrivals."""
     crossing, (rows, columns) = arrivals.crossing, arrivals.box
     slices = window.of(crossing.targets[:, rows, columns])
+    size = [max(LEAST_SIZE, round(scale * extent)) for extent in slices.shape[-2:]]
     intensity = label_intensity(arrivals)
+    absent = torch.full_like(slices, -DISTANCE_LIMIT)
     lower, upper = (
-        torch.full_like(slices, -DISTANCE_LIMIT) if candidate is None else window.of(candidate.distances)
+        scale * resized(absent if candidate is None else window.of(candidate.distances), size)
         for candidate in (arrivals.lower, arrivals.upper)
     )
-    lower_image, upper_image = (
-        relative(window.of(carried.images[:, rows, columns]), intensity) for carried in (crossing.lower, crossing.upper)
+    target, lower_image, upper_image = (
+        resized(relative(window.of(images[:, rows, columns]), intensity), size)
+        for images in (crossing.targets, crossing.lower.images, crossing.upper.images)
     )
     return Evidence(
+        scale=scale,
         lower=lower,
         upper=upper,
-        target=relative(slices, intensity),
+        target=target,
         lower_image=lower_image,
         upper_image=upper_image,
-        odds=log_odds(present(arrivals), slices).clamp(-4, 4) / 2,
-        way=distance_way(arrivals).expand_as(slices),
-        length=torch.full_like(slices, math.log(len(slices) + 1) / 3),
+        odds=resized(log_odds(present(arrivals), slices).clamp(-4, 4) / 2, size),
+        way=distance_way(arrivals).expand_as(target),
+        length=torch.full_like(target, math.log(len(slices) + 1) / 3),
     )
 
 
@@ -240,6 +261,13 @@ def best_rival(
         there = score[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
         torch.maximum(here, there, out=here)
     return best
+
+
+def resized(planes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """`planes` (T, h, w) on a grid of another size, bilinear."""
+    if tuple(planes.shape[-2:]) == tuple(size):
+        return planes
+    return F.interpolate(planes[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
 def bounded(distances: torch.Tensor) -> torch.Tensor:
