@@ -53,6 +53,53 @@ def test_networks_that_say_nothing_leave_the_similarity_rule_as_it_is():
         assert torch.equal(score > 0, expected > 0)
 
 
+def arrival_of_disc(radius, size):
+    """A disc, `radius` pixels or 8 mm, on both sides of three of five planes of a ramp; no motion."""
+    rows, columns = np.mgrid[:size, :size]
+    masks = {1: np.zeros((5, size, size), bool)}
+    masks[1][[0, 4]] = (rows - size / 2 + 0.5) ** 2 + (columns - size / 2 + 0.5) ** 2 < radius**2
+    image = np.broadcast_to(columns / size, (5, size, size)).astype(np.float32)
+    annotation = annotate_from_masks(image, masks, (2.0, 8 / radius, 8 / radius), axis=0)
+    stack = prepare(annotation, 400)
+    crossing = Chains(torch.zeros(4, 2, 32, 32), stack.images).cross(Gap(0, 4, 1, 3))
+    return arrivals(1, crossing, LabelPlanes(annotation, stack))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("radius", [7, 10])
+def test_thin_and_thick_labels_look_alike_to_the_networks(radius):
+    """As one of LABEL_DEPTH."""
+    like, seen = (told_of_disc(int(deep.LABEL_DEPTH)), told_of_disc(radius))
+    assert seen.scale == pytest.approx(deep.LABEL_DEPTH / radius, rel=0.15)
+    assert float(seen.lower.max()) == pytest.approx(float(like.lower.max()), abs=0.7)
+    assert int((seen.lower > 0).sum()) == pytest.approx(int((like.lower > 0).sum()), rel=0.15)
+    assert float(seen.target.std()) == pytest.approx(float(like.target.std()), rel=0.2)
+
+
+def told_of_disc(radius):
+    arrived = arrival_of_disc(radius, 10 * radius)
+    return deep.evidence(arrived, deep.look(arrived), deep.scale(arrived))
+
+
+@pytest.mark.parametrize(("radius", "scale"), [(2, deep.SCALES[1]), (60, deep.SCALES[0])])
+def test_scales_have_limits(radius, scale):
+    assert deep.scale(arrival_of_disc(radius, 160)) == scale
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("radius", [3, 20])
+def test_a_correction_is_as_large_in_the_pixels_of_the_slice_for_any_scale(radius):
+    """Networks that move every contour by one of their pixels move it by 1 / scale of the slice's."""
+    networks = DeepLabelFusion()
+    networks.correction.out.bias += 1
+    arrived = arrival_of_disc(radius, 8 * radius)
+    window = deep.look(arrived)
+    moved = deep.fuse([arrived], networks)[0] - similarity.fuse(arrived)
+    assert moved.shape[1:] == tuple(part.stop - part.start for part in arrived.box)
+    expected = torch.full_like(moved, 1 / deep.scale(arrived))
+    torch.testing.assert_close(window.of(moved)[window.mask], window.of(expected)[window.mask])
+
+
 @torch.no_grad()
 def test_the_order_of_labels_does_not_matter():
     torch.manual_seed(0)
