@@ -58,16 +58,16 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.809,
-    depth=-0.830,
-    distance=-0.913,
-    length=0.499,
-    slices=-0.260,
-    bridge=1.786,
-    voted=0.929,
-    outvoted=-0.485,
-    likelihood=0.393,
-    dissimilarity=-5.816,
+    constant=-0.693,
+    depth=-0.856,
+    distance=-0.920,
+    length=0.445,
+    slices=-0.228,
+    bridge=1.677,
+    voted=0.863,
+    outvoted=-0.465,
+    likelihood=0.387,
+    dissimilarity=-5.569,
 )
 
 
