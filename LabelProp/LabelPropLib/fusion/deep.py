@@ -2,8 +2,9 @@
 
 Xie et al., "Deep label fusion", Medical Image Analysis 2023, with candidates that come from the same scan: a voting
 subnet moves the weights of the candidates, a fine-tuning subnet corrects the consensus, and a label mask keeps the
-result near the candidates' votes. Both see thick labels reduced and thin ones enlarged. What the networks say is added
-to what the similarity rule says, so networks that say nothing leave that rule as it is.
+result near the candidates' votes. Both see thick labels reduced and thin ones enlarged, for they are best at those of
+middling size. What the networks say is added to what the similarity rule says, so networks that say nothing leave that
+rule as it is.
 """
 
 from __future__ import annotations
