@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,15 +117,18 @@ def run_process(method: Method, case: Case, prediction: Path) -> Cost:
 def take_what_is_right(case: Case, prediction: Path):
     """Put the reference into `prediction` wherever it, or the same from one side alone, agrees with the reference."""
     fused = sitk.ReadImage(str(prediction))
-    found = sitk.GetArrayFromImage(fused)
-    reference = sitk.GetArrayFromImage(sitk.ReadImage(str(case.reference)))
-    for direction in ("up", "down"):
-        path = prediction.with_name(prediction.name.replace(".nii.gz", f"_{direction}.nii.gz"))
-        candidate = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-        found = np.where(candidate == reference, reference, found)
-    best = sitk.GetImageFromArray(found)
+    sides = [prediction.with_name(prediction.name.replace(".nii.gz", f"_{side}.nii.gz")) for side in ("up", "down")]
+    found, *candidates = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (prediction, *sides))
+    best = sitk.GetImageFromArray(what_is_right(case, found, candidates))
     best.CopyInformation(fused)
     sitk.WriteImage(best, str(prediction))
+
+
+def what_is_right(case: Case, found: np.ndarray, candidates: Iterable[np.ndarray]) -> np.ndarray:
+    """(K, J, I) of what was found, with the reference wherever one of the candidates agrees with it."""
+    reference = sitk.GetArrayFromImage(sitk.ReadImage(str(case.reference)))
+    agreed = np.any([candidate == reference for candidate in candidates], axis=0)
+    return np.where(agreed, reference, found)
 
 
 def run_here(method: Method, case: Case, prediction: Path) -> Cost:
@@ -139,8 +143,11 @@ def run_here(method: Method, case: Case, prediction: Path) -> Cost:
         found = fill_between_slices(drawn)
     else:
         annotation = annotate_from_label_volume(sitk.GetArrayFromImage(image), drawn, image.GetSpacing()[::-1])
-        (found,) = propagate(annotation, Settings(**method.choices)).label_maps
+        result = propagate(annotation, Settings(**method.choices, directions=method.text == ORACLE))
+        (found,) = result.label_maps
     cost = Cost(time.perf_counter() - start)
+    if method.text == ORACLE:
+        found = what_is_right(case, found, [side for (side,) in result.directions.values()])
     written = sitk.GetImageFromArray(found.astype(drawn.dtype))
     written.CopyInformation(drawn_image)
     sitk.WriteImage(written, str(prediction))
