@@ -14,7 +14,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from .. import checkpoint
 from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, Candidate, bounding_box
@@ -24,7 +23,7 @@ from . import similarity
 from .appearance import log_odds
 from .distance import distance_way, pool
 from .similarity import similarity_way
-from .subnets import DeepLabelFusion
+from .subnets import DeepLabelFusion, resized
 
 DISTANCE_SCALE = 4.0  # pixels; the networks see distances in this unit, at most three of it
 LABEL_DEPTH = 8.0  # of the networks' pixels, from a label's contour to its middle, that it is scaled to
@@ -109,9 +108,11 @@ class Votes:
         """(T, h, w) score, by the fine-tuning subnet; rivals: (T, h, w), see `Evidence.of_label`."""
         window, scale = self.window, self.heard.scale
         size = self.heard.way.shape[-2:]
-        consensus, way, rivals = (resized(window.of(planes), size) for planes in (self.consensus, self.way, rivals))
+        consensus, way, rivals = resized(
+            torch.stack([window.of(planes) for planes in (self.consensus, self.way, rivals)]), size
+        )
         features = self.heard.of_label(scale * consensus, way, scale * rivals)
-        correction = resized(networks.correction(features), window.mask.shape[-2:]) / scale
+        correction = resized(networks.correction(features)[None], window.mask.shape[-2:])[0] / scale
         score = self.consensus - DISTANCE_LIMIT
         corrected = window.of(self.consensus) + correction.masked_fill(~window.mask, -DISTANCE_LIMIT)
         window.of(score).copy_(corrected)
@@ -181,7 +182,7 @@ def vote(arrivals: Arrivals, networks: DeepLabelFusion) -> Votes:
     heard = evidence(arrivals, window, scale(arrivals))
     upper, lower = networks.voting(torch.cat([heard.of_upper(), heard.of_lower()])).chunk(2)
     votes = torch.zeros_like(arrivals.crossing.targets[:, arrivals.box[0], arrivals.box[1]])
-    window.of(votes).copy_(resized(upper - lower, window.mask.shape[-2:]))
+    window.of(votes).copy_(resized((upper - lower)[None], window.mask.shape[-2:])[0])
     way = similarity_way(arrivals, votes)
     return Votes(window, heard, way, pool(arrivals, way))
 
@@ -213,15 +214,14 @@ def evidence(arrivals: Arrivals, window: Window, scale: float) -> Evidence:
     slices = window.of(crossing.targets[:, rows, columns])
     size = [max(LEAST_SIZE, round(scale * extent)) for extent in slices.shape[-2:]]
     intensity = label_intensity(arrivals)
-    absent = torch.full_like(slices, -DISTANCE_LIMIT)
+    absent = slices.new_full((len(slices), *size), -scale * DISTANCE_LIMIT)
     lower, upper = (
-        scale * resized(absent if candidate is None else window.of(candidate.distances), size)
+        absent if candidate is None else scale * resized(window.of(candidate.distances)[None], size)[0]
         for candidate in (arrivals.lower, arrivals.upper)
     )
-    target, lower_image, upper_image = (
-        resized(relative(window.of(images[:, rows, columns]), intensity), size)
-        for images in (crossing.targets, crossing.lower.images, crossing.upper.images)
-    )
+    carried = (window.of(images[:, rows, columns]) for images in (crossing.lower.images, crossing.upper.images))
+    images = torch.stack([relative(planes, intensity) for planes in (slices, *carried)])
+    target, lower_image, upper_image = resized(images, size)
     return Evidence(
         scale=scale,
         lower=lower,
@@ -229,7 +229,7 @@ def evidence(arrivals: Arrivals, window: Window, scale: float) -> Evidence:
         target=target,
         lower_image=lower_image,
         upper_image=upper_image,
-        odds=resized(log_odds(present(arrivals), slices).clamp(-4, 4) / 2, size),
+        odds=resized(log_odds(present(arrivals), slices)[None].clamp(-4, 4) / 2, size)[0],
         way=distance_way(arrivals).expand_as(target),
         length=torch.full_like(target, math.log(len(slices) + 1) / 3),
     )
@@ -262,13 +262,6 @@ def best_rival(
         there = score[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
         torch.maximum(here, there, out=here)
     return best
-
-
-def resized(planes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """`planes` (T, h, w) on a grid of another size, bilinear."""
-    if tuple(planes.shape[-2:]) == tuple(size):
-        return planes
-    return F.interpolate(planes[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
 def bounded(distances: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ zero: before training they change nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -42,8 +44,8 @@ class VotingSubnet(nn.Module):
         features = to_even(features)
         skip = self.encoder(self.reduce(features))
         bottom = self.bottom(F.avg_pool2d(skip, 2, ceil_mode=True))
-        logits = self.out(self.decoder(torch.cat([enlarge(bottom, skip), skip], dim=1)))
-        return enlarge(logits, features)[:, 0, :height, :width]
+        logits = self.out(self.decoder(torch.cat([resized(bottom, skip.shape[-2:]), skip], dim=1)))
+        return resized(logits, features.shape[-2:])[:, 0, :height, :width]
 
 
 class CorrectionSubnet(nn.Module):
@@ -73,7 +75,7 @@ class CorrectionSubnet(nn.Module):
         x = self.bottom(x)
         for decoder in self.decoders:
             skip = skips.pop()
-            x = decoder(torch.cat([enlarge(x, skip), skip], dim=1))
+            x = decoder(torch.cat([resized(x, skip.shape[-2:]), skip], dim=1))
         x = F.pixel_shuffle(self.expand(x), 2)
         return self.out(F.leaky_relu(self.refine(torch.cat([x, features], dim=1)), 0.1))[:, 0, :height, :width]
 
@@ -107,6 +109,6 @@ def to_even(planes: torch.Tensor) -> torch.Tensor:
     return padded.contiguous(memory_format=torch.channels_last)
 
 
-def enlarge(planes: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """`planes` on the grid of `like`, bilinear."""
-    return F.interpolate(planes, size=like.shape[-2:], mode="bilinear", align_corners=False)
+def resized(planes: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """`planes` (N, C, h, w) on a grid of another size, bilinear."""
+    return F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)
