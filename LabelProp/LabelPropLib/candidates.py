@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from .annotation import SparseAnnotation
-from .preprocessing import Stack, channel_weights, local_contrast_normalise, signed_distance, smooth
+from .ends import Growth
+from .preprocessing import Stack, channel_weights, local_contrast_normalise, signed_distance, smooth, unevenness
 from .registration.consistency import FarEnds
 from .registration.fields import compose, identity, integrate, resize, sample
 
@@ -99,13 +100,14 @@ class Candidate:
     """A label of one annotated plane carried to the planes of a gap, within the label's box.
 
     source: stack index of the plane. distances: (T, h, w), signed distance to the carried contour in pixels, positive
-    inside. depth: the largest one on the source. inside, around: (INTENSITY_BINS,) histograms of the source's
-    intensities in the label and around it.
+    inside. depth: the largest one on the source. unevenness: of the outline there, see `preprocessing`. inside, around:
+    (INTENSITY_BINS,) histograms of the source's intensities in the label and around it.
     """
 
     source: int
     distances: torch.Tensor
     depth: float
+    unevenness: float
     inside: torch.Tensor
     around: torch.Tensor
 
@@ -133,8 +135,8 @@ class Arrivals:
     """What reaches the planes of a gap for one label, within the label's box (rows, columns) of the working grid.
 
     lower, upper: the candidates from the two sides, None where the label is absent or nothing is known.
-    nearest: the planes that bound the gap as atlases, also those without the label. more: makes all other atlases, for
-    the rules that ask for them.
+    nearest: the planes that bound the gap as atlases, also those without the label. growth: of a label that only one
+    side bears. more: makes all other atlases, for the rules that ask for them.
     """
 
     label: int
@@ -143,6 +145,7 @@ class Arrivals:
     lower: Candidate | None
     upper: Candidate | None
     nearest: tuple[Atlas, ...]
+    growth: Growth | None
     more: Callable[[], tuple[Atlas, ...]]
 
     @property
@@ -173,6 +176,7 @@ class LabelPlanes:
         self._annotation = annotation
         self._stack = stack
         self._distances: dict[tuple[int, int], torch.Tensor] = {}
+        self._unevenness: dict[tuple[int, int], float] = {}
         self._histograms: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def bears(self, label: int, plane: int | None) -> bool:
@@ -183,6 +187,10 @@ class LabelPlanes:
         """The stack's planes on which `label` is drawn or absent, ascending."""
         return _known(label, self._annotation, self._stack)
 
+    def growth(self, label: int, plane: int, upwards: bool) -> Growth:
+        """How `label` came to the stack's plane `plane`, of a gap above it or below."""
+        return Growth.of(self._annotation, label, plane + self._stack.first, upwards)
+
     def distances(self, label: int, plane: int) -> torch.Tensor:
         """(H, W) signed distance in working pixels, cut off at DISTANCE_LIMIT."""
         if (label, plane) not in self._distances:
@@ -191,6 +199,12 @@ class LabelPlanes:
             pixels = (millimetres / self._stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
             self._distances[label, plane] = self._stack.to_working_grid(pixels[None, None])[0, 0].to(self._stack.images)
         return self._distances[label, plane]
+
+    def unevenness(self, label: int, plane: int) -> float:
+        """Of the outline of `label` on `plane`, on the working grid; see `preprocessing`."""
+        if (label, plane) not in self._unevenness:
+            self._unevenness[label, plane] = unevenness(self.distances(label, plane)[None] > 0)
+        return self._unevenness[label, plane]
 
     def histograms(self, label: int, plane: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Intensities of `plane` in `label` and around it, (INTENSITY_BINS,) each; the contour itself is left out."""
@@ -355,6 +369,7 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
         lower=carried.get(crossing.gap.lower),
         upper=carried.get(crossing.gap.upper),
         nearest=tuple(_atlas(side, carried.get(side.source), crossing.gap, box) for side in sides),
+        growth=planes.growth(label, *carried, upwards=crossing.gap.lower in carried) if len(carried) == 1 else None,
         more=lambda: (*_further(label, crossing, box, planes), *_shape(label, crossing.gap, box, planes)),
     )
 
@@ -363,7 +378,13 @@ def _candidate(label: int, carried: Carried, box: tuple[slice, slice], planes: L
     distances = planes.distances(label, carried.source)
     coordinates = carried.coordinates[..., box[0], box[1]]
     sampled = sample(distances[None, None].expand(len(coordinates), -1, -1, -1), coordinates)[:, 0]
-    return Candidate(carried.source, sampled, float(distances.max()), *planes.histograms(label, carried.source))
+    return Candidate(
+        carried.source,
+        sampled,
+        float(distances.max()),
+        planes.unevenness(label, carried.source),
+        *planes.histograms(label, carried.source),
+    )
 
 
 def _atlas(carried: Carried, candidate: Candidate | None, gap: Gap, box: tuple[slice, slice]) -> Atlas:

@@ -29,7 +29,6 @@ from .preprocessing import Stack, signed_distance, smooth
 BAND = 2.0  # pixels from the contour where the two sides are compared
 LEAST_DISAGREEMENT, MOST_DISAGREEMENT = 0.2, 12.0  # pixels
 MOST_ODDS = 3.0
-MOST_TREND = (-1.5, 2.3)
 THINNEST = 3.0  # 1/mm, the most boundary per area
 REACH = 8.0  # drifts; further from a contour nothing is in doubt
 INSET = 1.5  # area goes with depth to the power of this: 2 for a disc, 1 for a band
@@ -174,7 +173,6 @@ class Stretch:
 
 def observe(
     arrivals: Arrivals,
-    annotation: SparseAnnotation,
     stack: Stack,
     score: torch.Tensor | None = None,
     keep_distances: bool = False,
@@ -203,14 +201,12 @@ def observe(
         return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, None)
     this = 0 if arrivals.upper is None else 1
     other = likeness[this] if likeness[1 - this] is None else likeness[1 - this]
-    ending = observe_ending(arrivals, annotation, stack, likeness[this] - other, keep_distances)
+    ending = observe_ending(arrivals, stack, likeness[this] - other, keep_distances)
     implied = None if score is None else implied_dice(score)
     return Evidence(arrivals.label, planes, below, above, 1 - likeness[this], None, ending, implied)
 
 
-def observe_ending(
-    arrivals: Arrivals, annotation: SparseAnnotation, stack: Stack, likeness: np.ndarray, keep_distances: bool
-) -> Ending:
+def observe_ending(arrivals: Arrivals, stack: Stack, likeness: np.ndarray, keep_distances: bool) -> Ending:
     """likeness: (T,) to the side that bears the label minus that to the other."""
     gap = arrivals.gap
     upwards = arrivals.upper is None
@@ -219,7 +215,6 @@ def observe_ending(
     steps = np.arange(1, len(gap.targets) + 1) * stack.slice_spacing
     length = steps[-1] + stack.slice_spacing if bound is None else abs(bound - candidate.source) * stack.slice_spacing
     area = (candidate.distances > 0).sum(dim=(1, 2)).cpu().numpy() * stack.pixel**2
-    trend, known_before = growth_at(arrivals.label, candidate.source + stack.first, upwards, annotation)
     return Ending(
         upwards=upwards,
         steps=steps,
@@ -227,8 +222,8 @@ def observe_ending(
         presence=np.stack([intensity_odds(candidate, arrivals), likeness], axis=1)[order],
         area=area.astype(float)[order],
         depth=candidate.depth * stack.pixel,
-        trend=trend,
-        known_before=known_before,
+        trend=arrivals.growth.trend,
+        known_before=arrivals.growth.known_before,
         distances=candidate.distances[range(len(steps))[order]] * stack.pixel if keep_distances else None,
         box=arrivals.box,
     )
@@ -281,18 +276,6 @@ def intensity_odds(candidate: Candidate, arrivals: Arrivals) -> np.ndarray:
         for histogram in (candidate.inside, candidate.around)
     )
     return (mean.cpu().numpy() - (inside + around) / 2).clip(-MOST_ODDS, MOST_ODDS).astype(float)
-
-
-def growth_at(label: int, plane: int, upwards: bool, annotation: SparseAnnotation) -> tuple[float, bool]:
-    """Log ratio of the label's area on `plane` to that on the known plane before it; whether there is one."""
-    known = annotation.known_planes(label)
-    before = [other for other in known if (other < plane if upwards else other > plane)]
-    if not before:
-        return 0.0, False
-    here = annotation.complete[label][plane].sum()
-    drawn = annotation.complete[label].get(max(before) if upwards else min(before))
-    there = 0 if drawn is None else drawn.sum()
-    return float(np.clip(np.log((here + 1) / (there + 0.1 * here + 1)), *MOST_TREND)), True
 
 
 def bridge(below: np.ndarray, above: np.ndarray) -> np.ndarray:

@@ -4,15 +4,56 @@ Anatomy ends rounded off: the carried shape keeps its size first and closes fast
 Between two annotated planes it closes at a fixed way from the one that bears it to the one that does not; the fusion
 rules may move that way by what the images say. Beyond the last one it closes where the carried image stops being
 like the slices.
+
+How a label came to the plane that bears it tells how far it goes on: one that was there before goes less far than one
+of which that plane is the first there is, and one that grows goes further than one that shrinks.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+
+from .annotation import SparseAnnotation
 
 EXTENT = 0.65  # of the gap, where the shape has closed
 EXPONENT = 4.0
 AROUND = 5.0  # pixels outside the label that count as around it
+MOST_TREND = (-1.5, 2.3)
+PERSISTENCE_OF_FIRST = 1.0  # log-odds
+PERSISTENCE = (-0.4, 0.3)  # log-odds: of a label that does not grow, and per trend
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a label came to the plane that bears it, of the two around a gap the only one that does.
+
+    trend: log ratio of its area there to that on the known plane before it, seen from the gap. known_before: whether
+    there is one; 0 is the trend without.
+    """
+
+    trend: float
+    known_before: bool
+
+    @classmethod
+    def of(cls, annotation: SparseAnnotation, label: int, plane: int, upwards: bool) -> Growth:
+        """plane: of the volume. upwards: whether the gap lies above it."""
+        known = annotation.known_planes(label)
+        before = [other for other in known if (other < plane if upwards else other > plane)]
+        if not before:
+            return cls(0.0, False)
+        here = annotation.complete[label][plane].sum()
+        drawn = annotation.complete[label].get(max(before) if upwards else min(before))
+        there = 0 if drawn is None else drawn.sum()
+        return cls(float(np.clip(np.log((here + 1) / (there + 0.1 * here + 1)), *MOST_TREND)), True)
+
+    @property
+    def persistence(self) -> float:
+        """Log-odds that the label goes on, to be added to what the images say of it on each plane of the gap."""
+        still, per_trend = PERSISTENCE
+        return still + per_trend * self.trend if self.known_before else PERSISTENCE_OF_FIRST
 
 
 def round_off(distances: torch.Tensor, depth: float, way: torch.Tensor) -> torch.Tensor:

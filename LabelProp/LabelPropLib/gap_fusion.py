@@ -12,7 +12,7 @@ from . import atlases, confidence
 from .annotation import SparseAnnotation
 from .candidates import Arrivals, Chains, Crossing, Gap, LabelPlanes, arrivals, gaps, gaps_to_scribbles
 from .clock import Clock
-from .fusion import appearance, deep, distance, joint, majority, similarity
+from .fusion import appearance, deep, distance, joint, majority, outlines, similarity
 from .fusion.choice import LeftOut, Rule, choose
 from .fusion.subnets import DeepLabelFusion
 from .labelmaps import FusedScore, LabelMaps
@@ -94,7 +94,7 @@ def leave_one_out(scan: Scan, networks: DeepLabelFusion | None) -> Mapping[int, 
     for gap, labels in hidden.items():
         crossing = scan.chains.cross(gap)
         arrived = arrive(labels, crossing, planes)
-        seen = side_by_side(lambda label: confidence.observe(label, annotation, stack), arrived, stack.images.device)
+        seen = side_by_side(lambda label: confidence.observe(label, stack), arrived, stack.images.device)
         for rule in choices:
             found = scores(arrived, dict.fromkeys(labels, rule), networks, scan.overlapping)
             for label, observed, scored in zip(arrived, seen, found, strict=True):
@@ -128,7 +128,8 @@ def scores(
 
     def score(index: int) -> torch.Tensor:
         rule = rules[arrived[index].label]
-        return corrected[index] if rule == DEEP else RULES[rule](arrived[index])
+        found = corrected[index] if rule == DEEP else RULES[rule](arrived[index])
+        return outlines.even_out(found, arrived[index])
 
     return side_by_side(score, range(len(arrived)), arrived[0].crossing.targets.device)
 
@@ -168,7 +169,7 @@ def fuse_gaps(
                 for label, score in zip(arrived, scores(arrived, rules, networks, scan.overlapping), strict=True)
             ]
             evidence += side_by_side(
-                lambda scored: confidence.observe(scored[0], annotation, stack, scored[1], settings.uncertainty),
+                lambda scored: confidence.observe(scored[0], stack, scored[1], settings.uncertainty),
                 list(zip(arrived, found, strict=True)),
                 stack.images.device,
             )

@@ -20,6 +20,7 @@ from .registration.fields import sample
 
 MARGIN_FRACTION = 0.15  # of the labels' extent
 MARGIN_MM = 12.0
+OUTLINE_WINDOW = 2.0  # pixels, standard deviation of the Gaussian that takes away what is uneven of an outline
 SIGNED_DISTANCE_LIMIT = 24.0  # pixels; further away only the sign matters
 
 
@@ -228,6 +229,13 @@ def channel_weights(images: torch.Tensor) -> torch.Tensor:
     correlation = (contrast[1:] * contrast[:-1]).sum(dim=2).median(dim=0).values.clamp(0.0, 0.99)
     ratio = correlation / (1 - correlation) + 1e-6
     return ratio / ratio.mean()
+
+
+def unevenness(masks: torch.Tensor) -> float:
+    """Pixels that a Gaussian takes from masks (T, H, W) or adds to them, per edge of a pixel along their outlines."""
+    changed = (smooth(masks.float(), OUTLINE_WINDOW) > 0.5) != masks
+    edges = (masks[:, 1:] != masks[:, :-1]).sum() + (masks[..., 1:] != masks[..., :-1]).sum()
+    return float(changed.sum() / edges.clamp(min=1))
 
 
 def signed_distance(mask: np.ndarray, pixel_spacing: tuple[float, float]) -> np.ndarray:

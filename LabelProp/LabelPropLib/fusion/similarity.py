@@ -20,7 +20,8 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
     Weights w_s ~ d_s exp(-b D_s / (D_lower + D_upper)), d the distance weight, D the absolute difference of carried
     image and slice in a Gaussian window, relative to its mean over the label's box: spatially varying weighted voting
     (Artaechevarria et al., IEEE TMI 2009) on signed distances. Channels count as far as they can be trusted. A label
-    that only one side bears ends, pixel by pixel, where the slice begins to look more like the other side.
+    that only one side bears ends, pixel by pixel, where the slice begins to look more like the other side; its growth
+    says how soon that is to be believed (see `ends`).
     """
     return pool(arrivals, similarity_way(arrivals))
 
@@ -37,7 +38,14 @@ def similarity_way(arrivals: Arrivals, vote: torch.Tensor | float = 0.0) -> torc
     lower, upper = (_difference(carried, crossing, arrivals.box) for carried in (crossing.lower, crossing.upper))
     sharpness = SHARPNESS if arrivals.lower and arrivals.upper else END_SHARPNESS
     scale = sharpness / (lower + upper).mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)
-    return torch.sigmoid(torch.logit(way) + scale * (lower - upper) + vote)
+    return torch.sigmoid(torch.logit(way) + scale * (lower - upper) + vote + _growth_odds(arrivals))
+
+
+def _growth_odds(arrivals: Arrivals) -> float:
+    """What the growth of a label that only one side bears says for the upper side, log-odds."""
+    if arrivals.growth is None:
+        return 0.0
+    return arrivals.growth.persistence if arrivals.lower is None else -arrivals.growth.persistence
 
 
 def _difference(carried: Carried, crossing: Crossing, box: tuple[slice, slice]) -> torch.Tensor:

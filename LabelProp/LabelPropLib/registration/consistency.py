@@ -50,7 +50,7 @@ def far_displacements(velocity: torch.Tensor, ends: FarEnds, squarings: int) -> 
 
     velocity: (Z - 1, 2, h, w), see `registration`. Shorter gaps wait, unmoved, for the longest.
     """
-    to_lower, to_upper = integrate(velocity, squarings), integrate(-velocity, squarings)
+    to_lower, to_upper = (integrate(field, squarings).unbind() for field in (velocity, -velocity))
     still = torch.zeros_like(to_lower[0])
     paths = [
         [to_lower[k] for k in range(fixed - 1, moving - 1, -1)]
