@@ -21,9 +21,9 @@ from .annotation import SparseAnnotation
 EXTENT = 0.65  # of the gap, where the shape has closed
 EXPONENT = 4.0
 AROUND = 5.0  # pixels outside the label that count as around it
-MOST_TREND = (-1.5, 2.3)
-PERSISTENCE_OF_FIRST = 1.0  # log-odds
-PERSISTENCE = (-0.4, 0.3)  # log-odds: of a label that does not grow, and per trend
+MOST_TREND = (-1.5, 2.3)  # that is taken seriously; the most is that of a label absent on the plane before
+PERSISTENCE_OF_FIRST = 1.0  # log-odds, of a label with no known plane before
+PERSISTENCE = (-0.4, 0.3)  # log-odds, of a label that does not grow, and per trend
 
 
 @dataclass(frozen=True)

@@ -58,16 +58,16 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.693,
-    depth=-0.856,
-    distance=-0.920,
-    length=0.445,
-    slices=-0.228,
-    bridge=1.677,
-    voted=0.863,
-    outvoted=-0.465,
-    likelihood=0.387,
-    dissimilarity=-5.569,
+    constant=-0.558,
+    depth=-0.869,
+    distance=-0.896,
+    length=0.389,
+    slices=-0.253,
+    bridge=1.341,
+    voted=0.883,
+    outvoted=-0.399,
+    likelihood=0.371,
+    dissimilarity=-5.543,
 )
 
 

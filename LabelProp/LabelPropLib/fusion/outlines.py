@@ -7,6 +7,8 @@ A Gaussian takes corners off, and all of a thin label is corners: thick labels a
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import torch
 
 from ..candidates import Arrivals
@@ -20,8 +22,8 @@ REACH = 6.0  # pixels from the contour within which scores are smoothed
 def even_out(score: torch.Tensor, arrivals: Arrivals) -> torch.Tensor:
     """`score` (T, h, w) of a label, smoothed if its outline is less even than where the label was drawn."""
     drawn = [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]
-    depth, as_drawn = (sum(values) / len(drawn) for values in zip(*((c.depth, c.unevenness) for c in drawn)))
-    if depth <= THIN or unevenness(score > 0) <= as_drawn:
+    depth = fmean(candidate.depth for candidate in drawn)
+    if depth <= THIN or unevenness(score > 0) <= fmean(candidate.unevenness for candidate in drawn):
         return score
     near = score.clamp(-REACH, REACH)
     return score + smooth(near, SMOOTHING * (depth - THIN)) - near
