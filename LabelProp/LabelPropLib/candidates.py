@@ -187,9 +187,9 @@ class LabelPlanes:
         """The stack's planes on which `label` is drawn or absent, ascending."""
         return _known(label, self._annotation, self._stack)
 
-    def growth(self, label: int, plane: int, upwards: bool) -> Growth:
-        """How `label` came to the stack's plane `plane`, of a gap above it or below."""
-        return Growth.of(self._annotation, label, plane + self._stack.first, upwards)
+    def growth(self, label: int, gap: Gap, plane: int) -> Growth:
+        """How `label` came to `plane`, the one that bears it of the two around `gap`."""
+        return Growth.of(self._annotation, label, plane + self._stack.first, upwards=plane == gap.lower)
 
     def distances(self, label: int, plane: int) -> torch.Tensor:
         """(H, W) signed distance in working pixels, cut off at DISTANCE_LIMIT."""
@@ -369,7 +369,7 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
         lower=carried.get(crossing.gap.lower),
         upper=carried.get(crossing.gap.upper),
         nearest=tuple(_atlas(side, carried.get(side.source), crossing.gap, box) for side in sides),
-        growth=planes.growth(label, *carried, upwards=crossing.gap.lower in carried) if len(carried) == 1 else None,
+        growth=planes.growth(label, crossing.gap, bearing[0].source) if len(bearing) == 1 else None,
         more=lambda: (*_further(label, crossing, box, planes), *_shape(label, crossing.gap, box, planes)),
     )
 
