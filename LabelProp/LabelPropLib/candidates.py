@@ -153,6 +153,11 @@ class Arrivals:
         return self.crossing.gap
 
     @property
+    def present(self) -> list[Candidate]:
+        """The candidates that bear the label, one or two."""
+        return [candidate for candidate in (self.lower, self.upper) if candidate is not None]
+
+    @property
     def votes(self) -> torch.Tensor:
         """(2, T, h, w) bool: where the candidate from below votes for the label, and where the one from above.
 

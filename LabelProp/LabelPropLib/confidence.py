@@ -22,7 +22,7 @@ from scipy import special
 
 from .annotation import SparseAnnotation
 from .candidates import INTENSITY_BINS, INTENSITY_RANGE, Arrivals, Candidate, Carried
-from .ends import AROUND, EXPONENT
+from .ends import AROUND, EXPONENT, Growth
 from .fusion.appearance import log_odds
 from .preprocessing import Stack, signed_distance, smooth
 
@@ -83,8 +83,8 @@ class Ending:
     upwards: whether that side is the lower one. steps: (T,) mm from it. length: mm from it to the plane without the
     label. presence: (T, 2), log-odds of the intensities where the label was carried to, and how much more the slice is
     like this side than like the other. area: (T,) mm^2 of the carried label. depth: mm, radius of its largest disc.
-    trend: log ratio of its area to that on the annotated plane before; known_before: whether there is one.
-    distances: (T, h, w) mm to the carried contour on the working grid, positive inside, and their box, if kept.
+    growth: how it came to the side that bears it. distances: (T, h, w) mm to the carried
+    contour on the working grid, positive inside, and their box, if kept.
     """
 
     upwards: bool
@@ -93,8 +93,7 @@ class Ending:
     presence: np.ndarray
     area: np.ndarray
     depth: float
-    trend: float
-    known_before: bool
+    growth: Growth
     distances: torch.Tensor | None
     box: tuple[slice, slice]
 
@@ -187,7 +186,7 @@ def observe(
         np.full(len(targets), np.inf) if plane is None else np.abs(targets - plane) * stack.slice_spacing
         for plane in (gap.lower, gap.upper)
     )
-    sides = [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]
+    sides = arrivals.present
     nearest = torch.stack([candidate.distances for candidate in sides]).amax(dim=0)
     likeness = [
         None if carried is None else correlation(carried, arrivals, nearest > -AROUND)
@@ -222,8 +221,7 @@ def observe_ending(arrivals: Arrivals, stack: Stack, likeness: np.ndarray, keep_
         presence=np.stack([intensity_odds(candidate, arrivals), likeness], axis=1)[order],
         area=area.astype(float)[order],
         depth=candidate.depth * stack.pixel,
-        trend=arrivals.growth.trend,
-        known_before=arrivals.growth.known_before,
+        growth=arrivals.growth,
         distances=candidate.distances[range(len(steps))[order]] * stack.pixel if keep_distances else None,
         box=arrivals.box,
     )
@@ -306,7 +304,7 @@ def end_probabilities(prior: Prior, ending: Ending, found: np.ndarray) -> np.nda
     """
     count = len(ending.steps)
     way = special.logit((np.arange(count + 1) + 0.5) / (count + 1))
-    mean = linear(prior.end[:4], ending.trend, float(ending.known_before), way[np.count_nonzero(found)])
+    mean = linear(prior.end[:4], ending.growth.trend, float(ending.growth.known_before), way[np.count_nonzero(found)])
     odds = linear(prior.presence, *ending.presence.T)
     logarithm = -0.5 * ((way - mean) / np.exp(prior.end[4])) ** 2
     return special.softmax(logarithm + np.concatenate([[0], np.cumsum(odds)]))

@@ -119,7 +119,7 @@ def scores(
     networks: DeepLabelFusion | None,
     overlapping: Collection[tuple[int, int]],
 ) -> list[torch.Tensor]:
-    """Scores (T, h, w) of all labels of a gap, each by its own rule and in its own box, no less even than drawn.
+    """Scores (T, h, w) of all labels of a gap, each by its own rule and in its own box, evened out.
 
     overlapping: pairs of labels, ascending, that do not exclude each other.
     """

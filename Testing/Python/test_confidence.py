@@ -25,6 +25,7 @@ from LabelPropLib.confidence import (
     present,
     scales,
 )
+from LabelPropLib.ends import Growth
 from LabelPropLib.errors import InputError
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.settings import Settings
@@ -50,8 +51,7 @@ def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
         presence=np.full((count, 2), presence),
         area=np.full(count, area),
         depth=float(np.sqrt(area / np.pi)),
-        trend=0.0,
-        known_before=True,
+        growth=Growth(0.0, True),
         distances=None,
         box=(slice(0, 1), slice(0, 1)),
     )

@@ -20,9 +20,8 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
     planes: the region competition of Zhu & Yuille (IEEE TPAMI 1996), as one step within reach of the contour.
     """
     score = similarity.fuse(arrivals)
-    candidates = [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]
     rows, columns = arrivals.box
-    odds = log_odds(candidates, smooth(arrivals.crossing.targets[:, rows, columns], 0.7))
+    odds = log_odds(arrivals.present, smooth(arrivals.crossing.targets[:, rows, columns], 0.7))
     return score + WEIGHT * odds.clamp(-MOST_ODDS, MOST_ODDS) * torch.exp(-((score / REACH) ** 2))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import checkpoint
-from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, Candidate, bounding_box
+from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, bounding_box
 from ..errors import InputError
 from ..parallel import side_by_side
 from . import similarity
@@ -189,20 +189,20 @@ def vote(arrivals: Arrivals, networks: DeepLabelFusion) -> Votes:
 
 def is_tip(arrivals: Arrivals) -> bool:
     """Whether one plane alone bears the label, and bears little of it."""
-    candidates = present(arrivals)
+    candidates = arrivals.present
     return len(candidates) == 1 and candidates[0].depth * scale(arrivals) < TIP_DEPTH
 
 
 def scale(arrivals: Arrivals) -> float:
     """The networks' pixels along a pixel, with which the label would be LABEL_DEPTH deep where it was drawn."""
-    depths = [candidate.depth for candidate in present(arrivals)]
+    depths = [candidate.depth for candidate in arrivals.present]
     least, most = SCALES
     return min(most, max(least, LABEL_DEPTH * len(depths) / max(sum(depths), 1.0)))
 
 
 def look(arrivals: Arrivals) -> Window:
     """The window that holds the label mask of all planes."""
-    candidates = [candidate.distances for candidate in present(arrivals)]
+    candidates = [candidate.distances for candidate in arrivals.present]
     mask = torch.stack(candidates).amax(dim=0) > -MASK_MARGIN
     rows, columns = bounding_box(mask.any(dim=0))
     return Window(rows, columns, mask[:, rows, columns])
@@ -229,15 +229,10 @@ def evidence(arrivals: Arrivals, window: Window, scale: float) -> Evidence:
         target=target,
         lower_image=lower_image,
         upper_image=upper_image,
-        odds=resized(log_odds(present(arrivals), slices)[None].clamp(-4, 4) / 2, size)[0],
+        odds=resized(log_odds(arrivals.present, slices)[None].clamp(-4, 4) / 2, size)[0],
         way=distance_way(arrivals).expand_as(target),
         length=torch.full_like(target, math.log(len(slices) + 1) / 3),
     )
-
-
-def present(arrivals: Arrivals) -> list[Candidate]:
-    """The candidates that bear the label."""
-    return [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]
 
 
 def best_rival(
@@ -277,7 +272,7 @@ def relative(images: torch.Tensor, intensity: tuple[float, float]) -> torch.Tens
 
 def label_intensity(arrivals: Arrivals) -> tuple[float, float]:
     """Mean and standard deviation of the intensities in and around the label, the latter never quite zero."""
-    counts = torch.stack([candidate.inside + candidate.around for candidate in present(arrivals)]).sum(dim=0)
+    counts = torch.stack([candidate.inside + candidate.around for candidate in arrivals.present]).sum(dim=0)
     low, high = INTENSITY_RANGE
     values = low + (torch.arange(len(counts)).to(counts) + 0.5) * (high - low) / len(counts)
     total = counts.sum().clamp(min=1)

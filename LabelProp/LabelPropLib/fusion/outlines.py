@@ -21,7 +21,7 @@ REACH = 6.0  # pixels from the contour within which scores are smoothed
 
 def even_out(score: torch.Tensor, arrivals: Arrivals) -> torch.Tensor:
     """`score` (T, h, w) of a label, smoothed if its outline is less even than where the label was drawn."""
-    drawn = [candidate for candidate in (arrivals.lower, arrivals.upper) if candidate is not None]
+    drawn = arrivals.present
     depth = fmean(candidate.depth for candidate in drawn)
     if depth <= THIN or unevenness(score > 0) <= fmean(candidate.unevenness for candidate in drawn):
         return score
