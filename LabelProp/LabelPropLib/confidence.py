@@ -21,14 +21,13 @@ import torch
 from scipy import special
 
 from .annotation import SparseAnnotation
-from .candidates import INTENSITY_BINS, INTENSITY_RANGE, Arrivals, Candidate, Carried
+from .candidates import Arrivals, Carried
 from .ends import AROUND, EXPONENT, Growth
-from .fusion.appearance import log_odds
-from .preprocessing import Stack, signed_distance, smooth
+from .preprocessing import Stack, signed_distance
+from .presence import correlation, intensity_odds, likeness_inside
 
 BAND = 2.0  # pixels from the contour where the two sides are compared
 LEAST_DISAGREEMENT, MOST_DISAGREEMENT = 0.2, 12.0  # pixels
-MOST_ODDS = 3.0
 THINNEST = 3.0  # 1/mm, the most boundary per area
 REACH = 8.0  # drifts; further from a contour nothing is in doubt
 INSET = 1.5  # area goes with depth to the power of this: 2 for a disc, 1 for a band
@@ -44,9 +43,10 @@ class Prior:
 
     drift: of log mm where both sides bear the label: 1, log bridge (mm), log disagreement (mm), unlikeness.
     drift_of_one: where one does: 1, log distance (mm), unlikeness.
-    end: mean of the logit of the way to a label's end: 1, trend, known before, the same of the end that was found; and
-        the log of its spread.
-    presence: log-odds that a label is on a slice: 1, intensities in it, likeness to this side more than to the other.
+    end: mean of the logit of the way to a label's end: 1, trend, known before, log depth (pixels), the same of the end
+        that was found; and the log of its spread.
+    presence: log-odds that a label is on a slice: 1, intensities in it, and there likeness to this side more than to
+        the other.
     own: what the hidden slices of the label and of the whole scan count in scaling the drift.
     growth: exponent of the drift over the bridge alone, for gaps that are not there yet.
     surface: mean surface distance per drift.
@@ -67,7 +67,7 @@ class Prior:
 PRIOR = Prior(
     drift=(-0.961, 0.079, 0.733, 1.578),
     drift_of_one=(-1.052, 0.173, 2.950),
-    end=(1.492, 0.435, -1.099, 2.299, 0.751),
+    end=(1.492, 0.435, -1.099, 0.0, 2.299, 0.751),
     presence=(-0.046, 0.137, 0.181),
     own=(0.160, -0.064),
     growth=1.420,
@@ -82,9 +82,9 @@ class Ending:
 
     upwards: whether that side is the lower one. steps: (T,) mm from it. length: mm from it to the plane without the
     label. presence: (T, 2), log-odds of the intensities where the label was carried to, and how much more the slice is
-    like this side than like the other. area: (T,) mm^2 of the carried label. depth: mm, radius of its largest disc.
-    growth: how it came to the side that bears it. distances: (T, h, w) mm to the carried
-    contour on the working grid, positive inside, and their box, if kept.
+    there like this side than like the other. area: (T,) mm^2 of the carried label. depth: mm, radius of its largest
+    disc. pixel: mm, of the working grid. growth: how it came to the side that bears it. distances: (T, h, w) mm to the
+    carried contour on the working grid, positive inside, and their box, if kept.
     """
 
     upwards: bool
@@ -93,6 +93,7 @@ class Ending:
     presence: np.ndarray
     area: np.ndarray
     depth: float
+    pixel: float
     growth: Growth
     distances: torch.Tensor | None
     box: tuple[slice, slice]
@@ -188,67 +189,56 @@ def observe(
     )
     sides = arrivals.present
     nearest = torch.stack([candidate.distances for candidate in sides]).amax(dim=0)
-    likeness = [
-        None if carried is None else correlation(carried, arrivals, nearest > -AROUND)
-        for carried in (crossing.lower, crossing.upper)
-    ]
+
+    def likeness(carried: Carried) -> np.ndarray:
+        return as_array(correlation(carried, arrivals, nearest > -AROUND))
+
     planes = range(gap.first + stack.first, gap.last + stack.first + 1)
     if len(sides) == 2:
         way = below / (below + above)
-        unlikeness = 1 - (1 - way) * likeness[0] - way * likeness[1]
+        unlikeness = 1 - (1 - way) * likeness(crossing.lower) - way * likeness(crossing.upper)
         disagreement = stack.pixel * disagreement_between(*(candidate.distances for candidate in sides))
         return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, None)
-    this = 0 if arrivals.upper is None else 1
-    other = likeness[this] if likeness[1 - this] is None else likeness[1 - this]
-    ending = observe_ending(arrivals, stack, likeness[this] - other, keep_distances)
+    unlikeness = 1 - likeness(crossing.lower if arrivals.upper is None else crossing.upper)
     implied = None if score is None else implied_dice(score)
-    return Evidence(arrivals.label, planes, below, above, 1 - likeness[this], None, ending, implied)
+    ending = observe_ending(arrivals, stack, keep_distances)
+    return Evidence(arrivals.label, planes, below, above, unlikeness, None, ending, implied)
 
 
-def observe_ending(arrivals: Arrivals, stack: Stack, likeness: np.ndarray, keep_distances: bool) -> Ending:
-    """likeness: (T,) to the side that bears the label minus that to the other."""
+def observe_ending(arrivals: Arrivals, stack: Stack, keep_distances: bool) -> Ending:
+    """What is known of the end of a label that one side of a gap bears."""
     gap = arrivals.gap
     upwards = arrivals.upper is None
     candidate, bound = (arrivals.lower, gap.upper) if upwards else (arrivals.upper, gap.lower)
     order = slice(None, None, 1 if upwards else -1)
     steps = np.arange(1, len(gap.targets) + 1) * stack.slice_spacing
     length = steps[-1] + stack.slice_spacing if bound is None else abs(bound - candidate.source) * stack.slice_spacing
-    area = (candidate.distances > 0).sum(dim=(1, 2)).cpu().numpy() * stack.pixel**2
+    area = as_array((candidate.distances > 0).sum(dim=(1, 2))) * stack.pixel**2
+    presence = [as_array(look(candidate, arrivals)) for look in (intensity_odds, likeness_inside)]
     return Ending(
         upwards=upwards,
         steps=steps,
         length=float(length),
-        presence=np.stack([intensity_odds(candidate, arrivals), likeness], axis=1)[order],
-        area=area.astype(float)[order],
+        presence=np.stack(presence, axis=1)[order],
+        area=area[order],
         depth=candidate.depth * stack.pixel,
+        pixel=stack.pixel,
         growth=arrivals.growth,
         distances=candidate.distances[range(len(steps))[order]] * stack.pixel if keep_distances else None,
         box=arrivals.box,
     )
 
 
+def as_array(values: torch.Tensor) -> np.ndarray:
+    """`values` on the processor, float64."""
+    return values.cpu().numpy().astype(float)
+
+
 def implied_dice(score: torch.Tensor) -> np.ndarray:
     """(T,) expected Dice of what is found, score > 0, if a score (T, h, w) is the log-odds of each pixel by itself."""
     probability, found = torch.sigmoid(score), (score > 0).float()
     overlap, total = ((probability * found).sum(dim=(1, 2)), (probability + found).sum(dim=(1, 2)))
-    return (2 * overlap / total.clamp(min=1)).cpu().numpy().astype(float)
-
-
-def correlation(carried: Carried, arrivals: Arrivals, region: torch.Tensor) -> np.ndarray:
-    """(T,) correlation of carried images and slices over `region` (T, h, w), channels by their weights."""
-    rows, columns = arrivals.box
-    weights = arrivals.crossing.weights
-    region = region[:, None].float()
-    count = region.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-
-    def centred(images: torch.Tensor) -> torch.Tensor:
-        images = images[..., rows, columns]
-        return region * (images - (region * images).sum(dim=(2, 3), keepdim=True) / count)
-
-    first, second = centred(carried.channels), centred(arrivals.crossing.channels)
-    norm = ((first**2).sum(dim=(2, 3)) * (second**2).sum(dim=(2, 3))).sqrt().clamp(min=1e-6)
-    by_channel = (first * second).sum(dim=(2, 3)) / norm
-    return ((by_channel * weights).sum(dim=1) / weights.sum()).cpu().numpy().astype(float)
+    return as_array(2 * overlap / total.clamp(min=1))
 
 
 def disagreement_between(lower: torch.Tensor, upper: torch.Tensor) -> np.ndarray:
@@ -257,23 +247,7 @@ def disagreement_between(lower: torch.Tensor, upper: torch.Tensor) -> np.ndarray
     difference = (lower - upper).abs().clamp(max=MOST_DISAGREEMENT)
     count = band.sum(dim=(1, 2))
     mean = (band * difference).sum(dim=(1, 2)) / count.clamp(min=1)
-    return LEAST_DISAGREEMENT + torch.where(count > 0, mean, MOST_DISAGREEMENT).cpu().numpy().astype(float)
-
-
-def intensity_odds(candidate: Candidate, arrivals: Arrivals) -> np.ndarray:
-    """(T,) mean log-odds of the intensities where the label was carried to, 0 half-way from what is around it."""
-    rows, columns = arrivals.box
-    odds = log_odds([candidate], smooth(arrivals.crossing.targets[:, rows, columns], 0.7)).clamp(-MOST_ODDS, MOST_ODDS)
-    core = (candidate.distances > 0).float()
-    mean = (odds * core).sum(dim=(1, 2)) / core.sum(dim=(1, 2)).clamp(min=1)
-    low, high = INTENSITY_RANGE
-    centres = low + (torch.arange(INTENSITY_BINS).to(odds) + 0.5) * (high - low) / INTENSITY_BINS
-    table = log_odds([candidate], centres).clamp(-MOST_ODDS, MOST_ODDS)
-    inside, around = (
-        float((histogram * table).sum() / histogram.sum().clamp(min=1))
-        for histogram in (candidate.inside, candidate.around)
-    )
-    return (mean.cpu().numpy() - (inside + around) / 2).clip(-MOST_ODDS, MOST_ODDS).astype(float)
+    return LEAST_DISAGREEMENT + as_array(torch.where(count > 0, mean, MOST_DISAGREEMENT))
 
 
 def bridge(below: np.ndarray, above: np.ndarray) -> np.ndarray:
@@ -304,9 +278,11 @@ def end_probabilities(prior: Prior, ending: Ending, found: np.ndarray) -> np.nda
     """
     count = len(ending.steps)
     way = special.logit((np.arange(count + 1) + 0.5) / (count + 1))
-    mean = linear(prior.end[:4], ending.growth.trend, float(ending.growth.known_before), way[np.count_nonzero(found)])
+    growth, found_way = ending.growth, way[np.count_nonzero(found)]
+    depth = np.log1p(max(ending.depth / ending.pixel, 0.0))
+    mean = linear(prior.end[:5], growth.trend, float(growth.known_before), depth, found_way)
     odds = linear(prior.presence, *ending.presence.T)
-    logarithm = -0.5 * ((way - mean) / np.exp(prior.end[4])) ** 2
+    logarithm = -0.5 * ((way - mean) / np.exp(prior.end[5])) ** 2
     return special.softmax(logarithm + np.concatenate([[0], np.cumsum(odds)]))
 
 

@@ -51,6 +51,7 @@ def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
         presence=np.full((count, 2), presence),
         area=np.full(count, area),
         depth=float(np.sqrt(area / np.pi)),
+        pixel=1.0,
         growth=Growth(0.0, True),
         distances=None,
         box=(slice(0, 1), slice(0, 1)),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..candidates import INTENSITY_BINS, INTENSITY_RANGE, Arrivals, Candidate
+from ..candidates import Arrivals
 from ..preprocessing import smooth
+from ..presence import log_odds
 from . import similarity
 
 WEIGHT = 0.5  # pixels of signed distance per unit of log-odds
@@ -23,17 +24,3 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
     rows, columns = arrivals.box
     odds = log_odds(arrivals.present, smooth(arrivals.crossing.targets[:, rows, columns], 0.7))
     return score + WEIGHT * odds.clamp(-MOST_ODDS, MOST_ODDS) * torch.exp(-((score / REACH) ** 2))
-
-
-def log_odds(candidates: list[Candidate], images: torch.Tensor) -> torch.Tensor:
-    """log p(I | inside) - log p(I | around) at the pixels of `images`, histograms smoothed and never empty."""
-    inside, around = (
-        smooth(torch.stack([getattr(candidate, region) for candidate in candidates]).sum(dim=0)[None], 1.5)[0] + 1
-        for region in ("inside", "around")
-    )
-    table = (inside / inside.sum()).log() - (around / around.sum()).log()
-    low, high = INTENSITY_RANGE
-    position = ((images - low) / (high - low) * INTENSITY_BINS - 0.5).clamp(0, INTENSITY_BINS - 1)
-    below = position.long().clamp(max=INTENSITY_BINS - 2)
-    share = position - below
-    return (1 - share) * table[below] + share * table[below + 1]

@@ -19,8 +19,8 @@ from .. import checkpoint
 from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, bounding_box
 from ..errors import InputError
 from ..parallel import side_by_side
+from ..presence import log_odds
 from . import similarity
-from .appearance import log_odds
 from .distance import distance_way, pool
 from .similarity import similarity_way
 from .subnets import DeepLabelFusion, resized
@@ -56,7 +56,7 @@ class Evidence:
     scale: of the grid's pixels along a pixel. lower, upper: signed distances of the candidates in pixels of the grid,
     -DISTANCE_LIMIT times the scale where the label is absent.
     target, lower_image, upper_image: the slices and the carried images, intensities relative to those in and around the
-    label. odds: of the slices' intensities, see `appearance`. way: distance weight of the upper side.
+    label. odds: of the slices' intensities, see `presence`. way: distance weight of the upper side.
     length: log of the hops across the gap, over 3.
     """
 

@@ -6,12 +6,14 @@ import torch
 
 from ..candidates import Arrivals, Carried, Crossing
 from ..preprocessing import smooth
+from ..presence import intensity_odds, likeness_inside
 from .distance import distance_way, pool
 
 WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which images are compared
 CONTRAST = 0.2  # weight of local contrast against raw intensity
 SHARPNESS = 6.0
 END_SHARPNESS = 2.0  # of a label that only one side bears: a wrong end costs more than a contour drawn from both sides
+PRESENCE = (0.3, 0.7)  # log-odds, per log-odds of the intensities in such a label, and per likeness of what is in it
 
 
 def fuse(arrivals: Arrivals) -> torch.Tensor:
@@ -21,7 +23,7 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
     image and slice in a Gaussian window, relative to its mean over the label's box: spatially varying weighted voting
     (Artaechevarria et al., IEEE TMI 2009) on signed distances. Channels count as far as they can be trusted. A label
     that only one side bears ends, pixel by pixel, where the slice begins to look more like the other side; its growth
-    says how soon that is to be believed (see `ends`).
+    (see `ends`) and what the slice shows in it as a whole (see `presence`) say how soon that is to be believed.
     """
     return pool(arrivals, similarity_way(arrivals))
 
@@ -38,14 +40,18 @@ def similarity_way(arrivals: Arrivals, vote: torch.Tensor | float = 0.0) -> torc
     lower, upper = (_difference(carried, crossing, arrivals.box) for carried in (crossing.lower, crossing.upper))
     sharpness = SHARPNESS if arrivals.lower and arrivals.upper else END_SHARPNESS
     scale = sharpness / (lower + upper).mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)
-    return torch.sigmoid(torch.logit(way) + scale * (lower - upper) + vote + _growth_odds(arrivals))
+    return torch.sigmoid(torch.logit(way) + scale * (lower - upper) + vote + _persistence(arrivals))
 
 
-def _growth_odds(arrivals: Arrivals) -> float:
-    """What the growth of a label that only one side bears says for the upper side, log-odds."""
+def _persistence(arrivals: Arrivals) -> torch.Tensor | float:
+    """(T, 1, 1) what speaks for the upper side if only one bears the label, log-odds: its growth, and its presence."""
     if arrivals.growth is None:
         return 0.0
-    return arrivals.growth.persistence if arrivals.lower is None else -arrivals.growth.persistence
+    (candidate,) = arrivals.present
+    per_odds, per_likeness = PRESENCE
+    presence = per_odds * intensity_odds(candidate, arrivals) + per_likeness * likeness_inside(candidate, arrivals)
+    persistence = arrivals.growth.persistence + presence[:, None, None]
+    return persistence if arrivals.lower is None else -persistence
 
 
 def _difference(carried: Carried, crossing: Crossing, box: tuple[slice, slice]) -> torch.Tensor:

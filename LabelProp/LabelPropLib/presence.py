@@ -1,0 +1,75 @@
+"""Whether a label is on a slice, by what the slice shows where the label was carried to.
+
+Two things speak for it: intensities like those in the label more than like those around it, and a pattern like the one
+in the label more than like what lies there on the plane without it. Neither asks where the contour is, so both hold for
+the label as a whole, which pixels by themselves do not.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .candidates import INTENSITY_BINS, INTENSITY_RANGE, Arrivals, Candidate, Carried
+from .preprocessing import smooth
+
+MOST_ODDS = 3.0
+
+
+def log_odds(candidates: list[Candidate], images: torch.Tensor) -> torch.Tensor:
+    """log p(I | inside) - log p(I | around) at the pixels of `images`, histograms smoothed and never empty."""
+    inside, around = (
+        smooth(torch.stack([getattr(candidate, region) for candidate in candidates]).sum(dim=0)[None], 1.5)[0] + 1
+        for region in ("inside", "around")
+    )
+    table = (inside / inside.sum()).log() - (around / around.sum()).log()
+    low, high = INTENSITY_RANGE
+    position = ((images - low) / (high - low) * INTENSITY_BINS - 0.5).clamp(0, INTENSITY_BINS - 1)
+    below = position.long().clamp(max=INTENSITY_BINS - 2)
+    share = position - below
+    return (1 - share) * table[below] + share * table[below + 1]
+
+
+def intensity_odds(candidate: Candidate, arrivals: Arrivals) -> torch.Tensor:
+    """(T,) mean log-odds of the intensities where the label was carried to, 0 half-way from what is around it."""
+    rows, columns = arrivals.box
+    odds = log_odds([candidate], smooth(arrivals.crossing.targets[:, rows, columns], 0.7)).clamp(-MOST_ODDS, MOST_ODDS)
+    core = (candidate.distances > 0).float()
+    mean = (odds * core).sum(dim=(1, 2)) / core.sum(dim=(1, 2)).clamp(min=1)
+    low, high = INTENSITY_RANGE
+    centres = low + (torch.arange(INTENSITY_BINS).to(odds) + 0.5) * (high - low) / INTENSITY_BINS
+    table = log_odds([candidate], centres).clamp(-MOST_ODDS, MOST_ODDS)
+    inside, around = (
+        (histogram * table).sum() / histogram.sum().clamp(min=1) for histogram in (candidate.inside, candidate.around)
+    )
+    return (mean - (inside + around) / 2).clamp(-MOST_ODDS, MOST_ODDS)
+
+
+def likeness_inside(candidate: Candidate, arrivals: Arrivals) -> torch.Tensor:
+    """(T,) how much more the slices are, in the label, like the plane that bears it than like the other one, -2 to 2.
+
+    0 where there is no other plane.
+    """
+    this, other = arrivals.crossing.lower, arrivals.crossing.upper
+    if this is None or other is None:
+        return candidate.distances.new_zeros(len(candidate.distances))
+    if other.source == candidate.source:
+        this, other = other, this
+    inside = candidate.distances > 0
+    return correlation(this, arrivals, inside) - correlation(other, arrivals, inside)
+
+
+def correlation(carried: Carried, arrivals: Arrivals, region: torch.Tensor) -> torch.Tensor:
+    """(T,) correlation of carried images and slices over `region` (T, h, w), channels by their weights."""
+    rows, columns = arrivals.box
+    weights = arrivals.crossing.weights
+    region = region[:, None].float()
+    count = region.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+
+    def centred(images: torch.Tensor) -> torch.Tensor:
+        images = images[..., rows, columns]
+        return region * (images - (region * images).sum(dim=(2, 3), keepdim=True) / count)
+
+    first, second = centred(carried.channels), centred(arrivals.crossing.channels)
+    norm = ((first**2).sum(dim=(2, 3)) * (second**2).sum(dim=(2, 3))).sqrt().clamp(min=1e-6)
+    by_channel = (first * second).sum(dim=(2, 3)) / norm
+    return (by_channel * weights).sum(dim=1) / weights.sum()
