@@ -58,16 +58,16 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.558,
-    depth=-0.869,
-    distance=-0.896,
-    length=0.389,
-    slices=-0.253,
-    bridge=1.341,
-    voted=0.883,
-    outvoted=-0.399,
-    likelihood=0.371,
-    dissimilarity=-5.543,
+    constant=-0.701,
+    depth=-0.848,
+    distance=-0.901,
+    length=0.437,
+    slices=-0.246,
+    bridge=1.374,
+    voted=0.898,
+    outvoted=-0.479,
+    likelihood=0.399,
+    dissimilarity=-5.406,
 )
 
 
