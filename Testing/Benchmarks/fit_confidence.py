@@ -351,7 +351,7 @@ def fit_blend(runs: Sequence[Run], prior: Prior) -> Prior:
 
     return replace(
         prior,
-        dice_of_one=tuple(optimize.least_squares(residual, prior.dice_of_one, loss="soft_l1", f_scale=0.2).x),
+        dice_of_one=tuple(optimize.least_squares(residual, prior.dice_of_one, loss="soft_l1", f_scale=0.05).x),
     )
 
 
