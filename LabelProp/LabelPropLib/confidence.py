@@ -43,8 +43,8 @@ class Prior:
 
     drift: of log mm where both sides bear the label: 1, log bridge (mm), log disagreement (mm), unlikeness.
     drift_of_one: where one does: 1, log distance (mm), unlikeness.
-    end: mean of the logit of the way to a label's end: 1, trend, known before, log depth (pixels), the same of the end
-        that was found; and the log of its spread.
+    end: mean of the logit of the way to a label's end: 1, trend, known before, log(1 + depth in pixels), the same of
+        the end that was found; and the log of its spread.
     presence: log-odds that a label is on a slice: 1, intensities in it, and there likeness to this side more than to
         the other.
     own: what the hidden slices of the label and of the whole scan count in scaling the drift.
