@@ -16,14 +16,13 @@ import torch
 from .annotation import SparseAnnotation
 from .ends import Growth
 from .preprocessing import Stack, channel_weights, local_contrast_normalise, signed_distance, smooth, unevenness
+from .presence import INTENSITY_BINS, INTENSITY_RANGE, intensity_odds, likeness_inside
 from .registration.consistency import FarEnds
 from .registration.fields import compose, identity, integrate, resize, sample
 
 SQUARINGS = 5
 DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
 SURROUND = 8.0  # pixels; how far around a label its surround goes
-INTENSITY_BINS = 32
-INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images, see preprocessing
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
 SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
 
@@ -156,6 +155,15 @@ class Arrivals:
     def present(self) -> list[Candidate]:
         """The candidates that bear the label, one or two."""
         return [candidate for candidate in (self.lower, self.upper) if candidate is not None]
+
+    @cached_property
+    def presence(self) -> torch.Tensor:
+        """(T, 2) what speaks for a label that only one side bears: its intensities' log-odds, and the likeness inside.
+
+        Found once, for the fusion rules and the confidence; see `presence`.
+        """
+        (candidate,) = self.present
+        return torch.stack([look(candidate, self) for look in (intensity_odds, likeness_inside)], dim=1)
 
     @property
     def votes(self) -> torch.Tensor:

@@ -24,7 +24,7 @@ from .annotation import SparseAnnotation
 from .candidates import Arrivals, Carried
 from .ends import AROUND, EXPONENT, Growth
 from .preprocessing import Stack, signed_distance
-from .presence import correlation, intensity_odds, likeness_inside
+from .presence import correlation
 
 BAND = 2.0  # pixels from the contour where the two sides are compared
 LEAST_DISAGREEMENT, MOST_DISAGREEMENT = 0.2, 12.0  # pixels
@@ -214,12 +214,11 @@ def observe_ending(arrivals: Arrivals, stack: Stack, keep_distances: bool) -> En
     steps = np.arange(1, len(gap.targets) + 1) * stack.slice_spacing
     length = steps[-1] + stack.slice_spacing if bound is None else abs(bound - candidate.source) * stack.slice_spacing
     area = as_array((candidate.distances > 0).sum(dim=(1, 2))) * stack.pixel**2
-    presence = [as_array(look(candidate, arrivals)) for look in (intensity_odds, likeness_inside)]
     return Ending(
         upwards=upwards,
         steps=steps,
         length=float(length),
-        presence=np.stack(presence, axis=1)[order],
+        presence=as_array(arrivals.presence)[order],
         area=area[order],
         depth=candidate.depth * stack.pixel,
         pixel=stack.pixel,

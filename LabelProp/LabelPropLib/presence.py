@@ -7,12 +7,24 @@ the label as a whole, which pixels by themselves do not.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from .candidates import INTENSITY_BINS, INTENSITY_RANGE, Arrivals, Candidate, Carried
 from .preprocessing import smooth
 
+if TYPE_CHECKING:  # candidates ask for this module
+    from .candidates import Arrivals, Candidate, Carried
+
+INTENSITY_BINS = 32
+INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images, see preprocessing
 MOST_ODDS = 3.0
+
+
+def middles_of_bins(counts: torch.Tensor) -> torch.Tensor:
+    """(INTENSITY_BINS,) the intensities that a histogram like `counts` counts."""
+    low, high = INTENSITY_RANGE
+    return low + (torch.arange(INTENSITY_BINS).to(counts) + 0.5) * (high - low) / INTENSITY_BINS
 
 
 def log_odds(candidates: list[Candidate], images: torch.Tensor) -> torch.Tensor:
@@ -35,9 +47,7 @@ def intensity_odds(candidate: Candidate, arrivals: Arrivals) -> torch.Tensor:
     odds = log_odds([candidate], smooth(arrivals.crossing.targets[:, rows, columns], 0.7)).clamp(-MOST_ODDS, MOST_ODDS)
     core = (candidate.distances > 0).float()
     mean = (odds * core).sum(dim=(1, 2)) / core.sum(dim=(1, 2)).clamp(min=1)
-    low, high = INTENSITY_RANGE
-    centres = low + (torch.arange(INTENSITY_BINS).to(odds) + 0.5) * (high - low) / INTENSITY_BINS
-    table = log_odds([candidate], centres).clamp(-MOST_ODDS, MOST_ODDS)
+    table = log_odds([candidate], middles_of_bins(candidate.inside)).clamp(-MOST_ODDS, MOST_ODDS)
     inside, around = (
         (histogram * table).sum() / histogram.sum().clamp(min=1) for histogram in (candidate.inside, candidate.around)
     )

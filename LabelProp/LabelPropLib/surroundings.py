@@ -27,10 +27,11 @@ import SimpleITK as sitk
 from scipy import ndimage, spatial
 
 from .annotation import BACKGROUND, SparseAnnotation
-from .candidates import DISTANCE_LIMIT, INTENSITY_BINS, INTENSITY_RANGE, SURROUND
+from .candidates import DISTANCE_LIMIT, SURROUND
 from .confidence import bridge
 from .labelmaps import Box, FusedScore
 from .preprocessing import Stack
+from .presence import INTENSITY_BINS, INTENSITY_RANGE
 
 REACH = 15.0  # mm of path from a stroke, beyond which nothing changes
 EDGE_LENGTH = 10.0  # mm of path that a change of intensity from black to white is worth

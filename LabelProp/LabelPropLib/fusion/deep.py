@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 
 from .. import checkpoint
-from ..candidates import DISTANCE_LIMIT, INTENSITY_RANGE, Arrivals, bounding_box
+from ..candidates import DISTANCE_LIMIT, Arrivals, bounding_box
 from ..errors import InputError
 from ..parallel import side_by_side
-from ..presence import log_odds
+from ..presence import log_odds, middles_of_bins
 from . import similarity
 from .distance import distance_way, pool
 from .similarity import similarity_way
@@ -273,8 +273,7 @@ def relative(images: torch.Tensor, intensity: tuple[float, float]) -> torch.Tens
 def label_intensity(arrivals: Arrivals) -> tuple[float, float]:
     """Mean and standard deviation of the intensities in and around the label, the latter never quite zero."""
     counts = torch.stack([candidate.inside + candidate.around for candidate in arrivals.present]).sum(dim=0)
-    low, high = INTENSITY_RANGE
-    values = low + (torch.arange(len(counts)).to(counts) + 0.5) * (high - low) / len(counts)
+    values = middles_of_bins(counts)
     total = counts.sum().clamp(min=1)
     mean = (counts * values).sum() / total
     deviation = ((counts * (values - mean) ** 2).sum() / total).sqrt()

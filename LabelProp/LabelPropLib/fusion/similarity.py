@@ -6,7 +6,6 @@ import torch
 
 from ..candidates import Arrivals, Carried, Crossing
 from ..preprocessing import smooth
-from ..presence import intensity_odds, likeness_inside
 from .distance import distance_way, pool
 
 WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which images are compared
@@ -47,10 +46,9 @@ def _persistence(arrivals: Arrivals) -> torch.Tensor | float:
     """(T, 1, 1) what speaks for the upper side if only one bears the label, log-odds: its growth, and its presence."""
     if arrivals.growth is None:
         return 0.0
-    (candidate,) = arrivals.present
+    odds, likeness = arrivals.presence.unbind(dim=1)
     per_odds, per_likeness = PRESENCE
-    presence = per_odds * intensity_odds(candidate, arrivals) + per_likeness * likeness_inside(candidate, arrivals)
-    persistence = arrivals.growth.persistence + presence[:, None, None]
+    persistence = arrivals.growth.persistence + (per_odds * odds + per_likeness * likeness)[:, None, None]
     return persistence if arrivals.lower is None else -persistence
 
 
