@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from LabelPropLib import graph_cut, pipeline, scribbles
+from LabelPropLib import graph_cut, pipeline, scribbles, surroundings
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
 from LabelPropLib.candidates import gaps, gaps_to_scribbles
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
@@ -17,7 +17,7 @@ from LabelPropLib.memory import Memory
 from LabelPropLib.preprocessing import prepare, signed_distance
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
-from LabelPropLib.surroundings import PRIOR, REACH, Surroundings, Window, around_strokes
+from LabelPropLib.surroundings import PRIOR, REACH, Prior, Surroundings, Window, around_strokes
 
 SPACING = (3.0, 1.0, 1.0)
 SHAPE = (13, 64, 72)
@@ -245,6 +245,20 @@ def test_no_choice_may_lose_more_than_the_risks_allow(seed, volume, spread):
     assert (lost <= np.array(scribbles.RISKS)[:, 1] + 1e-12).all()
 
 
+ODDS_ONCE_FITTED = Prior(
+    constant=-0.809,
+    depth=-0.830,
+    distance=-0.913,
+    length=0.499,
+    slices=-0.260,
+    bridge=1.786,
+    voted=0.929,
+    outvoted=-0.485,
+    likelihood=0.393,
+    dissimilarity=-5.816,
+)
+
+
 @pytest.fixture(scope="module")
 def walled():
     """A label that ends at a thin dark wall, alike on both sides; 6 mm before it on planes 4 to 8: (case, truth)."""
@@ -262,7 +276,9 @@ def walled():
 
 
 @pytest.mark.parametrize("kind", ["axial", "coronal", "oblique"])
-def test_a_graph_cut_ends_the_correction_at_an_edge(walled, kind):
+def test_a_graph_cut_ends_the_correction_at_an_edge(walled, kind, monkeypatch):
+    """Of odds once fitted, and always the same: what the cut makes of them is not to hang on the newest fit."""
+    monkeypatch.setattr(surroundings, "PRIOR", ODDS_ONCE_FITTED)
     case, truth = walled
     before, _ = case.update({})
     voxels = stroke_through((truth == 3) & (before != 3), kind)
@@ -273,7 +289,7 @@ def test_a_graph_cut_ends_the_correction_at_an_edge(walled, kind):
         wrong.append((found != truth).sum())
         beyond.append(((found == 3) & (truth != 3)).sum())
     assert wrong[1] < wrong[0] < (before != truth).sum()
-    assert beyond[1] < 0.95 * beyond[0]
+    assert beyond[1] < 0.9 * beyond[0]
 
 
 @pytest.mark.parametrize("region", ["nothing", "everything"])
