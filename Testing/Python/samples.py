@@ -2,11 +2,14 @@
 
 import numpy as np
 import slicer
+import torch
 import vtk
 from scipy.spatial.transform import Rotation
 
 from LabelPropLib import files
+from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
 from LabelPropLib.errors import Cancelled
+from LabelPropLib.preprocessing import prepare
 from LabelPropLib.propagation import Propagation
 
 SHAPE = (12, 20, 24)
@@ -27,6 +30,13 @@ def drawn_masks(shape=SHAPE, planes=(2, 9), axis=0):
         for offset, mask in zip((2, 8), masks.values()):
             np.moveaxis(mask, axis, 0)[plane, 1 + n : 6 + n, offset : offset + 4 + n] = True
     return masks
+
+
+def standing_arrivals(annotation, lower, upper):
+    """What reaches of label 1 the planes between two drawn ones, as if nothing moved."""
+    stack = prepare(annotation, 200)
+    chains = Chains(torch.zeros(len(stack.images) - 1, 2, 24, 24), stack.images)
+    return arrivals(1, chains.cross(Gap(lower, upper, lower + 1, upper - 1)), LabelPlanes(annotation, stack))
 
 
 def label_volume(masks, labels):

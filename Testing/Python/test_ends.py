@@ -4,16 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import standing_arrivals
 from scipy import ndimage
 
 from LabelPropLib.annotation import annotate_from_masks
-from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
 from LabelPropLib.ends import MOST_TREND, Growth
 from LabelPropLib.fusion import similarity
-from LabelPropLib.preprocessing import prepare
 
 SIZE = 48
 
@@ -37,11 +35,8 @@ def annotate(radii):
 
 
 def arrivals_at(annotation, lower):
-    """What reaches of label 1 the planes above the drawn plane `lower`; nothing moves."""
-    stack = prepare(annotation, 200)
-    chains = Chains(torch.zeros(len(stack.images) - 1, 2, 24, 24), stack.images)
-    crossing = chains.cross(Gap(lower, lower + 6, lower + 1, lower + 5))
-    return arrivals(1, crossing, LabelPlanes(annotation, stack))
+    """What reaches the planes above the drawn plane `lower`."""
+    return standing_arrivals(annotation, lower, lower + 6)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import standing_arrivals
 from scipy import ndimage
 
 from LabelPropLib.annotation import annotate_from_masks
-from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
 from LabelPropLib.fusion import similarity
-from LabelPropLib.preprocessing import prepare
 from LabelPropLib.presence import intensity_odds, likeness_inside
 
 SIZE, COUNT = 48, 10
@@ -36,10 +34,7 @@ def arrivals_of(seen, upwards=True, brightness=0.5):
     annotation = annotate_from_masks(
         image[order].astype(np.float32), {label: mask[order] for label, mask in masks.items()}, (3.0, 1.0, 1.0), axis=0
     )
-    stack = prepare(annotation, 200)
-    chains = Chains(torch.zeros(COUNT - 1, 2, 24, 24), stack.images)
-    crossing = chains.cross(Gap(0, COUNT - 1, 1, COUNT - 2))
-    return arrivals(1, crossing, LabelPlanes(annotation, stack))
+    return standing_arrivals(annotation, 0, COUNT - 1)
 
 
 @pytest.mark.parametrize("upwards", [True, False])
