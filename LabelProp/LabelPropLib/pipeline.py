@@ -148,7 +148,7 @@ def register(
     Planes that only lead to a scribble are registered on their own: a scribble changes nothing of the other fields.
     """
     free = planner.memory_to_use(plan.device, settings.memory_gb)
-    schedule = instance.Schedule(levels=effort.levels, batch_pixels=planner.batch_pixels(plan, free))
+    schedule = instance.Schedule(levels=effort.levels_for(stack.size), batch_pixels=planner.batch_pixels(plan, free))
     if update is not None:
         return update.register(stack, ends, schedule, on_step)
     velocity = register_core(stack, ends, settings, network, schedule, on_step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,20 +21,34 @@ BYTES_PER_BATCH_PIXEL = 320  # measured: of the graph of a pair's loss, per pixe
 BYTES_PER_STACK_PIXEL = 26  # of all planes: images, what is compared, the fields and their momenta
 BATCH_SHARE = 0.5
 LEAST_PIXELS = 64
+FEWEST_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What a preset stands for: most pixels along the longer side of a plane, and the registration's levels."""
+    """What a preset stands for: most pixels along the longer side of a plane, and the registration's levels.
+
+    side: pixels along it up to which the finest level takes all its steps.
+    """
 
     pixels: int
+    side: int
     levels: tuple[Level, ...]
+
+    def levels_for(self, size: tuple[int, int]) -> tuple[Level, ...]:
+        """The levels for planes of `size`: fewer steps on the finest one as pixels are more, so that it costs the same.
+
+        Measured: finer planes gain more than the steps that they take the time of.
+        """
+        *coarse, finest = self.levels
+        share = min(1.0, self.side / max(size)) ** 2
+        return *coarse, replace(finest, steps=max(FEWEST_STEPS, round(share * finest.steps)))
 
 
 EFFORTS = {
-    "fast": Effort(pixels=128, levels=(Level(4, 40), Level(2, 20), Level(1, 6, rate=0.15))),
-    "balanced": Effort(pixels=200, levels=(Level(4, 60), Level(2, 24), Level(1, 14, rate=0.12))),
-    "best": Effort(pixels=320, levels=(Level(4, 80), Level(2, 60), Level(1, 50, rate=0.06))),
+    "fast": Effort(pixels=160, side=128, levels=(Level(4, 40), Level(2, 20), Level(1, 6, rate=0.15))),
+    "balanced": Effort(pixels=256, side=180, levels=(Level(4, 60), Level(2, 24), Level(1, 14, rate=0.12))),
+    "best": Effort(pixels=320, side=320, levels=(Level(4, 80), Level(2, 60), Level(1, 50, rate=0.06))),
 }
 
 

@@ -54,7 +54,22 @@ def test_batches_do_not_change_the_fields(annotation):
 def test_little_memory_makes_slices_coarser_and_says_so(annotation, monkeypatch):
     monkeypatch.setattr(planner, "memory_to_use", lambda device, limit: 1000)
     result = propagate(annotation, FAST)
-    assert any("slices of 64 pixels instead of 128" in message for message in result.report["messages"])
+    assert any("slices of 64 pixels instead of 160" in message for message in result.report["messages"])
+
+
+@pytest.mark.parametrize("preset", planner.EFFORTS)
+@given(side=st.integers(8, 1000))
+def test_finer_planes_take_fewer_of_the_finest_steps(preset, side):
+    effort = planner.EFFORTS[preset]
+    *coarse, finest = effort.levels
+    *same, taken = effort.levels_for((side // 2, side))
+    assert same == coarse
+    if side <= effort.side:
+        assert taken == finest
+    else:
+        assert planner.FEWEST_STEPS <= taken.steps <= finest.steps
+        most = max(planner.FEWEST_STEPS, finest.steps * (effort.side / side) ** 2 + 0.5)
+        assert taken.steps <= most  # as many pixels in all, but for what rounding adds
 
 
 class ScarceMemory:

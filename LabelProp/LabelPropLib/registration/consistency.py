@@ -6,9 +6,10 @@ seen twice, by the labels and by the images at its far end, so drift that no nei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
 from .fields import compose, identity, integrate, resize, sample
 from .similarity import robust_difference, soft_dice_loss
@@ -43,6 +44,14 @@ def within(ends: FarEnds, planes: range, origin: int = 0) -> FarEnds | None:
         ends.labels_moving[chosen],
         ends.labels_fixed[chosen],
     )
+
+
+def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:
+    """`ends` with label masks averaged onto a coarser grid (h, w): the label term costs as much as they have pixels."""
+    if ends is None:
+        return None
+    moving, fixed = (F.interpolate(m, size=size, mode="area") for m in (ends.labels_moving, ends.labels_fixed))
+    return replace(ends, labels_moving=moving, labels_fixed=fixed)
 
 
 def far_displacements(velocity: torch.Tensor, ends: FarEnds, squarings: int) -> torch.Tensor:

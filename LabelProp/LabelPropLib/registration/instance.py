@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from ..parallel import processors, side_by_side
 from ..preprocessing import channel_weights, local_contrast_normalise, smooth
-from .consistency import FarEnds, far_displacements, label_consistency, within
+from .consistency import FarEnds, far_displacements, label_consistency, on_grid, within
 from .fields import integrate, resize, warp
 from .regularisation import diffusion
 from .similarity import robust_difference
@@ -162,8 +162,10 @@ def optimise(
 
     pairs: indices of those to optimise, all by default; the others are held, and what is coupled to them feels them.
     Without `ends`, pairs leave the batch as they converge; with them, the pairs of a gap depend on each other and stay.
+    Labels are compared on the fields' own grid: at a quarter of the planes' cost, and measured no worse.
     """
     velocity = velocity.clone()
+    ends = on_grid(ends, velocity.shape[-2:])
     pixels = planes[0, 0].numel()
     batch = max(1, schedule.batch_pixels // pixels // processors(planes.device))
     momentum, power = torch.zeros_like(velocity), torch.zeros_like(velocity)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from .consistency import FarEnds, far_displacements, image_consistency, label_consistency
+from .consistency import FarEnds, far_displacements, image_consistency, label_consistency, on_grid
 from .fields import integrate, resize, warp
 from .instance import appearance
 from .network import RegistrationNetwork
@@ -135,14 +134,6 @@ def new_network(seed: int, images: int = 1) -> RegistrationNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return RegistrationNetwork(channels=2 * images)
-
-
-def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:
-    """`ends` with label masks averaged onto a coarser grid (h, w): the label term costs as much as they have pixels."""
-    if ends is None:
-        return None
-    moving, fixed = (F.interpolate(m, size=size, mode="area") for m in (ends.labels_moving, ends.labels_fixed))
-    return replace(ends, labels_moving=moving, labels_fixed=fixed)
 
 
 def train(
