@@ -26,7 +26,7 @@ from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, around_str
 
 SHARE = 0.8  # of all voxels that are expected to be wrong, to be put right
 # Log-odds by which all voxels may be overrated, and the Dice that may be lost then; a stroke is to cost 0.002 at most.
-RISKS = ((0.2, 0.0018), (1.0, 0.009))
+RISKS = ((0.2, 0.0018), (1.0, 0.0105))
 BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
 THRESHOLDS = (-1.5, 1.0)  # log-odds from that of what was chosen, between which the one of the graph cut is looked for
 HALVINGS = 8  # of that range

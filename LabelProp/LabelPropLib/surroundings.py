@@ -59,16 +59,16 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.701,
-    depth=-0.848,
-    distance=-0.901,
-    length=0.437,
-    slices=-0.246,
-    bridge=1.374,
-    voted=0.898,
-    outvoted=-0.479,
-    likelihood=0.399,
-    dissimilarity=-5.406,
+    constant=-0.765,
+    depth=-0.860,
+    distance=-0.900,
+    length=0.467,
+    slices=-0.279,
+    bridge=1.211,
+    voted=0.930,
+    outvoted=-0.397,
+    likelihood=0.381,
+    dissimilarity=-5.515,
 )
 
 

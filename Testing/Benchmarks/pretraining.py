@@ -69,10 +69,6 @@ def find_case(bench: Bench, name: str, folder: Path) -> Case:
 
 def registrations(network: RegistrationNetwork) -> dict[str, Register]:
     """Column -> how the velocity fields are found."""
-    levels = EFFORTS["balanced"].levels
-    every = instance.Schedule(levels=levels)
-    fewer = instance.Schedule(levels=tuple(replace(level, steps=round(FEWER * level.steps)) for level in levels))
-    steps, few_steps = (sum(level.steps for level in schedule.levels) for schedule in (every, fewer))
     scratch, short = training.FROM_SCRATCH, training.PRETRAINED
     long_course, short_course = (sum(phase.steps for phase in course.phases) for course in (scratch, short))
 
@@ -81,10 +77,10 @@ def registrations(network: RegistrationNetwork) -> dict[str, Register]:
 
     return {
         "network alone": lambda images, ends: predicted(images),
-        f"optimised, {steps} steps": lambda images, ends: instance.register(images, ends, every),
-        f"optimised, {few_steps} steps": lambda images, ends: instance.register(images, ends, fewer),
-        f"from the network, {few_steps} steps": lambda images, ends: instance.register(
-            images, ends, fewer, predicted(images)
+        "optimised, all steps": lambda images, ends: instance.register(images, ends, schedule(images)),
+        "optimised, a quarter of them": lambda images, ends: instance.register(images, ends, schedule(images, FEWER)),
+        "from the network, as many": lambda images, ends: instance.register(
+            images, ends, schedule(images, FEWER), predicted(images)
         ),
         f"trained on the scan, {long_course} steps": lambda images, ends: training.register(
             images, ends, course=scratch
@@ -94,6 +90,12 @@ def registrations(network: RegistrationNetwork) -> dict[str, Register]:
             images, ends, course=short, start=network
         ),
     }
+
+
+def schedule(images: torch.Tensor, share: float = 1.0) -> instance.Schedule:
+    """That of the preset `balanced` for planes (Z, C, H, W), with a share of its steps."""
+    levels = EFFORTS["balanced"].levels_for(images.shape[-2:])
+    return instance.Schedule(levels=tuple(replace(level, steps=round(share * level.steps)) for level in levels))
 
 
 def run(case: Case, ways: dict[str, Register]) -> dict[str, float]:
