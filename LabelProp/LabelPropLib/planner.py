@@ -21,7 +21,7 @@ BYTES_PER_BATCH_PIXEL = 320  # measured: of the graph of a pair's loss, per pixe
 BYTES_PER_STACK_PIXEL = 26  # of all planes: images, what is compared, the fields and their momenta
 BATCH_SHARE = 0.5
 LEAST_PIXELS = 64
-FEWEST_STEPS = 4
+FEWEST_STEPS = 4  # on the finest level
 
 
 @dataclass(frozen=True)
