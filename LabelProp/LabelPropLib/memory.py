@@ -71,13 +71,12 @@ class Update:
             fields = instance.register(images, None, replace(schedule, levels=tuple(coarse)), start, report)
             velocity[run.start : run.stop] = resize(fields, velocity.shape[-2:])
             done += len(run)
-        finest = replace(finest, steps=max(1, round(REFINING_STEPS * finest.steps)))
         return instance.refine(
             stack.images,
             velocity,
             self.pairs,
             ends,
-            replace(schedule, levels=(finest,)),
+            replace(schedule, levels=(finest.shortened(REFINING_STEPS),)),
             lambda fraction: on_step(share + (1 - share) * fraction),
         )
 

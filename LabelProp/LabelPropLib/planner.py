@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -42,7 +42,7 @@ class Effort:
         """
         *coarse, finest = self.levels
         share = min(1.0, self.side / max(size)) ** 2
-        return *coarse, replace(finest, steps=max(FEWEST_STEPS, round(share * finest.steps)))
+        return *coarse, finest.shortened(share, FEWEST_STEPS)
 
 
 EFFORTS = {

@@ -13,7 +13,6 @@ beside this file; every run takes part in the usual fusion.
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +94,7 @@ def registrations(network: RegistrationNetwork) -> dict[str, Register]:
 def schedule(images: torch.Tensor, share: float = 1.0) -> instance.Schedule:
     """That of the preset `balanced` for planes (Z, C, H, W), with a share of its steps."""
     levels = EFFORTS["balanced"].levels_for(images.shape[-2:])
-    return instance.Schedule(levels=tuple(replace(level, steps=round(share * level.steps)) for level in levels))
+    return instance.Schedule(levels=tuple(level.shortened(share) for level in levels))
 
 
 def run(case: Case, ways: dict[str, Register]) -> dict[str, float]:

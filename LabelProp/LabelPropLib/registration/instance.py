@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -34,6 +34,10 @@ class Level:
     reduction: int
     steps: int
     rate: float = 0.15
+
+    def shortened(self, share: float, fewest: int = 1) -> Level:
+        """The level with a share of its steps, at least the `fewest`."""
+        return replace(self, steps=max(fewest, round(share * self.steps)))
 
 
 @dataclass(frozen=True)
