@@ -21,7 +21,6 @@ BYTES_PER_BATCH_PIXEL = 320  # measured: of the graph of a pair's loss, per pixe
 BYTES_PER_STACK_PIXEL = 26  # of all planes: images, what is compared, the fields and their momenta
 BATCH_SHARE = 0.5
 LEAST_PIXELS = 64
-FEWEST_STEPS = 4  # on the finest level
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Effort:
         """
         *coarse, finest = self.levels
         share = min(1.0, self.side / max(size)) ** 2
-        return *coarse, finest.shortened(share, FEWEST_STEPS)
+        return *coarse, finest.shortened(share)
 
 
 EFFORTS = {

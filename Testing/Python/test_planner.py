@@ -67,9 +67,16 @@ def test_finer_planes_take_fewer_of_the_finest_steps(preset, side):
     if side <= effort.side:
         assert taken == finest
     else:
-        assert planner.FEWEST_STEPS <= taken.steps <= finest.steps
-        most = max(planner.FEWEST_STEPS, finest.steps * (effort.side / side) ** 2 + 0.5)
+        assert instance.FEWEST_STEPS <= taken.steps <= finest.steps
+        most = max(instance.FEWEST_STEPS, finest.steps * (effort.side / side) ** 2 + 0.5)
         assert taken.steps <= most  # as many pixels in all, but for what rounding adds
+
+
+@given(steps=st.integers(1, 100), share=st.floats(0, 1))
+def test_a_shortened_level_keeps_a_few_of_its_steps(steps, share):
+    shorter = instance.Level(1, steps).shortened(share).steps
+    assert min(steps, instance.FEWEST_STEPS) <= shorter <= steps
+    assert shorter <= max(instance.FEWEST_STEPS, share * steps + 0.5)
 
 
 class ScarceMemory:

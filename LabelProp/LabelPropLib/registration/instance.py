@@ -24,6 +24,7 @@ from .regularisation import diffusion
 from .similarity import robust_difference
 
 PLANES_AT_ONCE = 16  # that are filtered, which bounds the memory
+FEWEST_STEPS = 4  # on a level: with fewer, what the finest one adds is lost
 LEAST_SHARE = 2**16  # pixels of planes for a processor, below which it is not worth to begin
 
 
@@ -35,9 +36,9 @@ class Level:
     steps: int
     rate: float = 0.15
 
-    def shortened(self, share: float, fewest: int = 1) -> Level:
-        """The level with a share of its steps, at least the `fewest`."""
-        return replace(self, steps=max(fewest, round(share * self.steps)))
+    def shortened(self, share: float) -> Level:
+        """The level with a share of its steps, but no fewer than FEWEST_STEPS if it has them."""
+        return replace(self, steps=min(self.steps, max(FEWEST_STEPS, round(share * self.steps))))
 
 
 @dataclass(frozen=True)
