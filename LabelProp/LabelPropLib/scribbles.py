@@ -24,9 +24,10 @@ from .labelmaps import Box, FusedScore, LabelMaps
 from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, around_strokes, at, stack_order
 
-SHARE = 0.8  # of all voxels that are expected to be wrong, to be put right
-# Log-odds by which all voxels may be overrated, and the Dice that may be lost then; a stroke is to cost 0.002 at most.
-RISKS = ((0.2, 0.0018), (1.0, 0.0105))
+SHARE = 0.9  # of all voxels that are expected to be wrong, to be put right
+# Log-odds by which all voxels may be overrated, and the Dice, mean over the labels, that may be lost then: a stroke is
+# to cost 0.002 at most.
+RISKS = ((0.2, 0.0007), (1.4, 0.006))
 BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
 THRESHOLDS = (-1.5, 1.0)  # log-odds from that of what was chosen, between which the one of the graph cut is looked for
 HALVINGS = 8  # of that range
@@ -129,19 +130,20 @@ def choose(around: Surroundings) -> np.ndarray:
 
 
 def losses(around: Surroundings) -> np.ndarray:
-    """(R, N) Dice that is lost by correcting a voxel, of both labels together, if its odds are overrated as in RISKS.
+    """(R, N) Dice, mean over the labels, that is lost by correcting a voxel if its odds are overrated as in RISKS.
 
     Of a label of V voxels that misses W more the Dice D is 2 V / (2 V + W), and giving it a voxel that is its own with
     the probability p changes that by (2 p - D) / (2 V + W); taking the voxel from a label of V voxels that is right
-    elsewhere changes the other one's by (2 p - 1) / (2 V). The voxels of a region are right or wrong together, so that
-    the loss is limited in case that the odds of all are lower, and in case that they are much lower.
+    elsewhere changes the other one's by (2 p - 1) / (2 V); the labels not concerned keep theirs. The voxels of a region
+    are right or wrong together, so that the loss is limited in case that the odds of all are lower, and in case that
+    they are much lower.
     """
     log_odds = around.log_odds()
     missing = special.expit(log_odds).sum()
     gain, loss = 1 / (2 * around.gaining + missing), 1 / (2 * around.losing)
     dice = 1 - missing * gain
     probability = special.expit(log_odds - np.array(RISKS)[:, :1])
-    return -((2 * probability - dice) * gain + (2 * probability - 1) * loss)
+    return -((2 * probability - dice) * gain + (2 * probability - 1) * loss) / around.label_count
 
 
 def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarray, window: Window) -> np.ndarray:

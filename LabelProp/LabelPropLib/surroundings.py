@@ -3,15 +3,17 @@
 A stroke runs through a region that came out wrong, and nobody knows how far that goes. Each voxel around belongs to it
 with
 
-    log-odds = c0 + c1 log(depth / depth of the stroke) + c2 log(distance + 1/2) + c3 log(length of the stroke + 1)
-             + c4 slices + c5 log(bridge / bridge of the stroke) + c6 voted + c7 outvoted at the stroke only
-             + c8 log p(I | label) / p(I | found) + c9 |I - I of the stroke|.
+    log-odds = c0 + c1 log(depth) + c2 log(depth of the stroke) + c3 log(depth) log(depth of the stroke)
+             + c4 log(distance + 1/2) + c5 log(length of the stroke + 1)
+             + c6 slices + c7 log(bridge / bridge of the stroke) + c8 voted + c9 outvoted at the stroke only
+             + c10 log p(I | label) / p(I | found) + c11 |I - I of the stroke|.
 
 The score is a signed distance: depth is how far a voxel lies on the wrong side of the contour. A stroke runs through
-the middle of what is wrong, and a long one through a large region, which ends some slices away; slices far from known
-ones err more, as a random walk does that is tied at both ends. A label that one of the candidates voted for may have
-been outvoted wrongly; one that was outvoted at the stroke, but has no vote here, ends in between. Intensities are more
-like those of the label, or of what was found; and like what the stroke runs through, or not.
+the middle of what is wrong, so depth speaks against a voxel the less the deeper the stroke lies itself; and a long one
+through a large region, which ends some slices away. Slices far from known ones err more, as a random walk does that is
+tied at both ends. A label that one of the candidates voted for may have been outvoted wrongly; one that was outvoted at
+the stroke, but has no vote here, ends in between. Intensities are more like those of the label, or of what was found;
+and like what the stroke runs through, or not.
 
 The coefficients are those of a logistic regression on strokes simulated on many scans with a reference, by
 Testing/Benchmarks/fit_scribbles.py. Lengths are pixels of the working grid.
@@ -48,6 +50,8 @@ class Prior:
 
     constant: float
     depth: float
+    stroke_depth: float
+    both_depths: float
     distance: float
     length: float
     slices: float
@@ -59,16 +63,18 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.765,
-    depth=-0.860,
-    distance=-0.900,
-    length=0.467,
-    slices=-0.279,
-    bridge=1.211,
-    voted=0.930,
-    outvoted=-0.397,
-    likelihood=0.381,
-    dissimilarity=-5.515,
+    constant=-0.428,
+    depth=-1.156,
+    stroke_depth=0.370,
+    both_depths=0.189,
+    distance=-0.872,
+    length=0.551,
+    slices=-0.306,
+    bridge=1.048,
+    voted=0.781,
+    outvoted=-0.419,
+    likelihood=0.355,
+    dissimilarity=-5.598,
 )
 
 
@@ -76,14 +82,16 @@ PRIOR = Prior(
 class Surroundings:
     """The voxels around one stroke that do not bear its label, and what tells whether they should.
 
-    voxels: (N, 3) indices in the window. terms: (N, 9), those of the log-odds, as in `Prior`. gaining: volume of the
+    voxels: (N, 3) indices in the window. terms: (N, 11), those of the log-odds, as in `Prior`. gaining: volume of the
     stroke's label as it was drawn, voxels. losing: (N,) that of the label that was found. Infinite for background.
+    label_count: of the scan.
     """
 
     voxels: np.ndarray
     terms: np.ndarray
     gaining: float
     losing: np.ndarray
+    label_count: int
 
     def log_odds(self) -> np.ndarray:
         """(N,) that a voxel is wrong, too."""
@@ -109,6 +117,7 @@ def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> I
             terms_of(voxels[own], nearest[own], length, standing, window),
             gaining=volumes[standing.label],
             losing=np.array([volumes[label] for label in standing.rival[at(voxels[own])].tolist()]),
+            label_count=len(window.annotation.labels),
         )
 
 
@@ -135,15 +144,17 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
 
 
 def terms_of(voxels: np.ndarray, nearest: np.ndarray, length: float, standing: Standing, window: Window) -> np.ndarray:
-    """(N, 9) terms of the log-odds of voxels (N, 3); nearest: (N, 3), of a stroke; length: of the stroke, mm."""
+    """(N, 11) terms of the log-odds of voxels (N, 3); nearest: (N, 3), of a stroke; length: of the stroke, mm."""
     here, there = at(voxels), at(nearest)
     way = (voxels - nearest) * window.spacing / window.stack.pixel
-    depth = np.maximum(-standing.margin[here], LEAST_DEPTH)
-    stroke_depth = np.maximum(-standing.margin[there], LEAST_STROKE_DEPTH)
+    depth = np.log(np.maximum(-standing.margin[here], LEAST_DEPTH))
+    stroke_depth = np.log(np.maximum(-standing.margin[there], LEAST_STROKE_DEPTH))
     bridged, stroke_bridged = (window.bridge(standing.missed[place], place[0]) for place in (here, there))
     return np.stack(
         [
-            np.log(depth / stroke_depth),
+            depth,
+            stroke_depth,
+            depth * stroke_depth,
             np.log(np.hypot(way[:, 1], way[:, 2]) + 0.5),
             np.full(len(voxels), np.log(length / window.stack.pixel + 1)),
             np.abs(voxels[:, 0] - nearest[:, 0]),

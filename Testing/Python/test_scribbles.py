@@ -199,7 +199,7 @@ def test_voxels_around_a_stroke_are_likelier_wrong_where_they_truly_are(case, la
     voxels = stroke_through((TRUTH == label) & (before != label), "axial")
     box, (around,) = case.around(label, voxels)
     places = tuple((around.voxels + [part.start for part in box]).T)
-    assert around.terms.shape == (len(around.voxels), 9) and np.isfinite(around.terms).all()
+    assert around.terms.shape == (len(around.voxels), 11) and np.isfinite(around.terms).all()
     assert (before[places] != label).all() and (distance_to(voxels)[places] <= REACH).all()
     assert not set(places[0].tolist()) & set(ANNOTATED)
     log_odds, truly = around.log_odds(), TRUTH[places] == label
@@ -218,11 +218,11 @@ def test_a_longer_stroke_corrects_more(case):
     assert scribbles.choose(long).sum() > scribbles.choose(short).sum() > 0
 
 
-def surroundings_with(log_odds, volume):
-    """What is around a stroke: voxels of such log-odds, the labels of such a volume."""
-    terms = np.zeros((len(log_odds), 9))
+def surroundings_with(log_odds, volume, label_count=1):
+    """What is around a stroke: voxels of such log-odds, so many labels of such a volume."""
+    terms = np.zeros((len(log_odds), 11))
     terms[:, 0] = (log_odds - PRIOR.constant) / PRIOR.depth
-    return Surroundings(np.zeros((len(log_odds), 3), int), terms, volume, np.full(len(log_odds), volume))
+    return Surroundings(np.zeros((len(log_odds), 3), int), terms, volume, np.full(len(log_odds), volume), label_count)
 
 
 def test_the_likeliest_voxels_are_corrected_and_unlikely_ones_are_not():
@@ -237,6 +237,12 @@ def test_of_a_small_label_less_is_put_at_risk_than_of_a_large_one():
     assert not scribbles.choose(surroundings_with(np.full(400, -3.0), 100)).any()
 
 
+def test_of_many_labels_one_may_lose_more_than_the_only_one():
+    log_odds = np.linspace(1, -3, 400)
+    only, one_of_five = (scribbles.choose(surroundings_with(log_odds, 300, count)).sum() for count in (1, 5))
+    assert 0 < only < one_of_five
+
+
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), volume=st.sampled_from([50.0, 1e3, 1e5]), spread=st.sampled_from([1.0, 3.0]))
 def test_no_choice_may_lose_more_than_the_risks_allow(seed, volume, spread):
@@ -248,6 +254,8 @@ def test_no_choice_may_lose_more_than_the_risks_allow(seed, volume, spread):
 ODDS_ONCE_FITTED = Prior(
     constant=-0.809,
     depth=-0.830,
+    stroke_depth=0.830,
+    both_depths=0.0,
     distance=-0.913,
     length=0.499,
     slices=-0.260,
