@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A simulated annotator: which slice to draw next, the one that LabelProp suggests or the middle of the largest gap?
 
-    python Testing/Benchmarks/annotator.py [--preset fast] [--cache FOLDER] [--only VOLUME ...]
+    python Testing/Benchmarks/annotator.py [--preset balanced] [--cache FOLDER] [--only VOLUME ...]
 
 Starts on every volume of the benchmark from 3 annotated slices and draws four more, one after the other: all labels of
 a slice, from the reference. Once the slice that LabelProp suggests, and once the middle of the largest gap between
@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_bench_option(parser)
-    parser.add_argument("--preset", choices=PRESETS, default="fast", help="what to propagate with (fast)")
+    parser.add_argument("--preset", choices=PRESETS, default="balanced", help="what to propagate with (balanced)")
     parser.add_argument("--only", nargs="+", metavar="VOLUME", help="names in cases.json (all)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep what was computed here")
     parser.add_argument("--results", type=Path, metavar="FOLDER", default=RESULTS, help=f"where to write ({RESULTS})")
