@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 
 import numpy as np
 import torch
@@ -182,15 +182,26 @@ class Arrivals:
         return self.nearest + self.more()
 
 
+def computed_once(method: Callable) -> Callable:
+    """A method of `LabelPlanes` that keeps what it returns for a label and a plane as long as its instance lives."""
+
+    @wraps(method)
+    def kept(self: LabelPlanes, label: int, plane: int):
+        key = method.__name__, label, plane
+        if key not in self._computed:
+            self._computed[key] = method(self, label, plane)
+        return self._computed[key]
+
+    return kept
+
+
 class LabelPlanes:
     """What is computed once per drawn label and plane: its signed distances and intensities on the working grid."""
 
     def __init__(self, annotation: SparseAnnotation, stack: Stack):
         self._annotation = annotation
         self._stack = stack
-        self._distances: dict[tuple[int, int], torch.Tensor] = {}
-        self._unevenness: dict[tuple[int, int], float] = {}
-        self._histograms: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._computed: dict[tuple[str, int, int], object] = {}  # by method, label and plane
 
     def bears(self, label: int, plane: int | None) -> bool:
         """Whether `label` is drawn on the stack's plane `plane`."""
@@ -204,31 +215,26 @@ class LabelPlanes:
         """How `label` came to `plane`, the one that bears it of the two around `gap`."""
         return Growth.of(self._annotation, label, plane + self._stack.first, upwards=plane == gap.lower)
 
+    @computed_once
     def distances(self, label: int, plane: int) -> torch.Tensor:
         """(H, W) signed distance in working pixels, cut off at DISTANCE_LIMIT."""
-        if (label, plane) not in self._distances:
-            mask = self._annotation.complete[label][plane + self._stack.first][self._stack.box]
-            millimetres = torch.from_numpy(signed_distance(mask, self._annotation.plane_spacing))
-            pixels = (millimetres / self._stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
-            self._distances[label, plane] = self._stack.to_working_grid(pixels[None, None])[0, 0].to(self._stack.images)
-        return self._distances[label, plane]
+        mask = self._annotation.complete[label][plane + self._stack.first][self._stack.box]
+        millimetres = torch.from_numpy(signed_distance(mask, self._annotation.plane_spacing))
+        pixels = (millimetres / self._stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
+        return self._stack.to_working_grid(pixels[None, None])[0, 0].to(self._stack.images)
 
+    @computed_once
     def unevenness(self, label: int, plane: int) -> float:
         """Of the outline of `label` on `plane`, on the working grid; see `preprocessing`."""
-        if (label, plane) not in self._unevenness:
-            self._unevenness[label, plane] = unevenness(self.distances(label, plane)[None] > 0)
-        return self._unevenness[label, plane]
+        return unevenness(self.distances(label, plane)[None] > 0)
 
+    @computed_once
     def histograms(self, label: int, plane: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Intensities of `plane` in `label` and around it, (INTENSITY_BINS,) each; the contour itself is left out."""
-        if (label, plane) not in self._histograms:
-            distances = self.distances(label, plane)
-            image = smooth(self._stack.images[plane, 0], 0.7)
-            regions = (distances > 0.5, (distances < -0.5) & (distances > -SURROUND))
-            self._histograms[label, plane] = tuple(
-                torch.histc(image[region].cpu(), INTENSITY_BINS, *INTENSITY_RANGE).to(image) for region in regions
-            )
-        return self._histograms[label, plane]
+        distances = self.distances(label, plane)
+        image = smooth(self._stack.images[plane, 0], 0.7)
+        regions = (distances > 0.5, (distances < -0.5) & (distances > -SURROUND))
+        return tuple(torch.histc(image[region].cpu(), INTENSITY_BINS, *INTENSITY_RANGE).to(image) for region in regions)
 
     def centroid(self, label: int, plane: int) -> torch.Tensor:
         """(2,) row and column of the middle of `label` on `plane`."""
