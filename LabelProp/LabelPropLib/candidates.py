@@ -183,10 +183,10 @@ class Arrivals:
 
 
 def computed_once(method: Callable) -> Callable:
-    """A method of `LabelPlanes` that keeps what it returns for a label and a plane as long as its instance lives."""
+    """A method that keeps what it returns for a label and a plane, in its instance's `_computed`."""
 
     @wraps(method)
-    def kept(self: LabelPlanes, label: int, plane: int):
+    def kept(self: object, label: int, plane: int):
         key = method.__name__, label, plane
         if key not in self._computed:
             self._computed[key] = method(self, label, plane)
@@ -201,7 +201,7 @@ class LabelPlanes:
     def __init__(self, annotation: SparseAnnotation, stack: Stack):
         self._annotation = annotation
         self._stack = stack
-        self._computed: dict[tuple[str, int, int], object] = {}  # by method, label and plane
+        self._computed: dict[tuple[str, int, int], object] = {}  # see `computed_once`
 
     def bears(self, label: int, plane: int | None) -> bool:
         """Whether `label` is drawn on the stack's plane `plane`."""

@@ -29,7 +29,7 @@ import SimpleITK as sitk
 from scipy import ndimage, spatial
 
 from .annotation import BACKGROUND, SparseAnnotation
-from .candidates import DISTANCE_LIMIT, SURROUND
+from .candidates import DISTANCE_LIMIT, SURROUND, computed_once
 from .confidence import bridge
 from .labelmaps import Box, FusedScore
 from .preprocessing import Stack
@@ -204,7 +204,7 @@ class Window:
         self.scores = {label: np.full(self.shape, -DISTANCE_LIMIT, np.float32) for label in annotation.labels}
         self._votes = {label: np.zeros((2, *self.shape), bool) for label in annotation.labels}
         self._overlapping = annotation.overlapping()
-        self._histograms: dict[tuple[int, int], np.ndarray] = {}
+        self._computed: dict[tuple[str, int, int], object] = {}  # see `computed_once`
         for part in fused:
             place, values, votes = part.on_volume(stack, box)
             inside = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(place, box, strict=True))
@@ -286,24 +286,23 @@ class Window:
         counts = 1 + sum(self._histogram(label, plane) for plane in next_to(drawn, first, last))
         return np.log(counts / counts.sum())
 
+    @computed_once
     def _histogram(self, label: int, plane: int) -> np.ndarray:
-        """(INTENSITY_BINS,) intensities in the label on a drawn plane, counted once.
+        """(INTENSITY_BINS,) intensities in the label on a drawn plane.
 
         Background is what lies within SURROUND pixels of the labels and in none of them.
         """
-        if (label, plane) not in self._histograms:
-            annotation, crop = self.annotation, self.stack.box
-            if label == BACKGROUND:
-                labels = [planes[plane] for planes in annotation.complete.values() if plane in planes]
-                away = ndimage.distance_transform_edt(~np.any(labels, axis=0), sampling=annotation.plane_spacing)[crop]
-                mask = (away > 0) & (away < SURROUND * self.stack.pixel)
-            else:
-                mask = annotation.complete[label][plane][crop]
-            image = self.stack.normalise(np.moveaxis(annotation.image, annotation.axis, 0)[plane][crop])
-            smoothed = ndimage.gaussian_filter(image, SMOOTHING, mode="nearest")
-            counts = np.histogram(smoothed[mask], INTENSITY_BINS, INTENSITY_RANGE)[0].astype(float)
-            self._histograms[label, plane] = ndimage.gaussian_filter1d(counts, HISTOGRAM_SMOOTHING, mode="nearest")
-        return self._histograms[label, plane]
+        annotation, crop = self.annotation, self.stack.box
+        if label == BACKGROUND:
+            labels = [planes[plane] for planes in annotation.complete.values() if plane in planes]
+            away = ndimage.distance_transform_edt(~np.any(labels, axis=0), sampling=annotation.plane_spacing)[crop]
+            mask = (away > 0) & (away < SURROUND * self.stack.pixel)
+        else:
+            mask = annotation.complete[label][plane][crop]
+        image = self.stack.normalise(np.moveaxis(annotation.image, annotation.axis, 0)[plane][crop])
+        smoothed = ndimage.gaussian_filter(image, SMOOTHING, mode="nearest")
+        counts = np.histogram(smoothed[mask], INTENSITY_BINS, INTENSITY_RANGE)[0].astype(float)
+        return ndimage.gaussian_filter1d(counts, HISTOGRAM_SMOOTHING, mode="nearest")
 
 
 def stack_order(annotation: SparseAnnotation) -> tuple[int, int, int]:
