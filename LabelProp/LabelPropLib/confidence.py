@@ -1,11 +1,12 @@
 """How good each label probably is on each slice, without a reference to compare with.
 
 Two things go wrong between annotated slices. The contour *drifts* from the true one: the more, the further it was
-carried, the more what came from the two sides disagrees, and the less the carried image is like the slice. And a label
-that only one of the two annotated slices bears *ends* somewhere in between: where, is a probability for every slice,
-from what labels do in general and from what the images say. Both together give the Dice and the surface distance to
-expect, and the probability that a voxel's label is wrong. Where a label ends the fused scores, too, say how sure they
-are: taken as log-odds they imply a Dice, which the one to expect is blended with.
+carried, the more what came from the two sides disagrees, the less the carried image is like the slice, and the less
+there is of an edge where the contour was found. And a label that only one of the two annotated slices bears *ends*
+somewhere in between: where, is a probability for every slice, from what labels do in general and from what the images
+say. Both together give the Dice and the surface distance to expect, and the probability that a voxel's label is wrong.
+Where a label ends, what was found tells more, and the Dice to expect is blended with it: the fused scores say how sure
+they are, and the slice how much of the label it shows.
 
 The few coefficients of `PRIOR` were fitted to many scans with a reference, by Testing/Benchmarks/fit_confidence.py; the
 drift is then scaled to what was seen of it on this very scan, on annotated slices that were hidden and found again.
@@ -25,9 +26,11 @@ from .candidates import Arrivals, Carried
 from .ends import AROUND, EXPONENT, Growth
 from .preprocessing import Stack, signed_distance
 from .presence import correlation
+from .visibility import contrast, sharpness
 
 BAND = 2.0  # pixels from the contour where the two sides are compared
 LEAST_DISAGREEMENT, MOST_DISAGREEMENT = 0.2, 12.0  # pixels
+LEAST_SHARPNESS = 0.02  # of a contour
 THINNEST = 3.0  # 1/mm, the most boundary per area
 REACH = 8.0  # drifts; further from a contour nothing is in doubt
 INSET = 1.5  # area goes with depth to the power of this: 2 for a disc, 1 for a band
@@ -41,39 +44,51 @@ CROFTON = np.pi / 4  # length of a contour per length of its pixels' edges, for 
 class Prior:
     """Coefficients of what to expect, from scans with a reference.
 
-    drift: of log mm where both sides bear the label: 1, log bridge (mm), log disagreement (mm), unlikeness.
+    drift: of log mm where both sides bear the label: 1, log bridge (mm), log disagreement (mm), unlikeness, log
+        sharpness.
     drift_of_one: where one does: 1, log distance (mm), unlikeness.
     end: mean of the logit of the way to a label's end: 1, trend, known before, log(1 + depth in pixels), the same of
         the end that was found; and the log of its spread.
     presence: log-odds that a label is on a slice: 1, intensities in it, and there likeness to this side more than to
         the other.
-    own: what the hidden slices of the label and of the whole scan count in scaling the drift.
+    own: what the hidden slices of the label count in scaling its drift.
     growth: exponent of the drift over the bridge alone, for gaps that are not there yet.
     surface: mean surface distance per drift.
-    dice_of_one: of the logit of the Dice to expect where one side bears the label: 1, logit of the Dice that drift and
-        end give, logit of the Dice that the scores imply.
+    dice_of_one: of the logit of the Dice to expect where one side bears the label: 1, and what `terms_of_one` gives.
     """
 
     drift: tuple[float, ...]
     drift_of_one: tuple[float, ...]
     end: tuple[float, ...]
     presence: tuple[float, ...]
-    own: tuple[float, ...]
+    own: float
     growth: float
     surface: float
     dice_of_one: tuple[float, ...]
 
 
 PRIOR = Prior(
-    drift=(-1.094, 0.150, 0.737, 1.614),
-    drift_of_one=(-0.919, 0.023, 3.232),
+    drift=(-1.428, 0.150, 0.642, 1.464, -0.553),
+    drift_of_one=(-0.918, 0.021, 3.244),
     end=(0.375, 0.219, -2.269, 1.537, 1.824, 0.600),
     presence=(-0.056, 0.133, 0.173),
-    own=(0.121, 0.030),
+    own=0.080,
     growth=1.410,
-    surface=1.244,
-    dice_of_one=(-0.750, 0.536, 0.944),
+    surface=1.241,
+    dice_of_one=(-0.532, 0.541, 1.192, 0.978, 0.942, 0.444, -0.074, -0.570, 1.432),
 )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What tells how good a contour is, once it was found on the planes of a gap, (T,) each.
+
+    implied_dice: what its scores imply. sharpness, contrast: of the slices there, see `visibility`.
+    """
+
+    implied_dice: np.ndarray
+    sharpness: np.ndarray
+    contrast: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,11 @@ class Ending:
     distances: torch.Tensor | None
     box: tuple[slice, slice]
 
+    @property
+    def log_depth(self) -> float:
+        """log(1 + depth in pixels)"""
+        return float(np.log1p(max(self.depth / self.pixel, 0.0)))
+
     def by_plane(self, values: np.ndarray) -> np.ndarray:
         """Values (T, ...) in the order of the planes; and back."""
         return values if self.upwards else values[::-1]
@@ -110,8 +130,7 @@ class Evidence:
     planes: T planes of the volume. below, above: (T,) mm to the annotated planes that bound the gap, infinite where
     there is none. unlikeness: (T,) 1 - correlation of the carried image with the slice, in and around the label.
     disagreement: (T,) mm between the contours from both sides; None where one side alone bears the label.
-    ending: where one side alone bears it. implied_dice: (T,) what its fused scores imply there; None before they are
-    known.
+    ending: where one side alone bears it. found: None before the scores are fused; no drift can be told then.
     """
 
     label: int
@@ -121,7 +140,7 @@ class Evidence:
     unlikeness: np.ndarray
     disagreement: np.ndarray | None
     ending: Ending | None
-    implied_dice: np.ndarray | None = None
+    found: Found | None = None
 
 
 @dataclass(frozen=True)
@@ -194,15 +213,15 @@ def observe(
         return as_array(correlation(carried, arrivals, nearest > -AROUND))
 
     planes = range(gap.first + stack.first, gap.last + stack.first + 1)
+    found = None if score is None else judge(arrivals, score)
     if len(sides) == 2:
         way = below / (below + above)
         unlikeness = 1 - (1 - way) * likeness(crossing.lower) - way * likeness(crossing.upper)
         disagreement = stack.pixel * disagreement_between(*(candidate.distances for candidate in sides))
-        return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, None)
+        return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, None, found)
     unlikeness = 1 - likeness(crossing.lower if arrivals.upper is None else crossing.upper)
-    implied = None if score is None else implied_dice(score)
     ending = observe_ending(arrivals, stack, keep_distances)
-    return Evidence(arrivals.label, planes, below, above, unlikeness, None, ending, implied)
+    return Evidence(arrivals.label, planes, below, above, unlikeness, None, ending, found)
 
 
 def observe_ending(arrivals: Arrivals, stack: Stack, keep_distances: bool) -> Ending:
@@ -226,6 +245,17 @@ def observe_ending(arrivals: Arrivals, stack: Stack, keep_distances: bool) -> En
         distances=candidate.distances[range(len(steps))[order]] * stack.pixel if keep_distances else None,
         box=arrivals.box,
     )
+
+
+def judge(arrivals: Arrivals, score: torch.Tensor) -> Found:
+    """What was found of a label, by its score (T, h, w) in its box; channels count as far as they can be trusted."""
+    rows, columns = arrivals.box
+    slices, weights = arrivals.crossing.channels[..., rows, columns], arrivals.crossing.weights
+
+    def over_channels(values: torch.Tensor) -> np.ndarray:
+        return as_array((values * weights).sum(dim=1) / weights.sum())
+
+    return Found(implied_dice(score), over_channels(sharpness(score, slices)), over_channels(contrast(score, slices)))
 
 
 def as_array(values: torch.Tensor) -> np.ndarray:
@@ -259,8 +289,14 @@ def drift_mm(prior: Prior, evidence: Evidence) -> np.ndarray:
     if evidence.ending is not None:
         distance = evidence.ending.by_plane(evidence.ending.steps)
         return np.exp(linear(prior.drift_of_one, np.log(distance), evidence.unlikeness))
-    bridged = bridge(evidence.below, evidence.above)
-    return np.exp(linear(prior.drift, np.log(bridged), np.log(evidence.disagreement), evidence.unlikeness))
+    bridged, disagreement = bridge(evidence.below, evidence.above), evidence.disagreement
+    terms = np.log(bridged), np.log(disagreement), evidence.unlikeness, edge(evidence)
+    return np.exp(linear(prior.drift, *terms))
+
+
+def edge(evidence: Evidence) -> np.ndarray:
+    """(T,) log sharpness of the contour that was found."""
+    return np.log(LEAST_SHARPNESS + evidence.found.sharpness)
 
 
 def linear(coefficients: Sequence[float], *terms: np.ndarray) -> np.ndarray:
@@ -278,8 +314,7 @@ def end_probabilities(prior: Prior, ending: Ending, found: np.ndarray) -> np.nda
     count = len(ending.steps)
     way = special.logit((np.arange(count + 1) + 0.5) / (count + 1))
     growth, found_way = ending.growth, way[np.count_nonzero(found)]
-    depth = np.log1p(max(ending.depth / ending.pixel, 0.0))
-    mean = linear(prior.end[:5], growth.trend, float(growth.known_before), depth, found_way)
+    mean = linear(prior.end[:5], growth.trend, float(growth.known_before), ending.log_depth, found_way)
     odds = linear(prior.presence, *ending.presence.T)
     logarithm = -0.5 * ((way - mean) / np.exp(prior.end[5])) ** 2
     return special.softmax(logarithm + np.concatenate([[0], np.cumsum(odds)]))
@@ -302,7 +337,7 @@ def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 
     """What to expect of what was found. scale: of the drift, from what was seen on this scan."""
     drift = scale * drift_mm(prior, evidence)
     found, perimeter = contours.area, contours.perimeter
-    kept = np.where(found > 0, np.exp(-drift * thinness(contours)), 0)
+    kept = left_by_drift(drift, contours)
     if evidence.ending is None:
         return Stretch(evidence, drift, kept, prior.surface * drift, found, perimeter)
     ending = evidence.ending
@@ -313,10 +348,11 @@ def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 
     own_left = np.clip(own / np.maximum(ending.area[:, None], 1e-6), 0, 1) ** (1 / INSET)
     moved = ending.depth * np.abs(left - own_left) @ ends
     there = ending.by_plane(shapes @ ends)
+    terms = terms_of_one(evidence, kept, kept * ending.by_plane(nested @ ends), ends)
     return Stretch(
         evidence,
         drift,
-        dice=blended(prior.dice_of_one, kept * ending.by_plane(nested @ ends), evidence.implied_dice),
+        dice=np.where(found > 0, special.expit(linear(prior.dice_of_one, *terms)), 0),
         surface=prior.surface * drift + ending.by_plane(moved),
         found=found,
         perimeter=outline(found, perimeter, there),
@@ -325,12 +361,35 @@ def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 
     )
 
 
-def blended(coefficients: Sequence[float], expected: np.ndarray, implied: np.ndarray | None) -> np.ndarray:
-    """(T,) Dice to expect from what drift and end give, and what the scores imply if known; 0 where none is found."""
-    if implied is None:
-        return expected
-    bounded = (special.logit(np.clip(dice, LEAST_DICE, HIGHEST_DICE)) for dice in (expected, implied))
-    return np.where(expected > 0, special.expit(linear(coefficients, *bounded)), 0)
+def terms_of_one(evidence: Evidence, kept: np.ndarray, nested: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(T,) each: what the Dice of a label that one side bears depends on, in the order of `Prior.dice_of_one`.
+
+    Logit of the Dice that drift and end give; log of what drift alone leaves; logit of what the scores imply; contrast;
+    likeness to this side more than to the other; log-odds that the label is there; log(1 + depth in pixels);
+    unlikeness.
+    kept: (T,) Dice that drift leaves. nested: (T,) Dice that drift and end give. ends: (T + 1,) see `Stretch`.
+    """
+    ending, found = evidence.ending, evidence.found
+    return (
+        logit(nested),
+        np.log(np.maximum(kept, LEAST_DICE)),
+        logit(found.implied_dice),
+        found.contrast,
+        ending.by_plane(ending.presence[:, 1]),
+        ending.by_plane(logit(present(ends))),
+        np.full(len(kept), ending.log_depth),
+        evidence.unlikeness,
+    )
+
+
+def logit(dice: np.ndarray) -> np.ndarray:
+    """Of Dice or probabilities that are taken seriously."""
+    return special.logit(np.clip(dice, LEAST_DICE, HIGHEST_DICE))
+
+
+def left_by_drift(drift: np.ndarray, contours: Contours) -> np.ndarray:
+    """(T,) Dice where the label is there but its contour drifted by so many mm; 0 where nothing was found."""
+    return np.where(contours.area > 0, np.exp(-drift * thinness(contours)), 0)
 
 
 def thinness(contours: Contours) -> np.ndarray:
@@ -359,27 +418,17 @@ def seen_drift(score: torch.Tensor, drawn: torch.Tensor, evidence: Evidence, pix
 
 
 def scales(hidden: Mapping[int, Sequence[SeenDrift]], prior: Prior = PRIOR) -> dict[int, float]:
-    """Factor of each label's drift, from what its hidden slices and those of all labels showed of it."""
-    return {
-        label: float(np.exp(np.dot(prior.own, excesses))) for label, excesses in excess_drift(hidden, prior).items()
-    }
+    """Factor of each label's drift, from what its hidden slices showed of it."""
+    return {label: float(np.exp(prior.own * excess_drift(slices, prior))) for label, slices in hidden.items()}
 
 
-def excess_drift(hidden: Mapping[int, Sequence[SeenDrift]], prior: Prior) -> dict[int, tuple[float, float]]:
-    """Label -> median log(seen / expected drift) on its n hidden slices, times n / (n + 1), and that on all slices.
+def excess_drift(slices: Sequence[SeenDrift], prior: Prior) -> float:
+    """Median log(seen / expected drift) on n hidden slices, times n / (n + 1), 0 without any.
 
     One slice says little, so what few say is shrunk towards nothing.
     """
-    ratios = {
-        label: [float(np.log(slice_.drift / drift_mm(prior, slice_.evidence)[0])) for slice_ in slices]
-        for label, slices in hidden.items()
-    }
-    every = [ratio for own in ratios.values() for ratio in own]
-    of_scan = float(np.median(every)) if every else 0.0
-    return {
-        label: (len(own) / (len(own) + 1) * float(np.median(own)) if own else 0.0, of_scan)
-        for label, own in ratios.items()
-    }
+    ratios = [np.log(hidden.drift / drift_mm(prior, hidden.evidence)[0]) for hidden in slices]
+    return len(ratios) / (len(ratios) + 1) * float(np.median(ratios)) if ratios else 0.0
 
 
 def measure(planes: np.ndarray, labels: Sequence[int], plane_spacing: tuple[float, float]) -> dict[int, Contours]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -102,7 +102,8 @@ def leave_one_out(scan: Scan, networks: DeepLabelFusion | None) -> Mapping[int, 
                 score = torch.full_like(drawn, -1.0)
                 score[label.box] = scored[0]
                 results[label.label][rule].add(score, drawn)
-                results[label.label][rule].drifts += confidence.seen_drift(score, drawn, observed, stack.pixel)
+                judged = replace(observed, found=confidence.judge(label, scored))
+                results[label.label][rule].drifts += confidence.seen_drift(score, drawn, judged, stack.pixel)
     return results
 
 

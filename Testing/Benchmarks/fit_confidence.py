@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
@@ -41,6 +41,7 @@ MORE_SLICE_COUNTS = (3, 9)  # that are fitted to as well, where the volume is lo
 # Of log drift over log bridge. Farther is worse, but slices are drawn more densely where it is difficult, which hides
 # it among labels of all kinds. Anything from 0 to .3 gives the same error on them.
 LEAST_SLOPE = 0.15
+GEOMETRY_ALONE = (0.0, 1.0, *[0.0] * 7)  # dice_of_one that leaves what drift and end give
 ANATOMIES = {
     "paraspinal-01": "back muscles",
     "leg-synthetic": "thighs",
@@ -260,6 +261,7 @@ def fit_drift(runs: Sequence[Run], prior: Prior) -> Prior:
         bridged,
         joined(lambda gap: np.log(gap.evidence.disagreement)),
         joined(lambda gap: gap.evidence.unlikeness),
+        joined(lambda gap: confidence.edge(gap.evidence)),
     ]
     thinness = joined(lambda gap: confidence.thinness(gap.contours))
     dice, surface = joined(lambda gap: gap.dice), joined(lambda gap: gap.surface)
@@ -273,22 +275,21 @@ def fit_drift(runs: Sequence[Run], prior: Prior) -> Prior:
         start = np.clip(start, *bounds)
         return optimize.least_squares(residual, start, bounds=bounds, loss="soft_l1", f_scale=0.02).x
 
-    farther_is_worse = ([-np.inf, LEAST_SLOPE, -np.inf, -np.inf], np.inf)
+    farther_is_worse = ([-np.inf, LEAST_SLOPE, *[-np.inf] * 3], np.inf)
     drift = least(prior.drift, lambda c: confidence.linear(c, *terms), farther_is_worse)
     prior = replace(prior, drift=tuple(drift), growth=fit_growth(runs))
-    excesses = {id(run): confidence.excess_drift(run.hidden, prior) for run in runs}
     own = np.concatenate(
         [
-            np.tile(excesses[id(run)].get(gap.evidence.label, (0.0, 0.0)), (mask.sum(), 1))
+            np.full(mask.sum(), confidence.excess_drift(run.hidden.get(gap.evidence.label, ()), prior))
             for (run, gap), mask in zip(gaps, masks, strict=True)
         ]
     )
     expected = confidence.linear(drift, *terms)
-    correction = least((0.0, 0.0, 0.0), lambda c: expected + c[0] + own @ c[1:])
-    drift = (drift[0] + correction[0], *drift[1:])
-    final = np.exp(expected + correction[0] + own @ correction[1:])
+    offset, slope = least((0.0, 0.0), lambda c: expected + c[0] + c[1] * own)
+    drift = (drift[0] + offset, *drift[1:])
+    final = np.exp(expected + offset + slope * own)
     ratio = float(surface[dice > 0].mean() / final[dice > 0].mean())
-    return replace(prior, drift=tuple(drift), own=tuple(correction[1:]), surface=ratio)
+    return replace(prior, drift=tuple(drift), own=float(slope), surface=ratio)
 
 
 def fit_growth(runs: Sequence[Run]) -> float:
@@ -328,11 +329,11 @@ def fit_ends(runs: Sequence[Run], prior: Prior) -> Prior:
 
 
 def fit_drift_of_one(runs: Sequence[Run], prior: Prior) -> Prior:
-    """drift_of_one."""
-    gaps = [without_scores(gap) for run in runs for gap in run.gaps if gap.evidence.ending is not None]
+    """drift_of_one, by the Dice that drift and end alone give."""
+    gaps = [gap for run in runs for gap in run.gaps if gap.evidence.ending is not None]
 
     def residual(values: np.ndarray) -> np.ndarray:
-        trial = replace(prior, drift_of_one=tuple(values))
+        trial = replace(prior, drift_of_one=tuple(values), dice_of_one=GEOMETRY_ALONE)
         expected = (confidence.expect(trial, gap.evidence, gap.contours).dice for gap in gaps)
         return np.concatenate([(dice - gap.dice)[gap.counted] for dice, gap in zip(expected, gaps, strict=True)])
 
@@ -342,34 +343,24 @@ def fit_drift_of_one(runs: Sequence[Run], prior: Prior) -> Prior:
 
 def fit_blend(runs: Sequence[Run], prior: Prior) -> Prior:
     """dice_of_one, by the Dice."""
-    gaps = [
-        (gap, expected)
-        for run in runs
-        for gap, expected in zip(run.gaps, geometric_dice(run, prior), strict=True)
-        if gap.evidence.ending is not None
-    ]
-    found = np.concatenate([gap.contours.area > 0 for gap, _ in gaps])
-    expected = np.concatenate([expected for _, expected in gaps])[found]
-    implied = np.concatenate([gap.evidence.implied_dice for gap, _ in gaps])[found]
-    true = np.concatenate([gap.dice for gap, _ in gaps])[found]
+    alone = replace(prior, dice_of_one=GEOMETRY_ALONE)
+    terms, true = [], []
+    for run in runs:
+        factors = confidence.scales(run.hidden, prior)
+        for gap in run.gaps:
+            if gap.evidence.ending is not None:
+                stretch = confidence.expect(alone, gap.evidence, gap.contours, factors.get(gap.evidence.label, 1.0))
+                kept = confidence.left_by_drift(stretch.drift, gap.contours)
+                of_gap = confidence.terms_of_one(gap.evidence, kept, stretch.dice, stretch.ends)
+                terms.append(np.stack(of_gap)[:, stretch.found > 0])
+                true.append(gap.dice[stretch.found > 0])
+    terms, true = np.concatenate(terms, axis=1), np.concatenate(true)
 
     def residual(coefficients: np.ndarray) -> np.ndarray:
-        return confidence.blended(coefficients, expected, implied) - true
+        return special.expit(confidence.linear(coefficients, *terms)) - true
 
-    return replace(
-        prior,
-        dice_of_one=tuple(optimize.least_squares(residual, prior.dice_of_one, loss="soft_l1", f_scale=0.05).x),
-    )
-
-
-def geometric_dice(run: Run, prior: Prior) -> list[np.ndarray]:
-    """(T,) of every gap, what drift and end alone give."""
-    return expected_dice(replace(run, gaps=[without_scores(gap) for gap in run.gaps]), prior)
-
-
-def without_scores(gap: Gap) -> Gap:
-    """The gap as if nothing was known of the scores."""
-    return replace(gap, evidence=replace(gap.evidence, implied_dice=None))
+    coefficients = optimize.least_squares(residual, prior.dice_of_one, loss="soft_l1", f_scale=0.03).x
+    return replace(prior, dice_of_one=tuple(coefficients))
 
 
 def format_prior(prior: Prior) -> str:

@@ -17,6 +17,7 @@ from LabelPropLib.confidence import (
     Contours,
     Ending,
     Evidence,
+    Found,
     SeenDrift,
     drift_mm,
     end_probabilities,
@@ -35,10 +36,20 @@ SPACING = (3.0, 1.0, 1.0)
 FAST = Settings(preset="fast")
 
 
-def between(below, above, disagreement=2.0, unlikeness=0.2):
+def seen(count, sharpness=0.3):
+    """A contour that is as plain on each of `count` planes."""
+    return Found(*(np.full(count, value) for value in (0.9, sharpness, 1.0)))
+
+
+def fading(count):
+    """A contour that becomes doubtful, and that the slices show less and less."""
+    return Found(np.linspace(0.95, 0.5, count), np.linspace(0.3, 0.05, count), np.linspace(1.5, 0.2, count))
+
+
+def between(below, above, disagreement=2.0, unlikeness=0.2, sharpness=0.3):
     """Evidence for one plane between two that bear the label; mm."""
     values = (np.array([value], float) for value in (below, above, unlikeness, disagreement))
-    return Evidence(1, range(5, 6), *values, None)
+    return Evidence(1, range(5, 6), *values, None, seen(1, sharpness))
 
 
 def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
@@ -56,7 +67,7 @@ def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
         distances=None,
         box=(slice(0, 1), slice(0, 1)),
     )
-    return Evidence(1, range(1, count + 1), steps, end.length - steps, np.full(count, 0.2), None, end)
+    return Evidence(1, range(1, count + 1), steps, end.length - steps, np.full(count, 0.2), None, end, seen(count))
 
 
 def disc(radius, size=64):
@@ -68,14 +79,18 @@ def disc(radius, size=64):
 
 
 @given(
-    st.floats(1, 40), st.floats(1, 40), st.floats(1.1, 3), st.sampled_from(["distance", "disagreement", "unlikeness"])
+    st.floats(1, 40),
+    st.floats(1, 40),
+    st.floats(1.1, 3),
+    st.sampled_from(["distance", "disagreement", "unlikeness", "blur"]),
 )
-def test_what_goes_further_disagrees_more_or_is_less_alike_drifts_more(below, above, factor, what):
+def test_what_goes_further_disagrees_more_is_less_alike_or_on_no_edge_drifts_more(below, above, factor, what):
     better = between(below, above)
     worse = {
         "distance": between(factor * below, factor * above),
         "disagreement": between(below, above, disagreement=2 * factor),
         "unlikeness": between(below, above, unlikeness=0.2 * factor),
+        "blur": between(below, above, sharpness=0.3 / factor),
     }[what]
     assert drift_mm(PRIOR, worse) > drift_mm(PRIOR, better)
     contours = Contours(np.array([200.0]), np.array([50.0]))
@@ -114,7 +129,7 @@ def test_presence_falls_along_the_gap_and_follows_the_evidence(count, presence, 
 
 
 def test_a_label_found_well_beyond_its_likely_end_is_expected_to_be_bad_there():
-    evidence = ending(count=10)
+    evidence = replace(ending(count=10), found=fading(10))
     everywhere = expect(PRIOR, evidence, Contours(np.full(10, 200.0), np.full(10, 50.0)))
     assert (np.diff(everywhere.dice) < 0).all() and everywhere.dice[-1] < 0.5 < everywhere.dice[0]
     nowhere = expect(PRIOR, evidence, Contours(np.zeros(10), np.zeros(10)))
@@ -138,7 +153,7 @@ def test_drawing_a_slice_splits_a_gap_and_takes_drift_away(count, index, ends, p
     else:
         steps = 3.0 * np.arange(1, count + 1)
         values = np.full(count, 0.2), np.full(count, 2.0)
-        evidence = Evidence(1, range(1, count + 1), steps, steps[::-1], *values, None)
+        evidence = Evidence(1, range(1, count + 1), steps, steps[::-1], *values, None, seen(count))
     span = Span.of(expect(PRIOR, evidence, Contours(np.full(count, 200.0), np.full(count, 50.0))))
     outcomes = span.split(1 + index)
     assert sum(probability for probability, _ in outcomes) == pytest.approx(1)

@@ -1,0 +1,50 @@
+"""How plainly a slice shows the contour that was found on it.
+
+A contour that lies on an edge of the image is likely right; one that crosses even ground was carried there, and nothing
+on the slice confirms it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .preprocessing import smooth
+
+CONTOUR = 1.0  # pixels from the contour that count as on it
+NEIGHBOURHOOD = 6.0  # pixels from the contour within which intensities are taken to vary
+RIM = 3.0  # pixels inside the contour and outside it whose intensities are compared
+LEAST_DEVIATION = 1e-3  # of normalised intensities, see `preprocessing`
+
+
+def sharpness(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
+    """(T, C) mean change of intensity across the contour, per pixel, in standard deviations of what is around it.
+
+    score: (T, h, w), like a signed distance in pixels, positive inside; slices: (T, C, h, w).
+    """
+    across = torch.stack(torch.gradient(score, dim=(1, 2)), dim=1)
+    across = across / across.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    change = torch.stack(torch.gradient(smooth(slices, 0.7), dim=(2, 3)), dim=2)
+    edge = (change * across[:, None]).sum(dim=2).abs()
+    depth = score.abs()
+    return mean(edge, depth < CONTOUR) / deviation(slices, depth < NEIGHBOURHOOD)
+
+
+def contrast(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
+    """(T, C) how much the rims on both sides of the contour differ, in standard deviations of both together; 0 to 2.
+
+    score, slices: see `sharpness`.
+    """
+    inner, outer = (score > 0) & (score < RIM), (score < 0) & (score > -RIM)
+    return (mean(slices, inner) - mean(slices, outer)).abs() / deviation(slices, inner | outer)
+
+
+def mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """(T, C) of values (T, C, h, w) over a region (T, h, w); 0 where it is empty."""
+    region = region[:, None].to(values)
+    return (values * region).sum(dim=(2, 3)) / region.sum(dim=(2, 3)).clamp(min=1)
+
+
+def deviation(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """(T, C) standard deviation of values (T, C, h, w) over a region (T, h, w), never quite zero."""
+    variance = mean(values**2, region) - mean(values, region) ** 2
+    return variance.clamp(min=LEAST_DEVIATION**2).sqrt()

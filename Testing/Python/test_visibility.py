@@ -1,0 +1,56 @@
+"""How plainly a slice shows a contour: on slices whose edges are known."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from LabelPropLib.visibility import contrast, sharpness
+
+SIZE = 64
+
+
+def distances_to_disc(radius, centre=(31.5, 31.5)):
+    """(1, SIZE, SIZE) signed distance to a circle, pixels, positive inside."""
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    return torch.from_numpy(radius - np.hypot(rows - centre[0], columns - centre[1]))[None].float()
+
+
+def slice_of_disc(radius, blur=0.5, noise=0.0, gain=1.0):
+    """(1, 1, SIZE, SIZE) a bright disc on dark ground."""
+    disc = ndimage.gaussian_filter((distances_to_disc(radius)[0] > 0).numpy().astype(float), blur)
+    disc = disc + noise * np.random.default_rng(0).normal(size=disc.shape)
+    return torch.from_numpy(gain * disc)[None, None].float()
+
+
+@given(st.floats(8, 20), st.floats(2.5, 6), st.sampled_from([-1, 1]))
+@settings(max_examples=30)
+def test_a_contour_on_the_edge_is_sharper_than_one_beside_it(radius, offset, side):
+    slices = slice_of_disc(radius)
+    on, beside = (sharpness(distances_to_disc(r), slices) for r in (radius, radius + side * offset))
+    assert on > 2 * beside
+
+
+def test_sharpness_and_contrast_fall_with_blur_and_noise_but_not_with_gain():
+    contour = distances_to_disc(14)
+    plain = slice_of_disc(14)
+    for measure in (sharpness, contrast):
+        value = measure(contour, plain)
+        assert measure(contour, slice_of_disc(14, blur=3)) < value
+        assert measure(contour, slice_of_disc(14, gain=7.0) - 3) == pytest.approx(value.item(), rel=1e-3)
+    assert contrast(contour, slice_of_disc(14, noise=0.5)) < contrast(contour, plain)
+
+
+def test_even_ground_shows_nothing():
+    contour, even = distances_to_disc(14), torch.full((1, 2, SIZE, SIZE), 0.4)
+    assert sharpness(contour, even).shape == contrast(contour, even).shape == (1, 2)
+    assert (sharpness(contour, even) == 0).all() and (contrast(contour, even) < 1e-3).all()
+
+
+def test_where_nothing_was_found_nothing_is_seen():
+    nowhere = torch.full((1, SIZE, SIZE), -24.0)
+    for measure in (sharpness, contrast):
+        assert measure(nowhere, slice_of_disc(14)).isfinite().all()
+    assert (sharpness(nowhere, slice_of_disc(14)) == 0).all()
