@@ -21,10 +21,10 @@ def sharpness(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
 
     score: (T, h, w), like a signed distance in pixels, positive inside; slices: (T, C, h, w).
     """
-    across = torch.stack(torch.gradient(score, dim=(1, 2)), dim=1)
-    across = across / across.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    change = torch.stack(torch.gradient(smooth(slices, 0.7), dim=(2, 3)), dim=2)
-    edge = (change * across[:, None]).sum(dim=2).abs()
+    down, along = torch.gradient(score, dim=(1, 2))
+    steepness = torch.hypot(down, along).clamp(min=1e-6)
+    change_down, change_along = torch.gradient(smooth(slices, 0.7), dim=(2, 3))
+    edge = (change_down * (down / steepness)[:, None] + change_along * (along / steepness)[:, None]).abs()
     depth = score.abs()
     return mean(edge, depth < CONTOUR) / deviation(slices, depth < NEIGHBOURHOOD)
 
