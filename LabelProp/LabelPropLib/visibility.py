@@ -30,7 +30,7 @@ def sharpness(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
 
 
 def contrast(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
-    """(T, C) how much the rims on both sides of the contour differ, in standard deviations of both together; 0 to 2.
+    """(T, C) difference of the rims on both sides of the contour, in standard deviations of both; about 2 at most.
 
     score, slices: see `sharpness`.
     """
