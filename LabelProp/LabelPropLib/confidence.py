@@ -404,13 +404,13 @@ def outline(found: np.ndarray, perimeter: np.ndarray, there: np.ndarray) -> np.n
 
 
 def seen_drift(score: torch.Tensor, drawn: torch.Tensor, evidence: Evidence, pixel: float) -> list[SeenDrift]:
-    """The drift on a hidden slice; none where it cannot be told from the label's end.
+    """The drift on a hidden slice of a label that both sides bear; none where what was found lies elsewhere altogether.
 
     score, drawn: (h, w), positive where the label was found and where it was drawn; pixel: mm.
     """
     found, there = (score > 0).cpu().numpy(), (drawn > 0).cpu().numpy()
     overlap = (found & there).sum()
-    if evidence.ending is not None or not overlap:
+    if not overlap:
         return []
     contours = measure(found[None].astype(np.uint8), (1,), (pixel, pixel))[1]
     dice = min(2 * overlap / (found.sum() + there.sum()), HIGHEST_DICE)

@@ -102,8 +102,9 @@ def leave_one_out(scan: Scan, networks: DeepLabelFusion | None) -> Mapping[int, 
                 score = torch.full_like(drawn, -1.0)
                 score[label.box] = scored[0]
                 results[label.label][rule].add(score, drawn)
-                judged = replace(observed, found=confidence.judge(label, scored))
-                results[label.label][rule].drifts += confidence.seen_drift(score, drawn, judged, stack.pixel)
+                if observed.ending is None:  # else drift cannot be told from the label's end
+                    judged = replace(observed, found=confidence.judge(label, scored))
+                    results[label.label][rule].drifts += confidence.seen_drift(score, drawn, judged, stack.pixel)
     return results
 
 
