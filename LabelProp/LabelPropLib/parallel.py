@@ -22,12 +22,22 @@ Result = TypeVar("Result")
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """PyTorch with `count` threads inside, as before outside."""
+    choose_kernels()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def choose_kernels():
+    """Let MKL choose its kernels of square roots, exponentials and the like, while a single thread computes.
+
+    It chooses at the first call of a process. A second thread that calls it meanwhile can be given one of low accuracy
+    (https://github.com/pytorch/pytorch/issues/188792), and the same input would once in a while give other voxels.
+    """
+    torch.ones(1).sqrt()  # a single element is computed by the thread that asks
 
 
 def processors(device: torch.device) -> int:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from LabelPropLib.parallel import processors, side_by_side, threads
 from LabelPropLib.registration import instance
@@ -28,6 +29,21 @@ def test_parts_are_worked_on_at_once_each_with_a_single_thread():
     with threads(2):
         assert side_by_side(meet, range(2), CPU) == [1, 1]
         assert torch.get_num_threads() == 2
+
+
+def test_kernels_are_chosen_before_two_threads_could_ask_for_them():
+    """The race itself takes a few instructions: it cannot be brought about at will."""
+    computed = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            computed.append((function, args[0].numel() if args and isinstance(args[0], torch.Tensor) else None))
+            return function(*args, **(kwargs or {}))
+
+    with Recorder(), threads(2):
+        torch.rand(1000).sqrt()
+    roots = [size for function, size in computed if function is torch.ops.aten.sqrt.default]
+    assert roots == [1, 1000]
 
 
 def test_a_part_may_have_parts():
