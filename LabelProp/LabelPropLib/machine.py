@@ -6,10 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-CONTROL_GROUP_FILES = (  # limit and use of memory, as a container sees its own
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+CONTROL_GROUP_FILES = (  # limit and use of memory, and what the use consists of, as a container sees its own
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
 )
+DROPPABLE = ("total_inactive_file", "inactive_file")  # in either version's memory.stat
 MOST_THREADS = 8  # batches of planes this small gain nothing from more
 
 
@@ -59,13 +64,26 @@ def _available() -> int | None:
 
 
 def _left_in_control_group() -> int | None:
-    """Of the limit that a container or a batch system sets, version 2 or 1 of control groups; None without a limit."""
-    for limit, used in CONTROL_GROUP_FILES:
+    """Of the limit that a container or a batch system sets, version 2 or 1 of control groups; None without a limit.
+
+    Files that were read some time ago are counted as used by the group, but given up where memory is short.
+    """
+    for limit, used, consists_of in CONTROL_GROUP_FILES:
         try:
-            return max(0, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            left = int(Path(limit).read_text()) - int(Path(used).read_text())
         except (OSError, ValueError):  # there is none, or it says "max"
             continue
+        return max(0, left + _droppable(Path(consists_of)))
     return None
+
+
+def _droppable(consists_of: Path) -> int:
+    """Bytes of files that the system keeps for a control group, and drops before memory runs out."""
+    try:
+        sizes = dict(line.split() for line in consists_of.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return next((int(sizes[name]) for name in DROPPABLE if name in sizes), 0)
 
 
 def peak_memory_gb() -> float | None:

@@ -150,15 +150,26 @@ def test_memory_of_this_machine():
     assert planner.memory_to_use(CPU, 1e-3) == 0
 
 
-@pytest.mark.parametrize("limit, expected", [("1000", 600), ("max", None)])
-def test_limit_of_a_control_group(tmp_path, monkeypatch, limit, expected):
-    (tmp_path / "max").write_text(limit)
-    (tmp_path / "now").write_text("400\n")
-    monkeypatch.setattr(
-        machine, "CONTROL_GROUP_FILES", [(tmp_path / "none", tmp_path), (tmp_path / "max", tmp_path / "now")]
-    )
+@pytest.mark.parametrize(
+    "limit, consists_of, expected",
+    [
+        ("1000", "anon 100\ninactive_file 0\n", 600),
+        ("1000", "anon 100\ninactive_file 250\nactive_file 50\n", 850),
+        ("1000", "inactive_file 10\ntotal_inactive_file 250\n", 850),
+        ("1000", None, 600),
+        ("300", "inactive_file 50\n", 0),
+        ("max", "inactive_file 250\n", None),
+    ],
+)
+def test_limit_of_a_control_group(tmp_path, monkeypatch, limit, consists_of, expected):
+    files = [tmp_path / name for name in ("max", "now", "stat")]
+    files[0].write_text(limit)
+    files[1].write_text("400\n")
+    if consists_of is not None:
+        files[2].write_text(consists_of)
+    monkeypatch.setattr(machine, "CONTROL_GROUP_FILES", [(tmp_path / "none", tmp_path, tmp_path), files])
     assert machine._left_in_control_group() == expected
-    if expected:
+    if expected is not None:
         assert machine.free_memory() == expected
 
 
