@@ -22,7 +22,7 @@ from . import graph_cut
 from .annotation import BACKGROUND, SparseAnnotation
 from .labelmaps import Box, FusedScore, LabelMaps
 from .preprocessing import Stack
-from .surroundings import NOT_SCRIBBLED, REACH, Surroundings, Window, around_strokes, at, stack_order
+from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, around_strokes, at, stack_order
 
 SHARE = 0.9  # of all voxels that are expected to be wrong, to be put right
 # Log-odds by which all voxels may be overrated, and the Dice, mean over the labels, that may be lost then: a stroke is
@@ -38,9 +38,9 @@ MARGIN = 0.5  # pixels by which what is corrected is put on its side of the cont
 
 @dataclass(frozen=True)
 class Region:
-    """Strokes near each other, and the box of all that they may change.
+    """Strokes near each other, and the box of the volume with all that they may change, and what is looked at for it.
 
-    box: of the volume. strokes: (T, R, C) label of each voxel in the box, BACKGROUND or NOT_SCRIBBLED.
+    strokes: (T, R, C) label of each voxel in the box, BACKGROUND or NOT_SCRIBBLED.
     """
 
     box: Box
@@ -58,7 +58,7 @@ def spread(
 
     follow_edges: whether what is corrected ends along edges of the image, by a graph cut.
     """
-    for region in regions(annotation):
+    for region in regions(annotation, stack.pixel):
         window = Window(region.box, annotation, stack, fused)
         labels = [label for label in np.unique(region.strokes).tolist() if label != NOT_SCRIBBLED]
         wrong = {label: wrong_around(label, region.strokes, window, follow_edges) for label in labels}
@@ -69,8 +69,8 @@ def spread(
             maps.decide_again(region.box, window.scores, changed)
 
 
-def regions(annotation: SparseAnnotation) -> list[Region]:
-    """The strokes in groups so far apart that no voxel is within reach of two of them."""
+def regions(annotation: SparseAnnotation, pixel: float) -> list[Region]:
+    """The strokes in groups so far apart that no voxel is within reach of two of them; pixel: mm of a working pixel."""
     strokes = [
         (label, voxels)
         for label, voxels in sorted(annotation.scribbles.items(), key=lambda item: (item[0] == BACKGROUND, item[0]))
@@ -88,7 +88,7 @@ def regions(annotation: SparseAnnotation) -> list[Region]:
     occupied[tuple(cells.T)] = True
     groups, count = ndimage.label(occupied, np.ones((3, 3, 3)))
     group_of = groups[tuple(cells.T)]
-    margin = np.ceil(REACH / spacing).astype(int)
+    margin = np.ceil((REACH + pixel * np.array([0, SIGHT, SIGHT])) / spacing).astype(int)
     found = []
     for group in range(1, count + 1):
         voxels = points[group_of == group]

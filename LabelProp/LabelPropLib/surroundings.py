@@ -6,14 +6,15 @@ with
     log-odds = c0 + c1 log(depth) + c2 log(depth of the stroke) + c3 log(depth) log(depth of the stroke)
              + c4 log(distance + 1/2) + c5 log(length of the stroke + 1)
              + c6 slices + c7 log(bridge / bridge of the stroke) + c8 voted + c9 outvoted at the stroke only
-             + c10 log p(I | label) / p(I | found) + c11 |I - I of the stroke|.
+             + c10 log p(I | label) / p(I | found) + c11 |I - I of the stroke| + c12 log sharpness.
 
 The score is a signed distance: depth is how far a voxel lies on the wrong side of the contour. A stroke runs through
 the middle of what is wrong, so depth speaks against a voxel the less the deeper the stroke lies itself; and a long one
 through a large region, which ends some slices away. Slices far from known ones err more, as a random walk does that is
 tied at both ends. A label that one of the candidates voted for may have been outvoted wrongly; one that was outvoted at
 the stroke, but has no vote here, ends in between. Intensities are more like those of the label, or of what was found;
-and like what the stroke runs through, or not.
+and like what the stroke runs through, or not. Where the contour lies on an edge of the image, it is right sooner than
+where it crosses even ground.
 
 The coefficients are those of a logistic regression on strokes simulated on many scans with a reference, by
 Testing/Benchmarks/fit_scribbles.py. Lengths are pixels of the working grid.
@@ -34,11 +35,17 @@ from .confidence import bridge
 from .labelmaps import Box, FusedScore
 from .preprocessing import Stack
 from .presence import INTENSITY_BINS, INTENSITY_RANGE
+from .visibility import LEAST_DEVIATION
 
 REACH = 15.0  # mm of path from a stroke, beyond which nothing changes
 EDGE_LENGTH = 10.0  # mm of path that a change of intensity from black to white is worth
 LEAST_DEPTH, LEAST_STROKE_DEPTH = 0.1, 0.5  # pixels
 SMOOTHING = 0.7  # voxels, of intensities within planes
+NEIGHBOURHOOD = 4.0  # pixels, standard deviation of the Gaussian within which the contour near a voxel is looked at
+SIGHT = 12.0  # pixels from a voxel, beyond which nothing matters to it: two NEIGHBOURHOODS, and what smooths
+LEAST_SLOPE = 0.01  # of a margin, per pixel; where it is less, there is no contour
+LEAST_CONTOUR, USUAL_SHARPNESS = 1e-4, 0.1  # share of the neighbourhood, below which none is seen; what is taken then
+LEAST_SHARPNESS = 0.005
 HISTOGRAM_SMOOTHING = 1.5  # bins
 BREAK = 4  # voxels that a stroke may be interrupted for
 NOT_SCRIBBLED = -1
@@ -60,21 +67,23 @@ class Prior:
     outvoted: float
     likelihood: float
     dissimilarity: float
+    sharpness: float
 
 
 PRIOR = Prior(
-    constant=-0.428,
-    depth=-1.156,
-    stroke_depth=0.370,
-    both_depths=0.189,
-    distance=-0.872,
-    length=0.551,
-    slices=-0.306,
-    bridge=1.048,
-    voted=0.781,
-    outvoted=-0.419,
-    likelihood=0.355,
-    dissimilarity=-5.598,
+    constant=-0.782,
+    depth=-1.168,
+    stroke_depth=0.364,
+    both_depths=0.169,
+    distance=-0.878,
+    length=0.569,
+    slices=-0.293,
+    bridge=1.112,
+    voted=0.808,
+    outvoted=-0.442,
+    likelihood=0.324,
+    dissimilarity=-5.546,
+    sharpness=-0.294,
 )
 
 
@@ -82,7 +91,7 @@ PRIOR = Prior(
 class Surroundings:
     """The voxels around one stroke that do not bear its label, and what tells whether they should.
 
-    voxels: (N, 3) indices in the window. terms: (N, 11), those of the log-odds, as in `Prior`. gaining: volume of the
+    voxels: (N, 3) indices in the window. terms: (N, 12), those of the log-odds, as in `Prior`. gaining: volume of the
     stroke's label as it was drawn, voxels. losing: (N,) that of the label that was found. Infinite for background.
     label_count: of the scan.
     """
@@ -105,6 +114,9 @@ def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> I
     strokes: (T, R, C) label of each voxel of the window, BACKGROUND or NOT_SCRIBBLED.
     """
     wrong, voxels, nearest = voxels_around(standing, strokes, window)
+    if not len(voxels):
+        return
+    sharpness = window.sharpness(standing.margin)[at(voxels)]
     cube = np.ones((3, 3, 3))
     parts, _ = ndimage.label(ndimage.binary_dilation(wrong, cube, BREAK // 2), cube)
     volumes = {label: drawn_volume(label, window.annotation) for label in window.annotation.labels}
@@ -114,7 +126,7 @@ def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> I
         length = length_of(np.argwhere(wrong & (parts == part)) * window.spacing)
         yield Surroundings(
             voxels[own],
-            terms_of(voxels[own], nearest[own], length, standing, window),
+            terms_of(voxels[own], nearest[own], length, sharpness[own], standing, window),
             gaining=volumes[standing.label],
             losing=np.array([volumes[label] for label in standing.rival[at(voxels[own])].tolist()]),
             label_count=len(window.annotation.labels),
@@ -143,8 +155,13 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
     return wrong, voxels[around], scribbled[index[around]]
 
 
-def terms_of(voxels: np.ndarray, nearest: np.ndarray, length: float, standing: Standing, window: Window) -> np.ndarray:
-    """(N, 11) terms of the log-odds of voxels (N, 3); nearest: (N, 3), of a stroke; length: of the stroke, mm."""
+def terms_of(
+    voxels: np.ndarray, nearest: np.ndarray, length: float, sharpness: np.ndarray, standing: Standing, window: Window
+) -> np.ndarray:
+    """(N, 12) terms of the log-odds of voxels (N, 3).
+
+    nearest: (N, 3), of a stroke; length: of the stroke, mm; sharpness: (N,) of the contour, see `Window.sharpness`.
+    """
     here, there = at(voxels), at(nearest)
     way = (voxels - nearest) * window.spacing / window.stack.pixel
     depth = np.log(np.maximum(-standing.margin[here], LEAST_DEPTH))
@@ -163,6 +180,7 @@ def terms_of(voxels: np.ndarray, nearest: np.ndarray, length: float, standing: S
             standing.voted[there] & ~standing.voted[here],
             window.log_likelihood_ratio(standing.label, standing.rival[here], here, nearest[:, 0]),
             np.abs(window.smoothed[here] - window.smoothed[there]),
+            np.log(sharpness + LEAST_SHARPNESS),
         ],
         axis=1,
     )
@@ -266,6 +284,25 @@ class Window:
             above = np.searchsorted(known, planes[own])
             bridged[own] = bridge(planes[own] - known[above - 1], known[above] - planes[own])
         return bridged
+
+    def sharpness(self, margin: np.ndarray) -> np.ndarray:
+        """(T, R, C) how sharp the contour of a margin (T, R, C) is around each voxel, within planes.
+
+        The change of intensity across it, per pixel, in standard deviations of what is around, see `visibility`.
+        """
+        steps = self.spacing[1:] / self.stack.pixel
+
+        def around(values: np.ndarray) -> np.ndarray:
+            return ndimage.gaussian_filter(values, (0, *(NEIGHBOURHOOD / steps)), mode="nearest", truncate=2)
+
+        slope, change = (np.stack(np.gradient(planes, *steps, axis=(1, 2))) for planes in (margin, self.smoothed))
+        steepness = np.linalg.norm(slope, axis=0)
+        across = np.abs((slope * change).sum(axis=0)) / np.maximum(steepness, LEAST_SLOPE)
+        on_contour = np.exp(-0.5 * margin**2) * (steepness > LEAST_SLOPE)
+        edge, contour = around(across * on_contour), around(on_contour)
+        variance = around(self.smoothed**2) - around(self.smoothed) ** 2
+        deviation = np.sqrt(np.maximum(variance, LEAST_DEVIATION**2))
+        return (edge / deviation + LEAST_CONTOUR * USUAL_SHARPNESS) / (contour + LEAST_CONTOUR)
 
     def log_likelihood_ratio(
         self, label: int, rivals: np.ndarray, voxels: tuple[np.ndarray, ...], planes: np.ndarray

@@ -39,7 +39,7 @@ LEAST_WRONG = 20  # voxels; a stroke around which fewer are wrong counts less th
 
 @dataclass(frozen=True)
 class Sample:
-    """What is around a stroke: terms of the log-odds (N, 11), and (N,) whether the voxels truly bear its label."""
+    """What is around a stroke: terms of the log-odds (N, 12), and (N,) whether the voxels truly bear its label."""
 
     anatomy: str
     terms: np.ndarray

@@ -63,7 +63,7 @@ class Case:
     def around(self, label, voxels):
         """What is around a stroke (N, 3) of a label, and the volume's box that it may change."""
         annotation = dataclasses.replace(self.annotation, scribbles={label: voxels})
-        (region,) = scribbles.regions(annotation)
+        (region,) = scribbles.regions(annotation, self.stack.pixel)
         window = Window(region.box, annotation, self.stack, self.scores)
         return region.box, list(around_strokes(window.standing(label), region.strokes, window))
 
@@ -199,7 +199,7 @@ def test_voxels_around_a_stroke_are_likelier_wrong_where_they_truly_are(case, la
     voxels = stroke_through((TRUTH == label) & (before != label), "axial")
     box, (around,) = case.around(label, voxels)
     places = tuple((around.voxels + [part.start for part in box]).T)
-    assert around.terms.shape == (len(around.voxels), 11) and np.isfinite(around.terms).all()
+    assert around.terms.shape == (len(around.voxels), 12) and np.isfinite(around.terms).all()
     assert (before[places] != label).all() and (distance_to(voxels)[places] <= REACH).all()
     assert not set(places[0].tolist()) & set(ANNOTATED)
     log_odds, truly = around.log_odds(), TRUTH[places] == label
@@ -220,7 +220,7 @@ def test_a_longer_stroke_corrects_more(case):
 
 def surroundings_with(log_odds, volume, label_count=1):
     """What is around a stroke: voxels of such log-odds, so many labels of such a volume."""
-    terms = np.zeros((len(log_odds), 11))
+    terms = np.zeros((len(log_odds), 12))
     terms[:, 0] = (log_odds - PRIOR.constant) / PRIOR.depth
     return Surroundings(np.zeros((len(log_odds), 3), int), terms, volume, np.full(len(log_odds), volume), label_count)
 
@@ -264,6 +264,7 @@ ODDS_ONCE_FITTED = Prior(
     outvoted=-0.485,
     likelihood=0.393,
     dissimilarity=-5.816,
+    sharpness=0.0,
 )
 
 
@@ -320,7 +321,7 @@ def test_a_graph_cut_knows_what_was_drawn_and_what_is_sure(case, monkeypatch):
     monkeypatch.setattr(scribbles, "MOST_VOXELS", 200)
     voxels = stroke_through((TRUTH == 9) & (FUSED != 9), "coronal")
     annotation = dataclasses.replace(case.annotation, scribbles={9: voxels})
-    (region,) = scribbles.regions(annotation)
+    (region,) = scribbles.regions(annotation, case.stack.pixel)
     found, _ = case.update({9: voxels}, follow_edges=True)
     for unary, questionable, certain in asked:
         assert len(unary) == len(questionable) == 200

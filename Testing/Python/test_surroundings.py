@@ -14,6 +14,9 @@ from LabelPropLib.preprocessing import prepare
 from LabelPropLib.surroundings import (
     NOT_SCRIBBLED,
     REACH,
+    SIGHT,
+    SMOOTHING,
+    USUAL_SHARPNESS,
     Window,
     around_strokes,
     drawn_volume,
@@ -154,6 +157,39 @@ def test_votes_and_intensities_speak_for_a_voxel(label):
     outvoted, _ = log_odds_around(annotation, label, votes=(2,))
     assert (voted > outvoted).all()
     assert outvoted[truly].mean() > outvoted[~truly].mean()
+
+
+def upright(column):
+    """(T, R, C) margin of a label right of a column."""
+    return np.broadcast_to(np.arange(SHAPE[2]) - column, SHAPE).astype(np.float32)
+
+
+def test_a_contour_on_an_edge_is_sharper_than_one_on_even_ground():
+    window = window_of(annotate())
+    on_edge, beside = (window.sharpness(upright(column))[5, 15] for column in (7.5, 3.5))
+    assert on_edge[7] > 2 * beside[3]
+
+
+def test_where_there_is_no_contour_the_usual_is_taken():
+    window = window_of(annotate())
+    even = np.full(SHAPE, -3.0, np.float32)
+    np.testing.assert_allclose(window.sharpness(even), USUAL_SHARPNESS, rtol=1e-6)
+    np.testing.assert_allclose(window.sharpness(upright(100)), USUAL_SHARPNESS, rtol=1e-6)
+
+
+@given(st.integers(2, 5), st.integers(0, 2**16))
+def test_what_is_out_of_sight_does_not_matter(column, seed):
+    """Nor where the window ends, then: strokes far from each other have windows of their own, or share one."""
+    window = window_of(annotate())
+    margin = upright(7.5)
+    before = window.sharpness(margin)[:, :, column]
+    beyond = (slice(None), slice(None), slice(column + int(SIGHT) + 1, None))
+    noise = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+    window.image[beyond] += noise[beyond]
+    window.smoothed = ndimage.gaussian_filter(window.image, (0, SMOOTHING, SMOOTHING), mode="nearest")
+    other = margin.copy()
+    other[beyond] += 5 * noise[beyond]
+    np.testing.assert_array_equal(window.sharpness(other)[:, :, column], before)
 
 
 def test_a_label_gains_what_another_one_loses():
