@@ -15,7 +15,15 @@ import torch
 
 from .annotation import SparseAnnotation
 from .ends import Growth
-from .preprocessing import Stack, channel_weights, local_contrast_normalise, signed_distance, smooth, unevenness
+from .preprocessing import (
+    NOISE_WINDOW,
+    Stack,
+    channel_weights,
+    local_contrast_normalise,
+    signed_distance,
+    smooth,
+    unevenness,
+)
 from .presence import INTENSITY_BINS, INTENSITY_RANGE, intensity_odds, likeness_inside
 from .registration.consistency import FarEnds
 from .registration.fields import compose, identity, integrate, resize, sample
@@ -232,7 +240,7 @@ class LabelPlanes:
     def histograms(self, label: int, plane: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Intensities of `plane` in `label` and around it, (INTENSITY_BINS,) each; the contour itself is left out."""
         distances = self.distances(label, plane)
-        image = smooth(self._stack.images[plane, 0], 0.7)
+        image = smooth(self._stack.images[plane, 0], NOISE_WINDOW)
         regions = (distances > 0.5, (distances < -0.5) & (distances > -SURROUND))
         return tuple(torch.histc(image[region].cpu(), INTENSITY_BINS, *INTENSITY_RANGE).to(image) for region in regions)
 

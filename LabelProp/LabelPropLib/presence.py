@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .preprocessing import smooth
+from .preprocessing import NOISE_WINDOW, smooth
 
 if TYPE_CHECKING:  # candidates ask for this module
     from .candidates import Arrivals, Candidate, Carried
@@ -44,7 +44,8 @@ def log_odds(candidates: list[Candidate], images: torch.Tensor) -> torch.Tensor:
 def intensity_odds(candidate: Candidate, arrivals: Arrivals) -> torch.Tensor:
     """(T,) mean log-odds of the intensities where the label was carried to, 0 half-way from what is around it."""
     rows, columns = arrivals.box
-    odds = log_odds([candidate], smooth(arrivals.crossing.targets[:, rows, columns], 0.7)).clamp(-MOST_ODDS, MOST_ODDS)
+    intensities = smooth(arrivals.crossing.targets[:, rows, columns], NOISE_WINDOW)
+    odds = log_odds([candidate], intensities).clamp(-MOST_ODDS, MOST_ODDS)
     core = (candidate.distances > 0).float()
     mean = (odds * core).sum(dim=(1, 2)) / core.sum(dim=(1, 2)).clamp(min=1)
     table = log_odds([candidate], middles_of_bins(candidate.inside)).clamp(-MOST_ODDS, MOST_ODDS)

@@ -42,7 +42,8 @@ EDGE_LENGTH = 10.0  # mm of path that a change of intensity from black to white 
 LEAST_DEPTH, LEAST_STROKE_DEPTH = 0.1, 0.5  # pixels
 SMOOTHING = 0.7  # voxels, of intensities within planes
 NEIGHBOURHOOD = 4.0  # pixels, standard deviation of the Gaussian within which the contour near a voxel is looked at
-SIGHT = 12.0  # pixels from a voxel, beyond which nothing matters to it: two NEIGHBOURHOODS, and what smooths
+CUT_OFF = 2.0  # deviations, where that Gaussian ends
+SIGHT = CUT_OFF * NEIGHBOURHOOD + 4.0  # pixels, beyond which nothing matters to a voxel: slopes and SMOOTHING see 4
 LEAST_SLOPE = 0.01  # of a margin, per pixel; where it is less, there is no contour
 LEAST_CONTOUR, USUAL_SHARPNESS = 1e-4, 0.1  # share of the neighbourhood, below which none is seen; what is taken then
 LEAST_SHARPNESS = 0.005
@@ -293,7 +294,7 @@ class Window:
         steps = self.spacing[1:] / self.stack.pixel
 
         def around(values: np.ndarray) -> np.ndarray:
-            return ndimage.gaussian_filter(values, (0, *(NEIGHBOURHOOD / steps)), mode="nearest", truncate=2)
+            return ndimage.gaussian_filter(values, (0, *(NEIGHBOURHOOD / steps)), mode="nearest", truncate=CUT_OFF)
 
         slope, change = (np.stack(np.gradient(planes, *steps, axis=(1, 2))) for planes in (margin, self.smoothed))
         steepness = np.linalg.norm(slope, axis=0)

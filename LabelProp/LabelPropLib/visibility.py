@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .preprocessing import smooth
+from .preprocessing import NOISE_WINDOW, smooth
 
 CONTOUR = 1.0  # pixels from the contour that count as on it
 NEIGHBOURHOOD = 6.0  # pixels from the contour within which intensities are taken to vary
@@ -23,7 +23,7 @@ def sharpness(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
     """
     down, along = torch.gradient(score, dim=(1, 2))
     steepness = torch.hypot(down, along).clamp(min=1e-6)
-    change_down, change_along = torch.gradient(smooth(slices, 0.7), dim=(2, 3))
+    change_down, change_along = torch.gradient(smooth(slices, NOISE_WINDOW), dim=(2, 3))
     edge = (change_down * (down / steepness)[:, None] + change_along * (along / steepness)[:, None]).abs()
     depth = score.abs()
     return mean(edge, depth < CONTOUR) / deviation(slices, depth < NEIGHBOURHOOD)

@@ -346,10 +346,8 @@ def fit_blend(runs: Sequence[Run], prior: Prior) -> Prior:
     alone = replace(prior, dice_of_one=GEOMETRY_ALONE)
     terms, true = [], []
     for run in runs:
-        factors = confidence.scales(run.hidden, prior)
-        for gap in run.gaps:
+        for gap, stretch in zip(run.gaps, stretches(run, alone), strict=True):
             if gap.evidence.ending is not None:
-                stretch = confidence.expect(alone, gap.evidence, gap.contours, factors.get(gap.evidence.label, 1.0))
                 kept = confidence.left_by_drift(stretch.drift, gap.contours)
                 of_gap = confidence.terms_of_one(gap.evidence, kept, stretch.dice, stretch.ends)
                 terms.append(np.stack(of_gap)[:, stretch.found > 0])
@@ -415,10 +413,14 @@ def compare(reported: Sequence[Run], runs: Sequence[Run], prior: Prior) -> Itera
 
 def expected_dice(run: Run, prior: Prior) -> list[np.ndarray]:
     """(T,) of every gap."""
+    return [stretch.dice for stretch in stretches(run, prior)]
+
+
+def stretches(run: Run, prior: Prior) -> list[confidence.Stretch]:
+    """What to expect of every gap, the drift scaled to what the hidden slices showed."""
     factors = confidence.scales(run.hidden, prior)
     return [
-        confidence.expect(prior, gap.evidence, gap.contours, factors.get(gap.evidence.label, 1.0)).dice
-        for gap in run.gaps
+        confidence.expect(prior, gap.evidence, gap.contours, factors.get(gap.evidence.label, 1.0)) for gap in run.gaps
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..candidates import Arrivals
-from ..preprocessing import smooth
+from ..preprocessing import NOISE_WINDOW, smooth
 from ..presence import log_odds
 from . import similarity
 
@@ -22,5 +22,5 @@ def fuse(arrivals: Arrivals) -> torch.Tensor:
     """
     score = similarity.fuse(arrivals)
     rows, columns = arrivals.box
-    odds = log_odds(arrivals.present, smooth(arrivals.crossing.targets[:, rows, columns], 0.7))
+    odds = log_odds(arrivals.present, smooth(arrivals.crossing.targets[:, rows, columns], NOISE_WINDOW))
     return score + WEIGHT * odds.clamp(-MOST_ODDS, MOST_ODDS) * torch.exp(-((score / REACH) ** 2))
