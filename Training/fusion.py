@@ -22,6 +22,7 @@ from LabelPropLib import checkpoint
 from LabelPropLib.ends import EXPONENT, EXTENT, round_off
 from LabelPropLib.fusion.deep import ARCHITECTURE, PREPROCESSING, Evidence
 from LabelPropLib.fusion.subnets import DeepLabelFusion
+from LabelPropLib.parallel import choose_kernels
 
 BATCH = 64
 RATE = 3e-3
@@ -60,6 +61,7 @@ def main():
     paths = [
         path for path in sorted(options.patches.glob("*.pt")) if path.stem.rsplit("-", 1)[0] not in options.without
     ]
+    choose_kernels()
     torch.manual_seed(options.seed)
     networks = train(read(paths), options.epochs, np.random.default_rng(options.seed))
     metadata = {

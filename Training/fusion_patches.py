@@ -26,6 +26,7 @@ from LabelPropLib.annotation import AXIS_NAMES, SparseAnnotation, annotate_from_
 from LabelPropLib.candidates import Arrivals, Chains, LabelPlanes, arrivals, far_ends, gaps
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.similarity import similarity_way
+from LabelPropLib.parallel import choose_kernels
 from LabelPropLib.preprocessing import Stack, prepare
 from LabelPropLib.registration import instance
 
@@ -61,6 +62,7 @@ def main():
     command.add_argument("--seed", type=int, default=0, help="another seed, other episodes")
     options = command.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    choose_kernels()
     with options.table.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     for number in range(len(rows) + options.shapes):
