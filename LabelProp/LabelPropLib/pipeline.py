@@ -43,8 +43,8 @@ def propagate(
     progress: told the fraction done and the stage. is_cancelled: asked often; yes ends the work.
     memory: of runs on the same scan; what has not changed since the last one is not registered again. It is filled
     here: hand in the same one each time.
-    The same annotation, settings and seed give the same voxels on the CPU. With a memory that holds for its first run;
-    a later one gives other voxels, as good, depending on the runs before.
+    The same annotation, settings and seed give the same voxels on the same kind of CPU. With a memory that holds for
+    its first run; a later one gives other voxels, as good, depending on the runs before.
     Raises InputError for a device that is not there or a checkpoint that cannot be used, Cancelled.
     """
     clock = Clock(progress, is_cancelled)
