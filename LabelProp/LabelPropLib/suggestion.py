@@ -2,16 +2,18 @@
 
 A slice drawn in a gap splits it. What is expected in the halves follows from what is expected now: drift grows as a
 random walk tied at both ends (see `confidence.bridge`), and a label that ends in the gap is afterwards known to end on
-one side of the slice or on the other, each with its probability. So a label's end is looked for by bisecting the
-probability of where it is, and a long way without anything doubtful on it is left alone. Where many labels are on one
-drawn slice alone, others will have been missed altogether: they may be found in the middle of the largest gaps.
+one side of the slice or on the other, each with its probability. A slice that bears it ties its drift; one that does
+not cuts off what was found too far. A long way without anything doubtful on it is left alone. Where many labels are on
+one drawn slice alone, others will have been missed altogether: they may be found in the middle of the largest gaps.
+
+Which of this helps was measured on 865 slices drawn in 14 volumes, see `Span.gain`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from .confidence import INSET, PRIOR, Confidence, Stretch, bridge, present
 from .ends import EXPONENT, EXTENT
 
 OVERHEAD = 3.0  # cost of going to a slice, in mean lengths to trace on one
+CUT_OFF = 2.0  # what a slice that turns out to be without a label puts right, per mm^2 that the model says
 LIKELY = 0.5  # probability from which a label is said to be on a slice
 UNSEEN = 0.3  # labels on no drawn slice for each that is on one alone: 22 for 79 in 22 volumes drawn on 3 slices
 NEWCOMER = 0.6  # Dice that a label is reckoned to have once it has been drawn; not fitted
@@ -50,6 +53,7 @@ class Span:
     """A label in a gap: T planes, in the order away from the side that bears it, or from the lower one of two.
 
     near, far: (T,) mm to the gap's two sides. drift: (T,) mm. perimeter: (T,) mm. end: where one side bears the label.
+    scale: what the error by drift and end is multiplied with, so that it agrees with the Dice to expect.
     """
 
     label: int
@@ -59,6 +63,7 @@ class Span:
     drift: np.ndarray
     perimeter: np.ndarray
     end: End | None
+    scale: float = 1.0
 
     @classmethod
     def of(cls, stretch: Stretch) -> Span:
@@ -73,7 +78,9 @@ class Span:
             found = np.broadcast_to(stretch.found[order, None], stretch.shapes.shape)
             end = End(stretch.ends, stretch.shapes, ending.area, found)
         planes = np.array(evidence.planes)[order]
-        return cls(evidence.label, planes, near, far, stretch.drift[order], stretch.perimeter[order], end)
+        span = cls(evidence.label, planes, near, far, stretch.drift[order], stretch.perimeter[order], end)
+        expected = float((1 - stretch.dice) @ (stretch.found + stretch.there))
+        return replace(span, scale=expected / max(span.error, 1e-6))
 
     @property
     def presence(self) -> np.ndarray:
@@ -81,14 +88,38 @@ class Span:
         return np.ones(len(self.planes)) if self.end is None else present(self.end.probabilities)
 
     @property
+    def drifted(self) -> float:
+        """mm^2 that are expected to be wrong by drift along the contour."""
+        return self.scale * float(self.drift @ self.perimeter)
+
+    @property
     def error(self) -> float:
-        """mm^2 that are expected to be wrong: by drift along the contour, and by the end being elsewhere."""
-        drifted = float(self.drift @ self.perimeter)
-        return drifted if self.end is None else drifted + self.end.error
+        """mm^2 that are expected to be wrong: by drift, and by the end being elsewhere."""
+        return self.drifted if self.end is None else self.drifted + self.scale * self.end.error
+
+    def gain(self, plane: int) -> float:
+        """mm^2 that are expected to be put right by drawing a plane of the span.
+
+        By drift that is tied; and where the label turns out to be absent, by what was found from there on and before.
+        Seeing that it is there puts nothing right about its end beyond: of 865 slices drawn in 14 volumes from four
+        starts, the gain in Dice went with the first by a factor of 1.2 +- .05, with the second by 2.1 +- .3 (CUT_OFF),
+        with the third by -.5 +- .1. Without `scale` all three explain less, R^2 .72 instead of .80.
+        """
+        tied = sum(
+            probability * (self.drifted - sum(part.drifted for part in parts))
+            for probability, parts in self.split(plane)
+        )
+        if self.end is None:
+            return tied
+        at = self._index(plane)
+        absent = 1 - float(self.presence[at])
+        if absent <= 0:
+            return tied
+        return tied + CUT_OFF * absent * self.scale * self.end.cut_off(at, self.near[:at] / self.near[at])
 
     def split(self, plane: int) -> list[tuple[float, list[Span]]]:
         """What remains once the label is drawn, or seen to be absent, on a plane of the span: (probability, spans)."""
-        at = int(np.flatnonzero(self.planes == plane)[0])
+        at = self._index(plane)
         nearer, further = slice(0, at), slice(at + 1, None)
         to_plane = np.abs(self.near - self.near[at])
         tied = self._part(nearer, self.near, to_plane, None)
@@ -104,11 +135,14 @@ class Span:
             outcomes.append((1 - likely, [self._part(nearer, self.near, self.near[at] - self.near, end)]))
         return outcomes
 
+    def _index(self, plane: int) -> int:
+        return int(np.flatnonzero(self.planes == plane)[0])
+
     def _part(self, part: slice, near: np.ndarray, far: np.ndarray, end: End | None) -> Span:
         before = (self.near if self.end else bridge(self.near, self.far))[part]
         after = near[part] if end else bridge(near[part], far[part])
         drift = self.drift[part] * (after / before) ** PRIOR.growth
-        return Span(self.label, self.planes[part], near[part], far[part], drift, self.perimeter[part], end)
+        return Span(self.label, self.planes[part], near[part], far[part], drift, self.perimeter[part], end, self.scale)
 
 
 @dataclass(frozen=True)
@@ -128,6 +162,11 @@ class End:
     def error(self) -> float:
         """mm^2 expected to be wrong."""
         return float((np.abs(self.shapes - self.found) @ self.probabilities).sum())
+
+    def cut_off(self, at: int, way: np.ndarray) -> float:
+        """mm^2 that are put right if it turns out not to be on plane `at`; way: see `before`."""
+        probabilities = np.where(np.arange(len(self.probabilities)) <= at, self.probabilities, 0)
+        return replace(self, probabilities=probabilities / probabilities.sum()).error - self.before(at, way).error
 
     def beyond(self, at: int, way: np.ndarray) -> End:
         """If it is on plane `at`: what remains beyond; way: (T - at - 1,) from that plane to the gap's other side."""
@@ -220,8 +259,7 @@ class Outlook:
             at = np.flatnonzero(span.planes == plane)
             if len(at) == 0:
                 continue
-            after = sum(probability * sum(part.error for part in parts) for probability, parts in span.split(plane))
-            gains[span.label] = (span.error - after) / max(self._size[span.label], 1e-6) / len(self._size)
+            gains[span.label] = span.gain(plane) / max(self._size[span.label], 1e-6) / len(self._size)
             lengths[span.label] = float(span.perimeter[at[0]])
             presence[span.label] = span.presence[at[0]]
         newcomers = NEWCOMER * self._unseen.met(plane) / len(self._size)

@@ -7,7 +7,9 @@ Starts on every volume of the benchmark from 3 annotated slices and draws four m
 a slice, from the reference. Once the slice that LabelProp suggests, and once the middle of the largest gap between
 annotated slices, in mm; of equal gaps the lowest. After each slice LabelProp propagates anew. Dice is that of the
 slices which were not annotated at the beginning, mean over the labels: the same slices for both, whether drawn since or
-not. Writes results/annotator.md, .csv and .png beside this file. With --cache what was computed is kept in a folder.
+not. Which structures are on the first slices is chance, so the same is done from three more starts, the volume without
+its first, its last or some of both slices. Writes results/annotator.md, .csv and .png beside this file. With --cache
+what was computed is kept in a folder.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from LabelPropLib.settings import PRESETS, Settings  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FIRST = 3  # annotated slices to begin with
+TRIMMED = ((0.0, 0.0), (0.12, 0.0), (0.0, 0.12), (0.08, 0.08))  # parts of the slices left out below and above, by start
 STEPS = 4
 SUGGESTED, BISECTED = "suggested", "largest gap"
 COLOURS = {SUGGESTED: "#1d6fb8", BISECTED: "#f4a261"}
@@ -39,9 +42,13 @@ COLOURS = {SUGGESTED: "#1d6fb8", BISECTED: "#f4a261"}
 
 @dataclass(frozen=True)
 class Step:
-    """So many slices drawn after the first ones, the last of them `drawn`; length traced since, mm; mean Dice."""
+    """So many slices drawn after the first ones, the last of them `drawn`; length traced since, mm; mean Dice.
+
+    start: number of the start, in the order of TRIMMED. drawn: counts from the first slice that was left in.
+    """
 
     volume: str
+    start: int
     strategy: str
     step: int
     drawn: int | None
@@ -63,13 +70,14 @@ def main():
     bench = open_bench(arguments.bench)
     steps = []
     for entry in bench.entries(arguments.only):
-        scan = read_scan(entry, bench.folder.parent / "data")
-        first = spread_slices(scan, FIRST)
-        try_slices = memory_of(scan, first, arguments.preset, arguments.cache)
-        for strategy in (SUGGESTED, BISECTED):
-            for step in annotate(scan, first, strategy, try_slices):
-                print(f"{step.volume} {strategy} {step.step}: {step.drawn}, {step.length:.0f} mm, {step.dice:.3f}")
-                steps.append(step)
+        whole = read_scan(entry, bench.folder.parent / "data")
+        for start in range(len(TRIMMED)):
+            scan = trim(whole, *TRIMMED[start])
+            try_slices = memory_of(scan, start, arguments.preset, arguments.cache)
+            for strategy in (SUGGESTED, BISECTED):
+                for step in annotate(scan, start, strategy, try_slices):
+                    print(f"{scan.name} {start} {strategy} {step.drawn}: {step.length:.0f} mm, {step.dice:.3f}")
+                    steps.append(step)
     arguments.results.mkdir(parents=True, exist_ok=True)
     text = format_table(steps, arguments.preset) + "\n"
     print(text)
@@ -89,10 +97,18 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def memory_of(scan: Scan, scored_without: list[int], preset: str, cache: Path | None) -> Callable[[list[int]], Outcome]:
-    """What comes out for the slices that are annotated, computed once."""
+def trim(scan: Scan, below: float, above: float) -> Scan:
+    """Without these parts of its slices."""
+    count = len(scan.labels)
+    left_in = slice(round(below * count), count - round(above * count))
+    return replace(scan, image=scan.image[left_in], labels=scan.labels[left_in])
+
+
+def memory_of(scan: Scan, start: int, preset: str, cache: Path | None) -> Callable[[list[int]], Outcome]:
+    """What comes out for the slices that are annotated, computed once; scored without the first ones."""
+    first = spread_slices(scan, FIRST)
     known: dict[str, Outcome] = {}
-    kept = cache and cache / f"{scan.name}-{preset}.json"
+    kept = cache and cache / f"{scan.name}-{start}-{preset}.json"
     if kept and kept.exists():
         known = {slices: Outcome(*values) for slices, values in json.loads(kept.read_text()).items()}
 
@@ -100,7 +116,7 @@ def memory_of(scan: Scan, scored_without: list[int], preset: str, cache: Path | 
         key = " ".join(map(str, slices))
         if key not in known:
             result = propagate(scan.annotate(slices), Settings(preset=preset))
-            scores = score_labels(result.label_maps[0], scan.labels, scan.spacing, 0, scored_without)
+            scores = score_labels(result.label_maps[0], scan.labels, scan.spacing, 0, first)
             suggested = result.report["suggested_slice"]
             dice = float(np.mean([score.dice for score in scores.values()]))
             known[key] = Outcome(dice, suggested and suggested["plane"])
@@ -112,13 +128,12 @@ def memory_of(scan: Scan, scored_without: list[int], preset: str, cache: Path | 
     return outcome
 
 
-def annotate(
-    scan: Scan, slices: list[int], strategy: str, try_slices: Callable[[list[int]], Outcome]
-) -> Iterable[Step]:
+def annotate(scan: Scan, start: int, strategy: str, try_slices: Callable[[list[int]], Outcome]) -> Iterable[Step]:
     """Draw slice after slice; ends early where nothing is suggested any more."""
+    slices = spread_slices(scan, FIRST)
     outcome = try_slices(slices)
     length = 0.0
-    yield Step(scan.name, strategy, 0, None, length, outcome.dice)
+    yield Step(scan.name, start, strategy, 0, None, length, outcome.dice)
     for step in range(1, STEPS + 1):
         plane = outcome.suggested if strategy == SUGGESTED else middle_of_largest_gap(slices)
         if plane is None:
@@ -126,7 +141,7 @@ def annotate(
         slices = sorted([*slices, plane])
         length += boundary(scan, plane)
         outcome = try_slices(slices)
-        yield Step(scan.name, strategy, step, plane, length, outcome.dice)
+        yield Step(scan.name, start, strategy, step, plane, length, outcome.dice)
 
 
 def middle_of_largest_gap(slices: Sequence[int]) -> int:
@@ -144,14 +159,14 @@ def boundary(scan: Scan, plane: int) -> float:
 
 
 def mean_curve(steps: Sequence[Step], strategy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the volumes, after each step: length traced, in parts of what bisection traces in all; and Dice."""
-    whole = {step.volume: step.length for step in steps if step.strategy == BISECTED and step.step == STEPS}
+    """Mean over volumes and starts, after each step: length traced, in parts of what bisection traces in all; Dice."""
+    wholes = {(s.volume, s.start): s.length for s in steps if (s.strategy, s.step) == (BISECTED, STEPS)}
     by_step: list[list[tuple[float, float]]] = [[] for _ in range(STEPS + 1)]
-    for volume, total in whole.items():
-        own = [step for step in steps if (step.volume, step.strategy) == (volume, strategy)]
+    for (volume, start), whole in wholes.items():
+        own = [step for step in steps if (step.volume, step.start, step.strategy) == (volume, start, strategy)]
         own += [own[-1]] * (STEPS + 1 - len(own))  # nothing more was suggested
         for number, step in enumerate(own):
-            by_step[number].append((step.length / total, step.dice))
+            by_step[number].append((step.length / whole, step.dice))
     lengths, dice = np.mean(by_step, axis=1).T
     return lengths, dice
 
@@ -166,27 +181,38 @@ def length_to_reach(dice: float, lengths: np.ndarray, curve: np.ndarray) -> floa
 
 
 def format_table(steps: Sequence[Step], preset: str) -> str:
-    """A Markdown table of the means, one of the volumes, and what it comes to."""
-    curves = {strategy: mean_curve(steps, strategy) for strategy in (SUGGESTED, BISECTED)}
-    heads = [f"{name}: {what}" for name in (SUGGESTED, BISECTED) for what in ("mean Dice", "length traced")]
+    """Markdown: the means from the first start and from all of them, and a table of the volumes."""
+    first = [step for step in steps if step.start == 0]
     lines = [
         f"Mean over the volumes after so many more slices, preset {preset}; length in parts of what the largest gap"
         f" takes for {STEPS}.",
         "",
-        f"| slices drawn | {' | '.join(heads)} |",
-        "|---" * 5 + "|",
+        *format_means(first),
+        "",
+        f"The same over {len(TRIMMED)} starts: all slices, and without the first ones, the last ones or some of both.",
+        "",
+        *format_means(steps),
+        "",
+        f"| volume | {SUGGESTED}: Dice / mm | {BISECTED}: Dice / mm |",
+        "|---|---|---|",
     ]
+    for volume in dict.fromkeys(step.volume for step in first):
+        last = [[s for s in first if (s.volume, s.strategy) == (volume, name)][-1] for name in (SUGGESTED, BISECTED)]
+        lines.append(f"| {volume} | {' | '.join(f'{step.dice:.3f} / {step.length:.0f}' for step in last)} |")
+    return "\n".join(lines)
+
+
+def format_means(steps: Sequence[Step]) -> list[str]:
+    """Lines of a Markdown table, and what it comes to."""
+    curves = {strategy: mean_curve(steps, strategy) for strategy in (SUGGESTED, BISECTED)}
+    heads = [f"{name}: {what}" for name in (SUGGESTED, BISECTED) for what in ("mean Dice", "length traced")]
+    lines = [f"| slices drawn | {' | '.join(heads)} |", "|---" * 5 + "|"]
     for number in range(STEPS + 1):
         cells = [f"{curves[name][1][number]:.3f} | {curves[name][0][number]:.2f}" for name in (SUGGESTED, BISECTED)]
         lines.append(f"| {number} | {' | '.join(cells)} |")
     needed = length_to_reach(curves[BISECTED][1][-1], *curves[SUGGESTED])
     said = f"with {100 * needed:.0f} % of its length" if np.isfinite(needed) else "not"
-    lines += ["", f"What the largest gap reaches with {STEPS} slices, the suggested slices reach {said}.", ""]
-    lines += [f"| volume | {SUGGESTED}: Dice / mm | {BISECTED}: Dice / mm |", "|---|---|---|"]
-    for volume in dict.fromkeys(step.volume for step in steps):
-        last = [[s for s in steps if (s.volume, s.strategy) == (volume, name)][-1] for name in (SUGGESTED, BISECTED)]
-        lines.append(f"| {volume} | {' | '.join(f'{step.dice:.3f} / {step.length:.0f}' for step in last)} |")
-    return "\n".join(lines)
+    return [*lines, "", f"What the largest gap reaches with {STEPS} slices, the suggested slices reach {said}."]
 
 
 def write_csv(steps: Sequence[Step], path: Path):
@@ -200,27 +226,30 @@ def write_csv(steps: Sequence[Step], path: Path):
 
 
 def plot(steps: Sequence[Step], path: Path):
-    """Dice against length, a panel for the mean and one for each volume."""
+    """Dice against length, a panel for the means from the first start and from all, and one for each volume."""
     from matplotlib.figure import Figure
 
-    volumes = list(dict.fromkeys(step.volume for step in steps))
-    columns = min(5, len(volumes) + 1)
-    rows = -(-(len(volumes) + 1) // columns)
+    first = [step for step in steps if step.start == 0]
+    volumes = list(dict.fromkeys(step.volume for step in first))
+    titles = ["mean", f"mean of {len(TRIMMED)} starts", *volumes]
+    columns = min(4, len(titles))
+    rows = -(-len(titles) // columns)
     figure = Figure(figsize=(2.9 * columns, 2.4 * rows + 0.5), layout="constrained", dpi=110)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for strategy, colour in COLOURS.items():
-        lengths, dice = mean_curve(steps, strategy)
-        panels[0].plot(lengths, dice, color=colour, marker="o", markersize=4, linewidth=2.2, label=strategy)
-        for panel, volume in zip(panels[1:], volumes):
-            own = [step for step in steps if (step.volume, step.strategy) == (volume, strategy)]
+        for panel, averaged in zip(panels, (first, steps)):
+            lengths, dice = mean_curve(averaged, strategy)
+            panel.plot(lengths, dice, color=colour, marker="o", markersize=4, linewidth=2.2, label=strategy)
+        for panel, volume in zip(panels[2:], volumes):
+            own = [step for step in first if (step.volume, step.strategy) == (volume, strategy)]
             panel.plot([s.length / 1000 for s in own], [s.dice for s in own], color=colour, marker="o", markersize=3)
-    for panel, title in zip(panels, ["mean", *volumes]):
+    for panel, title in zip(panels, titles):
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[len(volumes) + 1 :]:
+    for panel in panels[len(titles) :]:
         panel.set_axis_off()
-    figure.supxlabel("m of boundary traced (mean: in parts of what the largest gap takes)", fontsize=10)
+    figure.supxlabel("m of boundary traced (means: in parts of what the largest gap takes)", fontsize=10)
     figure.supylabel("mean Dice of the slices not annotated at first", fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)

@@ -30,7 +30,7 @@ from LabelPropLib.ends import Growth
 from LabelPropLib.errors import InputError
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.settings import Settings
-from LabelPropLib.suggestion import Span, Unseen
+from LabelPropLib.suggestion import End, Span, Unseen
 
 SPACING = (3.0, 1.0, 1.0)
 FAST = Settings(preset="fast")
@@ -154,14 +154,32 @@ def test_drawing_a_slice_splits_a_gap_and_takes_drift_away(count, index, ends, p
         steps = 3.0 * np.arange(1, count + 1)
         values = np.full(count, 0.2), np.full(count, 2.0)
         evidence = Evidence(1, range(1, count + 1), steps, steps[::-1], *values, None, seen(count))
-    span = Span.of(expect(PRIOR, evidence, Contours(np.full(count, 200.0), np.full(count, 50.0))))
+    stretch = expect(PRIOR, evidence, Contours(np.full(count, 200.0), np.full(count, 50.0)))
+    span = Span.of(stretch)
+    assert span.error == pytest.approx((1 - stretch.dice) @ (stretch.found + stretch.there))
     outcomes = span.split(1 + index)
     assert sum(probability for probability, _ in outcomes) == pytest.approx(1)
     for _, parts in outcomes:
         assert 1 + index not in np.concatenate([part.planes for part in parts])
     after = sum(probability * sum(part.error for part in parts) for probability, parts in outcomes)
     if not ends:
-        assert after < span.error
+        assert 0 < span.gain(1 + index) == pytest.approx(span.error - after)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 8), st.integers(1, 8))
+def test_a_slice_without_the_label_cuts_off_what_was_found_beyond_its_end(end, further):
+    count = end + further
+    probabilities = np.where(np.arange(count + 1) == end, 1.0, 0.0)
+    carried = np.full(count, 200.0)
+    shapes = np.where(np.arange(count)[:, None] < np.arange(count + 1), carried[:, None], 0.0)
+
+    def cut_off(found):
+        areas = np.where(np.arange(count) < found, carried, 0.0)
+        known = End(probabilities, shapes, carried, np.broadcast_to(areas[:, None], shapes.shape))
+        return known.cut_off(end, np.zeros(end))
+
+    assert [cut_off(end + n) for n in range(further + 1)] == pytest.approx([200.0 * n for n in range(further + 1)])
 
 
 # The whole pipeline
