@@ -105,21 +105,17 @@ class Span:
         starts, the gain in Dice went with the first by a factor of 1.2 +- .05, with the second by 2.1 +- .3 (CUT_OFF),
         with the third by -.5 +- .1. Without `scale` all three explain less, R^2 .72 instead of .80.
         """
-        tied = sum(
-            probability * (self.drifted - sum(part.drifted for part in parts))
-            for probability, parts in self.split(plane)
-        )
-        if self.end is None:
-            return tied
-        at = self._index(plane)
-        absent = 1 - float(self.presence[at])
-        if absent <= 0:
-            return tied
-        return tied + CUT_OFF * absent * self.scale * self.end.cut_off(at, self.near[:at] / self.near[at])
+        gained = 0.0
+        for probability, parts in self.split(plane):
+            put_right = self.drifted - sum(part.drifted for part in parts)
+            if self.end is not None and len(parts) == 1:  # nothing lies beyond: it is absent
+                put_right += CUT_OFF * self.scale * self.end.cut_off(parts[0].end)
+            gained += probability * put_right
+        return gained
 
     def split(self, plane: int) -> list[tuple[float, list[Span]]]:
         """What remains once the label is drawn, or seen to be absent, on a plane of the span: (probability, spans)."""
-        at = self._index(plane)
+        at = int(np.flatnonzero(self.planes == plane)[0])
         nearer, further = slice(0, at), slice(at + 1, None)
         to_plane = np.abs(self.near - self.near[at])
         tied = self._part(nearer, self.near, to_plane, None)
@@ -134,9 +130,6 @@ class Span:
             end = self.end.before(at, self.near[nearer] / self.near[at])
             outcomes.append((1 - likely, [self._part(nearer, self.near, self.near[at] - self.near, end)]))
         return outcomes
-
-    def _index(self, plane: int) -> int:
-        return int(np.flatnonzero(self.planes == plane)[0])
 
     def _part(self, part: slice, near: np.ndarray, far: np.ndarray, end: End | None) -> Span:
         before = (self.near if self.end else bridge(self.near, self.far))[part]
@@ -163,10 +156,10 @@ class End:
         """mm^2 expected to be wrong."""
         return float((np.abs(self.shapes - self.found) @ self.probabilities).sum())
 
-    def cut_off(self, at: int, way: np.ndarray) -> float:
-        """mm^2 that are put right if it turns out not to be on plane `at`; way: see `before`."""
-        probabilities = np.where(np.arange(len(self.probabilities)) <= at, self.probabilities, 0)
-        return replace(self, probabilities=probabilities / probabilities.sum()).error - self.before(at, way).error
+    def cut_off(self, nearer: End) -> float:
+        """mm^2 that are put right if it turns out not to be on a plane; nearer: what remains then, see `before`."""
+        differences = np.abs(self.shapes - self.found)[:, : len(nearer.probabilities)]
+        return float((differences @ nearer.probabilities).sum()) - nearer.error
 
     def beyond(self, at: int, way: np.ndarray) -> End:
         """If it is on plane `at`: what remains beyond; way: (T - at - 1,) from that plane to the gap's other side."""

@@ -177,7 +177,7 @@ def test_a_slice_without_the_label_cuts_off_what_was_found_beyond_its_end(end, f
     def cut_off(found):
         areas = np.where(np.arange(count) < found, carried, 0.0)
         known = End(probabilities, shapes, carried, np.broadcast_to(areas[:, None], shapes.shape))
-        return known.cut_off(end, np.zeros(end))
+        return known.cut_off(known.before(end, np.zeros(end)))
 
     assert [cut_off(end + n) for n in range(further + 1)] == pytest.approx([200.0 * n for n in range(further + 1)])
 
