@@ -18,7 +18,7 @@ import torch
 
 from .annotation import AtlasVolume, SparseAnnotation
 from .candidates import DISTANCE_LIMIT, Arrivals, Chains, Gap, LabelPlanes, arrivals
-from .fusion.choice import LeftOut, Rule
+from .fusion.choice import LeftOut, Rule, on_plane
 from .preprocessing import Stack
 
 SHARE = 0.25  # of the atlases in the fused score, for the labels that they help to find
@@ -67,12 +67,9 @@ def _gain(
         if planes.bears(label, lower) or planes.bears(label, upper):
             arrived = arrivals(label, chains.cross(Gap(lower, upper, plane, plane)), planes)
             score = rule(arrived)
-            outside = torch.full(stack.size, -1.0).to(score)
-            drawn = planes.distances(label, plane) if planes.bears(label, plane) else outside
+            drawn = planes.distances(label, plane) if planes.bears(label, plane) else score.new_full(stack.size, -1.0)
             for result, scores in ((without, score), (with_atlases, blend(score, arrived, distances, planes))):
-                whole = outside.clone()
-                whole[arrived.box] = scores[0]
-                result.add(whole, drawn)
+                result.add(on_plane(scores[0], arrived.box, stack.size), drawn)
     return with_atlases.dice - without.dice
 
 

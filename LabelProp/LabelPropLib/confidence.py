@@ -68,14 +68,14 @@ class Prior:
 
 
 PRIOR = Prior(
-    drift=(-1.428, 0.150, 0.642, 1.464, -0.553),
-    drift_of_one=(-0.918, 0.021, 3.244),
-    end=(0.375, 0.219, -2.269, 1.537, 1.824, 0.600),
-    presence=(-0.056, 0.133, 0.173),
-    own=0.080,
-    growth=1.410,
-    surface=1.241,
-    dice_of_one=(-0.532, 0.541, 1.192, 0.978, 0.942, 0.444, -0.074, -0.570, 1.432),
+    drift=(-1.370, 0.150, 0.614, 1.324, -0.551),
+    drift_of_one=(-0.976, 0.036, 3.338),
+    end=(0.214, 0.151, -2.127, 1.591, 1.924, 0.602),
+    presence=(-0.055, 0.136, 0.219),
+    own=0.057,
+    growth=1.430,
+    surface=1.275,
+    dice_of_one=(-0.403, 0.487, 1.335, 0.976, 0.896, 0.508, -0.062, -0.604, 1.250),
 )
 
 
@@ -461,7 +461,7 @@ def assess(
     contours: dict[int, Contours] = {}
     crops = [crop(label_map, annotation, stack) for label_map in label_maps]
     for planes in crops:
-        there = [label for label in annotation.labels if label in np.unique(planes)]
+        there = np.intersect1d(planes, annotation.labels)
         contours |= measure(planes, there, annotation.plane_spacing)
     stretches = []
     for seen in evidence:

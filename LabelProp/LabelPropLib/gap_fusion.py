@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -13,7 +13,7 @@ from .annotation import SparseAnnotation
 from .candidates import Arrivals, Chains, Crossing, Gap, LabelPlanes, arrivals, gaps, gaps_to_scribbles
 from .clock import Clock
 from .fusion import appearance, deep, distance, joint, majority, outlines, similarity
-from .fusion.choice import LeftOut, Rule, choose
+from .fusion.choice import LeftOut, Rule, choose, on_plane
 from .fusion.subnets import DeepLabelFusion
 from .labelmaps import FusedScore, LabelMaps
 from .parallel import side_by_side
@@ -70,7 +70,7 @@ class Fusion:
 def choose_rules(scan: Scan, networks: DeepLabelFusion | None, fusion: str) -> tuple[dict[int, str], dict[int, float]]:
     """The fusion rule of every label; with 'auto' the first choice, unless another finds hidden slices clearly better.
 
-    Every known slice between two others is hidden once and found from its neighbours, over twice the usual gap.
+    Every slice that bears a label between two that do is hidden once and found from them, over twice the usual gap.
     Returns the factors of the labels' expected drift too, from what was seen there; none if the rule was given.
     """
     if fusion != "auto":
@@ -81,31 +81,35 @@ def choose_rules(scan: Scan, networks: DeepLabelFusion | None, fusion: str) -> t
 
 
 def leave_one_out(scan: Scan, networks: DeepLabelFusion | None) -> Mapping[int, Mapping[str, LeftOut]]:
-    """What each of the CHOICES makes of hidden annotated slices, label -> rule -> result."""
-    annotation, stack, planes = scan.annotation, scan.stack, scan.planes
+    """What each of the CHOICES makes of hidden annotated slices, label -> rule -> result.
+
+    Between two slices that bear the label: to hide the last one that does would only praise rules that carry it far.
+    """
+    planes = scan.planes
     choices = (DEEP, *CHOICES) if networks else CHOICES
-    results = {label: {rule: LeftOut() for rule in choices} for label in annotation.labels}
+    results = {label: {rule: LeftOut() for rule in choices} for label in scan.annotation.labels}
     hidden: dict[Gap, list[int]] = {}
-    for label in annotation.labels:
+    for label in scan.annotation.labels:
         known = planes.known(label)
         for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
-            if planes.bears(label, plane) and (planes.bears(label, lower) or planes.bears(label, upper)):
+            if all(planes.bears(label, drawn) for drawn in (lower, plane, upper)):
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
     for gap, labels in hidden.items():
-        crossing = scan.chains.cross(gap)
-        arrived = arrive(labels, crossing, planes)
-        seen = side_by_side(lambda label: confidence.observe(label, stack), arrived, stack.images.device)
+        arrived = arrive(labels, scan.chains.cross(gap), planes)
         for rule in choices:
             found = scores(arrived, dict.fromkeys(labels, rule), networks, scan.overlapping)
-            for label, observed, scored in zip(arrived, seen, found, strict=True):
-                drawn = planes.distances(label.label, gap.first)
-                score = torch.full_like(drawn, -1.0)
-                score[label.box] = scored[0]
-                results[label.label][rule].add(score, drawn)
-                if observed.ending is None:  # else drift cannot be told from the label's end
-                    judged = replace(observed, found=confidence.judge(label, scored))
-                    results[label.label][rule].drifts += confidence.seen_drift(score, drawn, judged, stack.pixel)
+            for label, score in zip(arrived, found, strict=True):
+                count(label, score, scan, results[label.label][rule])
     return results
+
+
+def count(label: Arrivals, score: torch.Tensor, scan: Scan, result: LeftOut):
+    """Count what a rule made of a label on a hidden slice, by its score (1, h, w)."""
+    drawn = scan.planes.distances(label.label, label.gap.first)
+    whole = on_plane(score[0], label.box, drawn.shape)
+    result.add(whole, drawn)
+    observed = confidence.observe(label, scan.stack, score)
+    result.drifts += confidence.seen_drift(whole, drawn, observed, scan.stack.pixel)
 
 
 def rule_alone(rule: str, networks: DeepLabelFusion | None) -> Rule:

@@ -11,6 +11,7 @@ import torch
 from .preprocessing import NOISE_WINDOW, smooth
 
 CONTOUR = 1.0  # pixels from the contour that count as on it
+STEEPEST = 3.0  # score next to a contour, of a rule that is surer than a distance
 NEIGHBOURHOOD = 6.0  # pixels from the contour within which intensities are taken to vary
 RIM = 3.0  # pixels inside the contour and outside it whose intensities are compared
 LEAST_DEVIATION = 1e-3  # of normalised intensities, see `preprocessing`
@@ -26,7 +27,9 @@ def sharpness(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
     change_down, change_along = torch.gradient(smooth(slices, NOISE_WINDOW), dim=(2, 3))
     edge = (change_down * (down / steepness)[:, None] + change_along * (along / steepness)[:, None]).abs()
     depth = score.abs()
-    return mean(edge, depth < CONTOUR) / deviation(slices, depth < NEIGHBOURHOOD)
+    nearest = depth.amin(dim=(1, 2), keepdim=True).clamp(max=STEEPEST)
+    on_contour = depth < (nearest + CONTOUR / 2).clamp(min=CONTOUR)  # where the score is steep, no pixel may be within
+    return mean(edge, on_contour) / deviation(slices, depth < NEIGHBOURHOOD)
 
 
 def contrast(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:

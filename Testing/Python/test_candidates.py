@@ -10,6 +10,7 @@ from LabelPropLib import ends
 from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from LabelPropLib.fusion.choice import LeftOut, choose
+from LabelPropLib.gap_fusion import Scan, leave_one_out
 from LabelPropLib.labelmaps import exclusive_layers
 from LabelPropLib.preprocessing import channel_weights, prepare, signed_distance
 
@@ -154,6 +155,22 @@ def test_the_simplest_rule_within_the_margin_is_chosen():
 def test_one_hidden_slice_decides_nothing():
     results = {"plain": left_out(50, 200, slices=1), "clever": left_out(95, 200, slices=1)}
     assert choose(results, margin=0.01) == "plain"
+
+
+def test_only_slices_between_two_that_bear_the_label_are_hidden():
+    """The last slice that bears label 1 is none: a rule that carries it on for ever would find that one best."""
+    masks = {label: np.zeros((17, SIZE, SIZE), bool) for label in (1, 2)}
+    masks[1][[0, 4, 8]] = disc(14, 14)
+    masks[2][[0, 4, 8, 12, 16]] = disc(28, 28)
+    image = np.random.default_rng(1).normal(size=(17, SIZE, SIZE)).astype(np.float32)
+    annotation = annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
+    stack = prepare(annotation, 200)
+    chains = Chains(torch.zeros(16, 2, 20, 20), stack.images)
+    found = leave_one_out(Scan(annotation, stack, LabelPlanes(annotation, stack), chains), None)
+    assert {label: [result.slices for result in rules.values()] for label, rules in found.items()} == {
+        1: [1, 1],  # plane 4
+        2: [3, 3],  # planes 4, 8 and 12
+    }
 
 
 def test_left_out_counts_the_dice_of_all_hidden_slices():

@@ -15,6 +15,7 @@ from LabelPropLib.registration.fields import (
     resize,
     sample,
     warp,
+    warp_along,
 )
 
 sizes = st.tuples(st.integers(8, 40), st.integers(8, 40))
@@ -121,6 +122,20 @@ def test_the_exponential_does_not_fold_where_the_field_as_a_displacement_would()
     velocity = torch.stack([-10 * torch.sin(2 * math.pi * rows / 47), torch.zeros_like(rows)])[None]
     assert jacobian_determinant(velocity).min() < 0
     assert jacobian_determinant(integrate(velocity, 7)).min() > 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), size=sizes, reduction=st.integers(1, 3), squarings=st.integers(0, 4))
+def test_warping_along_a_velocity_is_warping_by_its_exponential(seed, size, reduction, squarings):
+    """Planes and gradients, whatever grid the velocity is on; beside the pixels' centres, where gradients jump."""
+    moving = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(seed))
+    velocity = (0.37 + smooth_velocity(seed, [max(4, n // reduction) for n in size], 1.0)).requires_grad_(True)
+    along = warp_along(moving, velocity, squarings)
+    by_displacement = warp(moving, resize(integrate(velocity, squarings), size))
+    torch.testing.assert_close(along, by_displacement, atol=1e-4, rtol=0)
+    weights = torch.rand(along.shape, generator=torch.Generator().manual_seed(seed + 1))
+    gradients = [torch.autograd.grad((weights * seen).sum(), velocity)[0] for seen in (along, by_displacement)]
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
 
 
 def test_the_jacobian_shows_scale_and_folds():

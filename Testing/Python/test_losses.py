@@ -52,6 +52,15 @@ def test_robust_difference_of_planes_a_constant_apart(difference, width):
     torch.testing.assert_close(robust_difference(planes + difference, planes, width), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_the_gradient_of_the_robust_difference_is_that_of_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    warped, fixed = (torch.randn(3, 2, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    warped.requires_grad_(True), fixed.requires_grad_(True)
+    assert torch.autograd.gradcheck(robust_difference, (warped, fixed, 0.3))
+    formula = ((warped - fixed) ** 2 + 0.3**2).sqrt().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(robust_difference(warped, fixed, 0.3), formula)
+
+
 def test_robust_difference_is_each_planes_own():
     planes = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     spoilt = planes.clone()

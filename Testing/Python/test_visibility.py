@@ -43,6 +43,13 @@ def test_sharpness_and_contrast_fall_with_blur_and_noise_but_not_with_gain():
     assert contrast(contour, slice_of_disc(14, noise=0.5)) < contrast(contour, plain)
 
 
+@given(st.floats(8, 20), st.floats(1, 6))
+@settings(max_examples=30)
+def test_a_contour_is_as_sharp_when_its_score_is_steeper_than_a_distance(radius, steepness):
+    contour, slices = distances_to_disc(radius), slice_of_disc(radius)
+    assert sharpness(steepness * contour, slices) == pytest.approx(sharpness(contour, slices).item(), rel=0.4)
+
+
 def test_even_ground_shows_nothing():
     contour, even = distances_to_disc(14), torch.full((1, 2, SIZE, SIZE), 0.4)
     assert sharpness(contour, even).shape == contrast(contour, even).shape == (1, 2)

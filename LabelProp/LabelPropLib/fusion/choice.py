@@ -39,6 +39,13 @@ class LeftOut:
         self.slices += 1
 
 
+def on_plane(score: torch.Tensor, box: tuple[slice, slice], size: tuple[int, int]) -> torch.Tensor:
+    """(H, W) plane of `size` with a score (h, w) in its box, and without the label outside of it."""
+    plane = score.new_full(size, -1.0)
+    plane[box] = score
+    return plane
+
+
 def choose(left_out: Mapping[str, LeftOut], margin: float) -> str:
     """The first rule that comes within `margin` of the best Dice on hidden slices.
 

@@ -7,6 +7,7 @@ seen twice, by the labels and by the images at its far end, so drift that no nei
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -67,9 +68,9 @@ def far_displacements(velocity: torch.Tensor, ends: FarEnds, squarings: int) -> 
         else [to_upper[k] for k in range(fixed, moving)]
         for moving, fixed in zip(ends.moving, ends.fixed, strict=True)
     ]
-    displacement = torch.zeros_like(still).expand(len(paths), -1, -1, -1)
-    for hop in range(max(map(len, paths))):
-        following = torch.stack([path[hop] if hop < len(path) else still for path in paths])
+    hops = (torch.stack(hop) for hop in zip_longest(*paths, fillvalue=still))
+    displacement = next(hops)
+    for following in hops:
         displacement = compose(displacement, following)
     return displacement
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ..parallel import processors, side_by_side
 from ..preprocessing import channel_weights, local_contrast_normalise, smooth
 from .consistency import FarEnds, far_displacements, label_consistency, on_grid, within
-from .fields import integrate, resize, warp
+from .fields import resize, warp_along
 from .regularisation import diffusion
 from .similarity import robust_difference
 
@@ -182,10 +182,11 @@ def optimise(
         loss, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
         if ends is not None:
             gradient = gradient + consistency_gradient(velocity, ends, schedule, batch)[active]
-        momentum[active] = 0.9 * momentum[active] + 0.1 * gradient
-        power[active] = 0.99 * power[active] + 0.01 * gradient**2
-        direction = (momentum[active] / (1 - 0.9**step)) / ((power[active] / (1 - 0.99**step)).sqrt() + 1e-8)
-        velocity[active] -= level.rate * direction
+        first_moment = momentum[active].lerp_(gradient, 0.1)
+        second_moment = power[active].lerp_(gradient.square(), 0.01)
+        momentum[active], power[active] = first_moment, second_moment
+        scale = (second_moment / (1 - 0.99**step)).sqrt_().add_(1e-8)
+        velocity[active] -= level.rate / (1 - 0.9**step) * first_moment / scale
         on_step(step / level.steps)
         if ends is None and step % schedule.interval == 0:
             improving = loss < (1 - schedule.patience) * best[active]
@@ -212,8 +213,8 @@ def pair_loss(
     field = velocity[pairs].requires_grad_(True)
     lower, upper = planes[pairs], planes[pairs + 1]
     moving, fixed, towards = (lower, upper, field) if upwards else (upper, lower, -field)
-    displacement = resize(integrate(towards, schedule.squarings), planes.shape[-2:])
-    loss = robust_difference(warp(moving, displacement), fixed) + schedule.smoothness * diffusion(field)
+    warped = warp_along(moving, towards, schedule.squarings)
+    loss = robust_difference(warped, fixed) + schedule.smoothness * diffusion(field)
     neighbours = mean_of_neighbours(velocity, pairs)
     loss = loss + schedule.coupling * ((field - neighbours) ** 2).mean(dim=(1, 2, 3))
     (gradient,) = torch.autograd.grad(loss.sum(), field)

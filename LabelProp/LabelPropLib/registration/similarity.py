@@ -12,7 +12,22 @@ def robust_difference(warped: torch.Tensor, fixed: torch.Tensor, width: float = 
     cross-correlation; the linear tails keep structures that only one plane bears from dragging the others along
     (Charbonnier et al., ICIP 1994).
     """
-    return ((warped - fixed) ** 2 + width**2).sqrt().mean(dim=(1, 2, 3))
+    return _Charbonnier.apply(warped - fixed, width).mean(dim=(1, 2, 3))
+
+
+class _Charbonnier(torch.autograd.Function):
+    """sqrt(d^2 + width^2) and its derivative d / sqrt(d^2 + width^2), in half of autograd's passes over memory."""
+
+    @staticmethod
+    def forward(ctx, difference: torch.Tensor, width: float) -> torch.Tensor:
+        penalty = (difference * difference).add_(width**2).sqrt_()
+        ctx.save_for_backward(difference, penalty)
+        return penalty
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        difference, penalty = ctx.saved_tensors
+        return torch.div(difference, penalty).mul_(gradient), None
 
 
 def soft_dice_loss(carried: torch.Tensor, drawn: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from .consistency import FarEnds, far_displacements, image_consistency, label_consistency, on_grid
-from .fields import integrate, resize, warp
+from .fields import resize, warp_along
 from .instance import appearance
 from .network import RegistrationNetwork
 from .regularisation import diffusion, through_plane
@@ -113,15 +113,13 @@ def predict(
     velocity = None
     for number, reduction in enumerate(reductions):
         planes = appearance(images, reduction)
-        size = planes.shape[-2:]
-        grid = tuple((n + 1) // 2 for n in size)
+        grid = tuple((n + 1) // 2 for n in planes.shape[-2:])
         velocity = images.new_zeros(len(images) - 1, 2, *grid) if velocity is None else resize(velocity, grid)
         for pairs in torch.arange(len(velocity)).split(max(1, batch_pixels // planes[0, 0].numel())):
             half = velocity[pairs] / 2
             lower, upper = planes[pairs], planes[pairs + 1]
             if number > 0:
-                lower = warp(lower, resize(integrate(half, SQUARINGS), size))
-                upper = warp(upper, resize(integrate(-half, SQUARINGS), size))
+                lower, upper = warp_along(lower, half, SQUARINGS), warp_along(upper, -half, SQUARINGS)
             velocity[pairs] += network(lower, upper)
     return velocity
 
@@ -163,11 +161,10 @@ def training_loss(velocity: torch.Tensor, planes: torch.Tensor, ends: FarEnds | 
 
     velocity: (Z - 1, 2, h, w); planes: (Z, C, H, W). A gap counts as often as it has pairs.
     """
-    size = planes.shape[-2:]
     lower, upper = planes[:-1], planes[1:]
-    to_lower = resize(integrate(velocity, course.squarings), size)
-    to_upper = resize(integrate(-velocity, course.squarings), size)
-    loss = (robust_difference(warp(lower, to_lower), upper) + robust_difference(warp(upper, to_upper), lower)).sum() / 2
+    upwards = robust_difference(warp_along(lower, velocity, course.squarings), upper)
+    downwards = robust_difference(warp_along(upper, -velocity, course.squarings), lower)
+    loss = (upwards + downwards).sum() / 2
     loss = loss + course.smoothness * diffusion(velocity).sum() + course.coupling * through_plane(velocity).sum()
     if ends is not None:
         hops = torch.tensor([abs(m - f) for m, f in zip(ends.moving, ends.fixed)], device=velocity.device)
