@@ -72,19 +72,19 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.782,
-    depth=-1.168,
-    stroke_depth=0.364,
-    both_depths=0.169,
-    distance=-0.878,
-    length=0.569,
-    slices=-0.293,
-    bridge=1.112,
-    voted=0.808,
-    outvoted=-0.442,
-    likelihood=0.324,
-    dissimilarity=-5.546,
-    sharpness=-0.294,
+    constant=-0.806,
+    depth=-1.130,
+    stroke_depth=0.329,
+    both_depths=0.162,
+    distance=-0.898,
+    length=0.573,
+    slices=-0.291,
+    bridge=1.242,
+    voted=0.796,
+    outvoted=-0.520,
+    likelihood=0.283,
+    dissimilarity=-5.399,
+    sharpness=-0.334,
 )
 
 
