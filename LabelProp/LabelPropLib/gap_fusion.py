@@ -75,29 +75,34 @@ def choose_rules(scan: Scan, networks: DeepLabelFusion | None, fusion: str) -> t
     """
     if fusion != "auto":
         return dict.fromkeys(scan.annotation.labels, fusion), {}
-    left_out = leave_one_out(scan, networks)
+    first, *others = (DEEP, *CHOICES) if networks else CHOICES
+    left_out = leave_one_out(scan, networks, [first], scan.annotation.labels)
+    open_to_others = [label for label, results in left_out.items() if results[first].may_be_beaten(CHOICE_MARGIN)]
+    for label, results in leave_one_out(scan, networks, others, open_to_others).items():
+        left_out[label] |= results
     rules = {label: choose(results, CHOICE_MARGIN) for label, results in left_out.items()}
     return rules, confidence.scales({label: left_out[label][rule].drifts for label, rule in rules.items()})
 
 
-def leave_one_out(scan: Scan, networks: DeepLabelFusion | None) -> Mapping[int, Mapping[str, LeftOut]]:
-    """What each of the CHOICES makes of hidden annotated slices, label -> rule -> result.
+def leave_one_out(
+    scan: Scan, networks: DeepLabelFusion | None, rules: Sequence[str], labels: Sequence[int]
+) -> dict[int, dict[str, LeftOut]]:
+    """What each of the rules makes of hidden annotated slices, label -> rule -> result.
 
     Between two slices that bear the label: to hide the last one that does would only praise rules that carry it far.
     """
     planes = scan.planes
-    choices = (DEEP, *CHOICES) if networks else CHOICES
-    results = {label: {rule: LeftOut() for rule in choices} for label in scan.annotation.labels}
+    results = {label: {rule: LeftOut() for rule in rules} for label in labels}
     hidden: dict[Gap, list[int]] = {}
-    for label in scan.annotation.labels:
+    for label in labels:
         known = planes.known(label)
         for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
             if all(planes.bears(label, drawn) for drawn in (lower, plane, upper)):
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
-    for gap, labels in hidden.items():
-        arrived = arrive(labels, scan.chains.cross(gap), planes)
-        for rule in choices:
-            found = scores(arrived, dict.fromkeys(labels, rule), networks, scan.overlapping)
+    for gap, borne in hidden.items():
+        arrived = arrive(borne, scan.chains.cross(gap), planes)
+        for rule in rules:
+            found = scores(arrived, dict.fromkeys(borne, rule), networks, scan.overlapping)
             for label, score in zip(arrived, found, strict=True):
                 count(label, score, scan, results[label.label][rule])
     return results

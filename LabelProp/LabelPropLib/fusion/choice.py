@@ -38,6 +38,10 @@ class LeftOut:
         self.total += float(found.sum() + there.sum())
         self.slices += 1
 
+    def may_be_beaten(self, margin: float) -> bool:
+        """Whether `choose` could prefer a rule after this one."""
+        return self.slices >= FEWEST_SLICES and self.dice < 1 - margin
+
 
 def on_plane(score: torch.Tensor, box: tuple[slice, slice], size: tuple[int, int]) -> torch.Tensor:
     """(H, W) plane of `size` with a score (h, w) in its box, and without the label outside of it."""
