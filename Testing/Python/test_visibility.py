@@ -43,11 +43,11 @@ def test_sharpness_and_contrast_fall_with_blur_and_noise_but_not_with_gain():
     assert contrast(contour, slice_of_disc(14, noise=0.5)) < contrast(contour, plain)
 
 
-@given(st.floats(8, 20), st.floats(1, 6))
-@settings(max_examples=30)
-def test_a_contour_is_as_sharp_when_its_score_is_steeper_than_a_distance(radius, steepness):
-    contour, slices = distances_to_disc(radius), slice_of_disc(radius)
-    assert sharpness(steepness * contour, slices) == pytest.approx(sharpness(contour, slices).item(), rel=0.4)
+@pytest.mark.parametrize("steepness", [2, 6, 12, 20])
+def test_a_contour_does_not_vanish_where_its_score_is_steep(steepness):
+    """From seven times the slope of a distance on, no pixel of this one's score lies between -1 and 1."""
+    contour, slices = distances_to_disc(9), slice_of_disc(9)
+    assert sharpness(steepness * contour, slices) > sharpness(contour, slices)
 
 
 def test_even_ground_shows_nothing():
