@@ -26,12 +26,6 @@ def sample(planes: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
     return _at(planes, _to_half_extents(coordinates, planes.shape[-2:]) - 1)
 
 
-@lru_cache(maxsize=16)
-def _scale(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """(1, 2, 1, 1), from pixels to twice the extent of a grid."""
-    return torch.tensor([2 / max(n - 1, 1) for n in (height, width)], device=device)[None, :, None, None]
-
-
 def warp(moving: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
     """`moving` (N, C, H, W) seen from the fixed plane: moving(x + u(x))."""
     return sample(moving, identity(*displacement.shape[-2:], device=displacement.device) + displacement)
@@ -91,14 +85,20 @@ def _identity_in_half_extents(height: int, width: int, device: torch.device) -> 
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1])[None]
 
 
+@lru_cache(maxsize=16)
+def _half_extents(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """(1, 2, 1, 1) half extents that a pixel of a grid is, along rows and along columns."""
+    return torch.tensor([2 / max(n - 1, 1) for n in (height, width)], device=device)[None, :, None, None]
+
+
 def _to_half_extents(field: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """A field in pixels of a grid of `size`, channel 0 along rows, in half extents of it, channel 0 along columns."""
-    return (field * _scale(*size, field.device)).flip(1)
+    return (field * _half_extents(*size, field.device)).flip(1)
 
 
 def _to_pixels(field: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """The inverse of `_to_half_extents`."""
-    return field.flip(1) / _scale(*size, field.device)
+    return field.flip(1) / _half_extents(*size, field.device)
 
 
 def resize(field: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
