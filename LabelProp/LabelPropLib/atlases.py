@@ -43,26 +43,17 @@ def helpful(
     """
     carried = carry(annotation, stack)
     gains = {
-        label: _gain(annotation, stack, planes, chains, rules[label], label, distances)
-        for label, distances in carried.items()
+        label: _gain(stack, planes, chains, rules[label], label, distances) for label, distances in carried.items()
     }
     if sum(gains.values()) <= HELP * len(gains):
         return {}
     return {label: distances for label, distances in carried.items() if gains[label] > 0}
 
 
-def _gain(
-    annotation: SparseAnnotation,
-    stack: Stack,
-    planes: LabelPlanes,
-    chains: Chains,
-    rule: Rule,
-    label: int,
-    distances: torch.Tensor,
-) -> float:
+def _gain(stack: Stack, planes: LabelPlanes, chains: Chains, rule: Rule, label: int, distances: torch.Tensor) -> float:
     """How much Dice the distances from `carry` add on the label's hidden slices; 0 without one."""
     without, with_atlases = LeftOut(), LeftOut()
-    known = sorted(plane - stack.first for plane in annotation.known_planes(label))
+    known = planes.known(label)
     for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
         if planes.bears(label, lower) or planes.bears(label, upper):
             arrived = arrivals(label, chains.cross(Gap(lower, upper, plane, plane)), planes)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from LabelPropLib import atlases
-from LabelPropLib.annotation import AtlasVolume, annotate_from_label_volume
+from LabelPropLib.annotation import AtlasVolume, annotate_from_label_volume, annotate_from_masks
 from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
 from LabelPropLib.errors import InputError
 from LabelPropLib.fusion import similarity
@@ -128,6 +128,22 @@ def test_an_atlas_of_another_shape_is_not_used_and_changes_no_voxel(scan):
     assert found.report["atlases_used"] == []
     assert any("atlases were not used" in message for message in found.report["messages"])
     np.testing.assert_array_equal(found.label_maps[0], propagate(annotate(image, labels), FAST).label_maps[0])
+
+
+def test_marks_of_absence_beyond_the_drawn_slices_hide_none(scan):
+    """They lie outside of the stack; between them and a drawn slice there is nothing to look at."""
+    image, labels = scan
+    drawn = np.zeros(labels.shape, bool)
+    drawn[[4, 8, 12]] = labels[[4, 8, 12]] == 4
+    gained = []
+    for absent in (set(), {0, 16}):
+        annotation = annotate_from_masks(image, {4: drawn}, SPACING, axis=0, absent={4: absent})
+        annotation = replace(annotation, atlases=(atlas(*spindle(1, shift=(2, 2))),))
+        stack = prepare(annotation, 200)
+        chains = Chains(torch.zeros(len(stack.images) - 1, 2, 20, 20), stack.images)
+        used = atlases.helpful(annotation, stack, LabelPlanes(annotation, stack), chains, {4: similarity.fuse})
+        gained.append(list(used))
+    assert gained == [[4], [4]]
 
 
 def test_without_a_hidden_slice_no_atlas_is_used(scan):

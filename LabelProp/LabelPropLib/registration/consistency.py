@@ -12,7 +12,7 @@ from itertools import zip_longest
 import torch
 import torch.nn.functional as F
 
-from .fields import compose, identity, integrate, resize, sample
+from .fields import compose, integrate, resize, warp
 from .similarity import robust_difference, soft_dice_loss
 
 
@@ -77,9 +77,8 @@ def far_displacements(velocity: torch.Tensor, ends: FarEnds, squarings: int) -> 
 
 def label_consistency(displacement: torch.Tensor, ends: FarEnds) -> torch.Tensor:
     """Soft Dice loss (G,) between the labels carried across each gap and those drawn at its far end."""
-    points = identity(*ends.labels_moving.shape[-2:], device=displacement.device)
     displacement = resize(displacement, ends.labels_moving.shape[-2:])
-    return soft_dice_loss(sample(ends.labels_moving, points + displacement), ends.labels_fixed)
+    return soft_dice_loss(warp(ends.labels_moving, displacement), ends.labels_fixed)
 
 
 def image_consistency(displacement: torch.Tensor, ends: FarEnds, planes: torch.Tensor) -> torch.Tensor:
@@ -87,6 +86,5 @@ def image_consistency(displacement: torch.Tensor, ends: FarEnds, planes: torch.T
 
     planes: (Z, C, H, W).
     """
-    size = planes.shape[-2:]
-    carried = sample(planes[list(ends.moving)], identity(*size, device=planes.device) + resize(displacement, size))
+    carried = warp(planes[list(ends.moving)], resize(displacement, planes.shape[-2:]))
     return robust_difference(carried, planes[list(ends.fixed)])
