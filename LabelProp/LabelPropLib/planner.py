@@ -46,7 +46,7 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort(pixels=160, side=128, levels=(Level(4, 40), Level(2, 20), Level(1, 6, rate=0.15))),
-    "balanced": Effort(pixels=256, side=180, levels=(Level(4, 60), Level(2, 24), Level(1, 14, rate=0.12))),
+    "balanced": Effort(pixels=256, side=180, levels=(Level(4, 48), Level(2, 20), Level(1, 12, rate=0.12))),
     "best": Effort(pixels=320, side=320, levels=(Level(4, 80), Level(2, 60), Level(1, 50, rate=0.06))),
 }
 
