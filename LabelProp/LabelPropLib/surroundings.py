@@ -72,19 +72,19 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.806,
-    depth=-1.130,
-    stroke_depth=0.329,
-    both_depths=0.162,
-    distance=-0.898,
-    length=0.573,
-    slices=-0.291,
-    bridge=1.242,
-    voted=0.796,
-    outvoted=-0.520,
-    likelihood=0.283,
-    dissimilarity=-5.399,
-    sharpness=-0.334,
+    constant=-0.863,
+    depth=-1.140,
+    stroke_depth=0.371,
+    both_depths=0.151,
+    distance=-0.893,
+    length=0.580,
+    slices=-0.312,
+    bridge=0.881,
+    voted=0.839,
+    outvoted=-0.458,
+    likelihood=0.297,
+    dissimilarity=-5.501,
+    sharpness=-0.315,
 )
 
 
@@ -139,7 +139,7 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
 
     A voxel is around the stroke that is nearest to it, and around none if that one says what the score says. It does
     not bear the label, and on no plane from one to the other the label is known; for background the label that was
-    found instead.
+    found instead, which is the same there: a stroke of background says nothing of another label's contour.
     """
     scribbled = np.argwhere(strokes != NOT_SCRIBBLED)
     otherwise = (strokes[at(scribbled)] == standing.label) & (standing.margin[at(scribbled)] <= 0)
@@ -153,6 +153,8 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
     distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
     around = otherwise[index] & (distance < REACH)
     around &= window.unknown_between(standing.missed[at(voxels)], voxels[:, 0], scribbled[index, 0])
+    if standing.label == BACKGROUND:
+        around &= standing.rival[at(voxels)] == standing.rival[at(scribbled[index])]
     return wrong, voxels[around], scribbled[index[around]]
 
 

@@ -79,6 +79,16 @@ def test_a_shortened_level_keeps_a_few_of_its_steps(steps, share):
     assert shorter <= max(instance.FEWEST_STEPS, share * steps + 0.5)
 
 
+@given(steps=st.integers(1, 100), rate=st.floats(0.01, 1))
+def test_the_rate_of_a_level_falls_evenly_from_the_middle_of_its_steps(steps, rate):
+    level = instance.Level(1, steps, rate)
+    rates = [level.rate_at(step) for step in range(1, steps + 1)]
+    half = steps // 2 + 1
+    assert rates[:half] == pytest.approx([rate] * half)
+    falling = [before - after for before, after in zip(rates[half - 1 :], [*rates[half:], 0.0], strict=True)]
+    assert falling[1:] == pytest.approx([2 * rate / steps] * len(falling[1:]))
+
+
 class ScarceMemory:
     """In place of the registration one that needs memory for more than `most` pixels at once, and remembers calls."""
 

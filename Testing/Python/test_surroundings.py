@@ -17,6 +17,7 @@ from LabelPropLib.surroundings import (
     SIGHT,
     SMOOTHING,
     USUAL_SHARPNESS,
+    Standing,
     Window,
     around_strokes,
     drawn_volume,
@@ -140,6 +141,23 @@ def test_nothing_is_around_a_stroke_further_than_its_reach_or_beyond_a_known_pla
         assert (np.linalg.norm(offsets, axis=1) <= REACH).all()
         assert set((around.voxels[:, 0] < 5).tolist()) <= {voxel[0] < 5}
         assert not set(around.voxels[:, 0].tolist()) & set(PLANES)
+
+
+@given(column=st.integers(3, 28), stroked=st.integers(0, 31))
+@settings(max_examples=25, deadline=None)
+def test_a_stroke_of_background_says_nothing_of_a_label_that_it_does_not_run_through(column, stroked):
+    """Labels 1 and 2 were found left of a column and from it on; they lose what one of them has too much of."""
+    window = window_of(annotate())
+    found = np.where(np.arange(SHAPE[2]) < column, 1, 2)
+    missed = np.full(SHAPE, -1, np.float32)
+
+    def losers(label):
+        standing = Standing(label, missed, np.broadcast_to(found, SHAPE), np.zeros(SHAPE, bool))
+        (around,) = around_strokes(standing, stroke_of(label, (3, 15, stroked)), window)
+        return set(found[around.voxels[:, 2]].tolist())
+
+    assert losers(BACKGROUND) == {found[stroked]}
+    assert losers(3) >= set(found[max(0, stroked - 2) : stroked + 3].tolist())  # what a label gains, any other may lose
 
 
 def log_odds_around(annotation, label, votes):
