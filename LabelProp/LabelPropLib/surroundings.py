@@ -72,19 +72,19 @@ class Prior:
 
 
 PRIOR = Prior(
-    constant=-0.863,
-    depth=-1.140,
-    stroke_depth=0.371,
-    both_depths=0.151,
-    distance=-0.893,
-    length=0.580,
-    slices=-0.312,
-    bridge=0.881,
-    voted=0.839,
-    outvoted=-0.458,
-    likelihood=0.297,
-    dissimilarity=-5.501,
-    sharpness=-0.315,
+    constant=-0.850,
+    depth=-1.153,
+    stroke_depth=0.377,
+    both_depths=0.153,
+    distance=-0.888,
+    length=0.576,
+    slices=-0.309,
+    bridge=0.912,
+    voted=0.842,
+    outvoted=-0.479,
+    likelihood=0.295,
+    dissimilarity=-5.663,
+    sharpness=-0.320,
 )
 
 
