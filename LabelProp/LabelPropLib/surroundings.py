@@ -139,7 +139,7 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
 
     A voxel is around the stroke that is nearest to it, and around none if that one says what the score says. It does
     not bear the label, and on no plane from one to the other the label is known; for background the label that was
-    found instead, which is the same there: a stroke of background says nothing of another label's contour.
+    found instead, at the voxel as at the stroke: one of background says nothing of another label's contour.
     """
     scribbled = np.argwhere(strokes != NOT_SCRIBBLED)
     otherwise = (strokes[at(scribbled)] == standing.label) & (standing.margin[at(scribbled)] <= 0)
@@ -152,9 +152,9 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
     voxels = np.argwhere(reached & (standing.margin <= 0) & (strokes == NOT_SCRIBBLED))
     distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
     around = otherwise[index] & (distance < REACH)
-    around &= window.unknown_between(standing.missed[at(voxels)], voxels[:, 0], scribbled[index, 0])
-    if standing.label == BACKGROUND:
-        around &= standing.rival[at(voxels)] == standing.rival[at(scribbled[index])]
+    missed = standing.missed
+    around &= missed[at(voxels)] == missed[at(scribbled[index])]
+    around &= window.unknown_between(missed[at(voxels)], voxels[:, 0], scribbled[index, 0])
     return wrong, voxels[around], scribbled[index[around]]
 
 
