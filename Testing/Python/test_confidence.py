@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from samples import write_case
 from scipy import ndimage
 
-from LabelPropLib import cli
+from LabelPropLib import cli, suggestion
 from LabelPropLib.annotation import annotate_from_label_volume
 from LabelPropLib.confidence import (
     PRIOR,
@@ -30,7 +30,7 @@ from LabelPropLib.ends import Growth
 from LabelPropLib.errors import InputError
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.settings import Settings
-from LabelPropLib.suggestion import End, Span, Unseen
+from LabelPropLib.suggestion import End, Outlook, Span, Unseen
 
 SPACING = (3.0, 1.0, 1.0)
 FAST = Settings(preset="fast")
@@ -286,6 +286,18 @@ def test_structures_are_expected_unseen_where_others_are_on_one_drawn_slice_alon
     labels = np.where(np.isin(np.arange(20), (0, 10))[:, None, None], labels, 3 * (labels == 3))
     several = Unseen.of(annotate(image, labels, (0, 5, 19))).numbers
     assert several[5, 19] == pytest.approx((14 / 5) ** 2 * several[0, 5]) and 0 < sum(several.values()) < 1
+
+
+def test_a_suggested_slice_is_to_be_drawn_for_labels_that_gain_little_on_it_too(volume, monkeypatch):
+    image, labels = volume
+    drawn = np.zeros_like(labels)
+    for label, planes in ((3, (0, 9, 11, 19)), (700, (0, 19))):
+        drawn[list(planes)] += np.where(labels[list(planes)] == label, label, 0)
+    seen = []
+    monkeypatch.setattr(suggestion, "suggest", lambda confidence, count: seen.append(confidence) or [])
+    propagate(annotate_from_label_volume(image, drawn, SPACING, axis=0, missing="unknown"), FAST)
+    outlook = Outlook(seen[0])
+    assert outlook.option(10).labels == (700, 3) and outlook.option(9).labels == (700,)
 
 
 def test_following_the_suggestion_to_the_end_draws_all_that_is_left(volume):
