@@ -27,7 +27,7 @@ from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, aro
 SHARE = 0.9  # of all voxels that are expected to be wrong, to be put right
 # Log-odds by which all voxels may be overrated, and the Dice, mean over the labels, that may be lost then: a stroke is
 # to cost 0.002 at most.
-RISKS = ((0.2, 0.0007), (1.4, 0.006))
+RISKS = ((0.2, 0.0008), (1.4, 0.007))
 BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
 THRESHOLDS = (-1.5, 1.0)  # log-odds from that of what was chosen, between which the one of the graph cut is looked for
 HALVINGS = 8  # of that range
@@ -133,17 +133,18 @@ def losses(around: Surroundings) -> np.ndarray:
     """(R, N) Dice, mean over the labels, that is lost by correcting a voxel if its odds are overrated as in RISKS.
 
     Of a label of V voxels that misses W more the Dice D is 2 V / (2 V + W), and giving it a voxel that is its own with
-    the probability p changes that by (2 p - D) / (2 V + W); taking the voxel from a label of V voxels that is right
-    elsewhere changes the other one's by (2 p - 1) / (2 V); the labels not concerned keep theirs. The voxels of a region
-    are right or wrong together, so that the loss is limited in case that the odds of all are lower, and in case that
-    they are much lower.
+    the probability p changes that by (2 p - D) / (2 V + W). Of a label that was found with F voxels and should have V
+    the Dice D is at most 2 min(F, V) / (F + V), and taking the voxel from it changes that by (2 p + D - 2) / (F + V).
+    The labels not concerned keep theirs. The voxels of a region are right or wrong together, so that the loss is
+    limited in case that the odds of all are lower, and in case that they are much lower.
     """
     log_odds = around.log_odds()
     missing = special.expit(log_odds).sum()
-    gain, loss = 1 / (2 * around.gaining + missing), 1 / (2 * around.losing)
-    dice = 1 - missing * gain
+    size, other_size = 2 * around.gaining + missing, around.losing_found + around.losing
+    dice, other_dice = 1 - missing / size, 2 * np.minimum(around.losing_found, around.losing) / other_size
     probability = special.expit(log_odds - np.array(RISKS)[:, :1])
-    return -((2 * probability - dice) * gain + (2 * probability - 1) * loss) / around.label_count
+    gained, other_gained = (2 * probability - dice) / size, (2 * probability + other_dice - 2) / other_size
+    return -(gained + other_gained) / around.label_count
 
 
 def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarray, window: Window) -> np.ndarray:

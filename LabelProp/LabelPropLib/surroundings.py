@@ -93,14 +93,15 @@ class Surroundings:
     """The voxels around one stroke that do not bear its label, and what tells whether they should.
 
     voxels: (N, 3) indices in the window. terms: (N, 12), those of the log-odds, as in `Prior`. gaining: volume of the
-    stroke's label as it was drawn, voxels. losing: (N,) that of the label that was found. Infinite for background.
-    label_count: of the scan.
+    stroke's label as it was drawn, voxels. losing: (N,) that of the label that was found, as it was drawn, and
+    losing_found: as it was found. What was drawn of background is infinite. label_count: of the scan.
     """
 
     voxels: np.ndarray
     terms: np.ndarray
     gaining: float
     losing: np.ndarray
+    losing_found: np.ndarray
     label_count: int
 
     def log_odds(self) -> np.ndarray:
@@ -120,16 +121,19 @@ def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> I
     sharpness = window.sharpness(standing.margin)[at(voxels)]
     cube = np.ones((3, 3, 3))
     parts, _ = ndimage.label(ndimage.binary_dilation(wrong, cube, BREAK // 2), cube)
-    volumes = {label: drawn_volume(label, window.annotation) for label in window.annotation.labels}
-    volumes[BACKGROUND] = np.inf
+    rivals = standing.rival[at(voxels)]
+    drawn = {label: drawn_volume(label, window.annotation) for label in window.annotation.labels}
+    drawn[BACKGROUND] = np.inf
+    found = {label: window.found_volume(label) for label in np.unique(rivals).tolist()}
     for part in np.unique(parts[at(nearest)]):
         own = parts[at(nearest)] == part
         length = length_of(np.argwhere(wrong & (parts == part)) * window.spacing)
         yield Surroundings(
             voxels[own],
             terms_of(voxels[own], nearest[own], length, sharpness[own], standing, window),
-            gaining=volumes[standing.label],
-            losing=np.array([volumes[label] for label in standing.rival[at(voxels[own])].tolist()]),
+            gaining=drawn[standing.label],
+            losing=np.array([drawn[label] for label in rivals[own].tolist()]),
+            losing_found=np.array([found[label] for label in rivals[own].tolist()]),
             label_count=len(window.annotation.labels),
         )
 
@@ -224,6 +228,7 @@ class Window:
         self.smoothed = ndimage.gaussian_filter(self.image, (0, SMOOTHING, SMOOTHING), mode="nearest")
         self.scores = {label: np.full(self.shape, -DISTANCE_LIMIT, np.float32) for label in annotation.labels}
         self._votes = {label: np.zeros((2, *self.shape), bool) for label in annotation.labels}
+        self._fused = fused
         self._overlapping = annotation.overlapping()
         self._computed: dict[tuple[str, int, int], object] = {}  # see `computed_once`
         for part in fused:
@@ -251,6 +256,17 @@ class Window:
             votes = ~np.any([self._votes[other] for other in rivals], axis=0)
             return Standing(label, -best, rival, votes.any(axis=0))
         return Standing(label, self.scores[label] - best, rival, self._votes[label].any(axis=0))
+
+    def found_volume(self, label: int) -> float:
+        """Voxels of the whole scan that were drawn or found of a label, whatever else was found there; 0 of BACKGROUND.
+
+        What was drawn counts by its masks, what was found by the pixels of the working grid with a positive score.
+        """
+        if label == BACKGROUND:
+            return 0.0
+        drawn = sum(np.count_nonzero(mask) for mask in self.annotation.complete[label].values())
+        pixels = sum(int((part.values > 0).sum()) for part in self._fused if part.label == label)
+        return float(drawn + pixels * self.stack.pixel**2 / np.prod(self.spacing[1:]))
 
     def excluded_by(self, label: int) -> list[int]:
         """The labels that are not where this one is: background excludes all, a label those it shares no voxel with."""

@@ -218,11 +218,13 @@ def test_a_longer_stroke_corrects_more(case):
     assert scribbles.choose(long).sum() > scribbles.choose(short).sum() > 0
 
 
-def surroundings_with(log_odds, volume, label_count=1):
-    """What is around a stroke: voxels of such log-odds, so many labels of such a volume."""
+def surroundings_with(log_odds, volume, label_count=1, found=None):
+    """What is around a stroke: voxels of such log-odds, so many labels of such a volume, found with another one."""
     terms = np.zeros((len(log_odds), 12))
     terms[:, 0] = (log_odds - PRIOR.constant) / PRIOR.depth
-    return Surroundings(np.zeros((len(log_odds), 3), int), terms, volume, np.full(len(log_odds), volume), label_count)
+    drawn = np.full(len(log_odds), volume)
+    found = np.full(len(log_odds), (0.0 if np.isinf(volume) else volume) if found is None else found)
+    return Surroundings(np.zeros((len(log_odds), 3), int), terms, volume, drawn, found, label_count)
 
 
 def test_the_likeliest_voxels_are_corrected_and_unlikely_ones_are_not():
@@ -249,6 +251,16 @@ def test_no_choice_may_lose_more_than_the_risks_allow(seed, volume, spread):
     around = surroundings_with(spread * np.random.default_rng(seed).normal(-1, 1, 300), volume)
     lost = scribbles.losses(around)[:, scribbles.choose(around)].sum(axis=1)
     assert (lost <= np.array(scribbles.RISKS)[:, 1] + 1e-12).all()
+
+
+@given(found=st.integers(200, 5000), drawn=st.integers(200, 5000), is_right=st.booleans())
+def test_what_a_label_may_lose_by_a_voxel_is_what_its_dice_falls_by(found, drawn, is_right):
+    """A label of `drawn` voxels, of which as many are among the `found` ones as can be, and background that gains."""
+    log_odds = np.array([-60.0 if is_right else 60.0])
+    around = dataclasses.replace(surroundings_with(log_odds, drawn, found=found), gaining=np.inf)
+    shared = min(found, drawn)
+    fall = 2 * shared / (found + drawn) - 2 * (shared - is_right) / (found - 1 + drawn)
+    np.testing.assert_allclose(scribbles.losses(around), fall, rtol=0.01)
 
 
 ODDS_ONCE_FITTED = Prior(

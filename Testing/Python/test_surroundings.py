@@ -217,12 +217,25 @@ def test_a_label_gains_what_another_one_loses():
         (around,) = around_strokes(window.standing(label), stroke_of(label), window)
         assert around.gaining == (drawn_volume(1, annotation) if label else np.inf)
         assert set(around.losing) == {drawn_volume(2, annotation)}
+        assert set(around.losing_found) == {window.found_volume(2)}
 
 
 def test_volumes_are_measured_between_drawn_and_absent_planes():
     annotation = annotate()
     assert drawn_volume(1, annotation) == 10 * 14 * 6
     assert drawn_volume(3, annotation) == 5 * 14 * 4 + 5 * 14 * 4 / 2
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 1.0, 1.0), (2.0, 0.5, 1.5)])
+def test_what_was_found_of_a_label_counts_in_voxels_of_the_volume(spacing):
+    """Labels 1 and 2 have a positive score on 9 planes, label 3 nowhere."""
+    annotation = annotate(spacing)
+    window = window_of(annotation)
+    crop = np.prod([part.stop - part.start for part in window.stack.box])
+    for label in (1, 2, 3):
+        drawn = sum(mask.sum() for mask in annotation.complete[label].values())
+        assert window.found_volume(label) == pytest.approx(drawn + (9 * crop if label < 3 else 0), rel=0.05)
+    assert window.found_volume(BACKGROUND) == 0
 
 
 def test_a_stroke_is_as_long_as_it_is_far_from_end_to_end():
