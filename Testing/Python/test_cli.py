@@ -1,5 +1,6 @@
 """The command line: files in, files out, exit status, and one line about what is wrong."""
 
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import slicer
 from samples import OBLIQUE, SHAPE, STRAIGHT, add_scan, add_segmentation, draw, drawn_masks, label_volume, noise, tag
 
 from LabelPropLib import cli, files, scene
+from LabelPropLib.errors import InputError
 
 LABELS = (7, 300)
 SCRIPT = Path(cli.__file__)
@@ -547,6 +549,19 @@ def test_failure_while_writing_leaves_all_outputs_as_they_were(case, capsys, mon
     assert "No space left" in capsys.readouterr().err
     assert (case / "out.nii.gz").read_bytes() == b"before"
     assert sorted(path.name for path in case.iterdir()) == ["annotations.nii.gz", "image.nii.gz", "out.nii.gz"]
+
+
+@pytest.mark.parametrize("exception", [InputError, KeyboardInterrupt, RuntimeError])
+def test_garbage_is_looked_for_as_before_afterwards(exception, monkeypatch, capsys):
+    before, meanwhile = gc.get_threshold(), []
+
+    def fail(options):
+        meanwhile.append(gc.get_threshold())
+        raise exception("failed")
+
+    monkeypatch.setattr(cli, "evaluate", fail)
+    assert cli.main(["evaluate", "found.nii.gz", "true.nii.gz"]) != 0
+    assert meanwhile[0][0] > before[0] and gc.get_threshold() == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
