@@ -27,7 +27,7 @@ from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, aro
 SHARE = 0.9  # of all voxels that are expected to be wrong, to be put right
 # Log-odds by which all voxels may be overrated, and the Dice, mean over the labels, that may be lost then: a stroke is
 # to cost 0.002 at most.
-RISKS = ((0.2, 0.0008), (1.4, 0.007))
+RISKS = ((0.2, 0.0007), (1.4, 0.006))
 BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
 THRESHOLDS = (-1.5, 1.0)  # log-odds from that of what was chosen, between which the one of the graph cut is looked for
 HALVINGS = 8  # of that range
