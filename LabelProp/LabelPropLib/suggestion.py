@@ -33,8 +33,7 @@ class Suggestion:
     """What to draw next, and what for.
 
     plane: of the volume. gain: of the mean Dice, expected. boundary_mm: to trace. labels: all that are likely there,
-    what gains most first. To leave out those that gain least saves hardly any tracing, and costs more Dice than it
-    saves length: measured with Testing/Benchmarks/annotator.py, 14 volumes.
+    what gains most first. Leaving out those that gain least saved 4 % of the tracing and cost 0.015 Dice in 14 volumes.
     """
 
     plane: int
