@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import numpy as np
 import SimpleITK as sitk
@@ -121,19 +122,18 @@ def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> I
     sharpness = window.sharpness(standing.margin)[at(voxels)]
     cube = np.ones((3, 3, 3))
     parts, _ = ndimage.label(ndimage.binary_dilation(wrong, cube, BREAK // 2), cube)
-    rivals = standing.rival[at(voxels)]
-    drawn = {label: drawn_volume(label, window.annotation) for label in window.annotation.labels}
-    drawn[BACKGROUND] = np.inf
-    found = {label: window.found_volume(label) for label in np.unique(rivals).tolist()}
+    rivals, rival_of = np.unique(standing.rival[at(voxels)], return_inverse=True)
+    losing = np.array([drawn_volume(rival, window.annotation) for rival in rivals.tolist()])[rival_of]
+    losing_found = np.array([window.found_volume(rival) for rival in rivals.tolist()])[rival_of]
     for part in np.unique(parts[at(nearest)]):
         own = parts[at(nearest)] == part
         length = length_of(np.argwhere(wrong & (parts == part)) * window.spacing)
         yield Surroundings(
             voxels[own],
             terms_of(voxels[own], nearest[own], length, sharpness[own], standing, window),
-            gaining=drawn[standing.label],
-            losing=np.array([drawn[label] for label in rivals[own].tolist()]),
-            losing_found=np.array([found[label] for label in rivals[own].tolist()]),
+            gaining=drawn_volume(standing.label, window.annotation),
+            losing=losing[own],
+            losing_found=losing_found[own],
             label_count=len(window.annotation.labels),
         )
 
@@ -147,7 +147,8 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
     """
     scribbled = np.argwhere(strokes != NOT_SCRIBBLED)
     otherwise = (strokes[at(scribbled)] == standing.label) & (standing.margin[at(scribbled)] <= 0)
-    otherwise &= window.unknown_between(standing.missed[at(scribbled)], scribbled[:, 0], scribbled[:, 0])
+    missed = standing.missed
+    otherwise &= window.unknown_between(missed[at(scribbled)], scribbled[:, 0], scribbled[:, 0])
     wrong = np.zeros(window.shape, bool)
     wrong[at(scribbled[otherwise])] = True
     if not wrong.any():
@@ -156,7 +157,6 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
     voxels = np.argwhere(reached & (standing.margin <= 0) & (strokes == NOT_SCRIBBLED))
     distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
     around = otherwise[index] & (distance < REACH)
-    missed = standing.missed
     around &= missed[at(voxels)] == missed[at(scribbled[index])]
     around &= window.unknown_between(missed[at(voxels)], voxels[:, 0], scribbled[index, 0])
     return wrong, voxels[around], scribbled[index[around]]
@@ -206,7 +206,7 @@ class Standing:
     rival: np.ndarray
     voted: np.ndarray
 
-    @property
+    @cached_property
     def missed(self) -> np.ndarray:
         """The label whose contour is wrong where this one is wrongly missing: itself, for background the rival."""
         return self.rival if self.label == BACKGROUND else np.full_like(self.rival, self.label)
@@ -379,7 +379,9 @@ def length_of(points: np.ndarray) -> float:
 
 
 def drawn_volume(label: int, annotation: SparseAnnotation) -> float:
-    """Voxels of the label between the outermost planes on which it is known, by its areas on these planes."""
+    """Voxels between the outermost planes on which the label is known, by its areas there; infinite of BACKGROUND."""
+    if label == BACKGROUND:
+        return np.inf
     areas = {plane: mask.sum() for plane, mask in annotation.complete[label].items()}
     known = sorted(annotation.known_planes(label))
     steps = zip(known[:-1], known[1:], strict=True)

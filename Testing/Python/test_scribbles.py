@@ -223,7 +223,7 @@ def surroundings_with(log_odds, volume, label_count=1, found=None):
     terms = np.zeros((len(log_odds), 12))
     terms[:, 0] = (log_odds - PRIOR.constant) / PRIOR.depth
     drawn = np.full(len(log_odds), volume)
-    found = np.full(len(log_odds), (0.0 if np.isinf(volume) else volume) if found is None else found)
+    found = np.where(np.isinf(drawn), 0, drawn if found is None else found)
     return Surroundings(np.zeros((len(log_odds), 3), int), terms, volume, drawn, found, label_count)
 
 
