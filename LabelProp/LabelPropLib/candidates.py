@@ -6,7 +6,8 @@ signed distance. A mask interpolated anew at every hop would blur by 1/6 pixel^2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, wraps
 
@@ -15,12 +16,13 @@ import torch
 
 from .annotation import SparseAnnotation
 from .ends import Growth
+from .parallel import side_by_side
 from .preprocessing import (
     NOISE_WINDOW,
     Stack,
     channel_weights,
     local_contrast_normalise,
-    signed_distance,
+    signed_distance_nearby,
     smooth,
     unevenness,
 )
@@ -32,6 +34,7 @@ SQUARINGS = 5
 DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
 SURROUND = 8.0  # pixels; how far around a label its surround goes
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
+CONTRAST = 0.2  # weight of local contrast against raw intensity, where carried images are compared with slices
 SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
 
 
@@ -71,9 +74,12 @@ class Carried:
         return self.channels[:, 0]
 
     @cached_property
-    def contrast(self) -> torch.Tensor:
-        """(T, C, H, W) local contrast of the carried images, found once for all labels."""
-        return local_contrast_normalise(self.channels)
+    def shifts(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """The least and the most of (source - target), pixels, along rows and along columns."""
+        size = self.coordinates.shape[-2:]
+        shifts = (self.coordinates - identity(*size, device=self.coordinates.device)).transpose(0, 1).flatten(1)
+        least, most = shifts.aminmax(dim=1)
+        return tuple(zip(least.tolist(), most.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,19 @@ class Crossing:
         return self.channels[:, 0]
 
     @cached_property
-    def contrast(self) -> torch.Tensor:
-        """(T, C, H, W) local contrast of the planes, found once for all labels."""
-        return local_contrast_normalise(self.channels)
+    def differences(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, H, W) of the planes from what is carried there, from below and from above; found once for all labels.
+
+        The absolute difference in intensity and in local contrast, the mean over channels by their weights.
+        """
+        contrast = local_contrast_normalise(self.channels)
+
+        def difference(carried: Carried) -> torch.Tensor:
+            images = (carried.channels - self.channels).abs()
+            contrasts = (local_contrast_normalise(carried.channels) - contrast).abs()
+            return (self.weights[:, None, None] * (images + CONTRAST * contrasts)).mean(dim=1)
+
+        return difference(self.lower), difference(self.upper)
 
 
 @dataclass(frozen=True)
@@ -227,7 +243,8 @@ class LabelPlanes:
     def distances(self, label: int, plane: int) -> torch.Tensor:
         """(H, W) signed distance in working pixels, cut off at DISTANCE_LIMIT."""
         mask = self._annotation.complete[label][plane + self._stack.first][self._stack.box]
-        millimetres = torch.from_numpy(signed_distance(mask, self._annotation.plane_spacing))
+        reach = DISTANCE_LIMIT * self._stack.pixel
+        millimetres = torch.from_numpy(signed_distance_nearby(mask, self._annotation.plane_spacing, reach))
         pixels = (millimetres / self._stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
         return self._stack.to_working_grid(pixels[None, None])[0, 0].to(self._stack.images)
 
@@ -282,11 +299,14 @@ def far_ends(annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes) ->
     return FarEnds(tuple(moving), tuple(fixed), torch.stack(labels_moving), torch.stack(labels_fixed))
 
 
-def _soft_masks(labels, shared: list[int], planes: LabelPlanes, plane: int, stack: Stack) -> torch.Tensor:
+def _soft_masks(
+    labels: Sequence[int], shared: Sequence[int], planes: LabelPlanes, plane: int, stack: Stack
+) -> torch.Tensor:
+    """(L, H, W) of the labels on a plane, zero for those that are not shared."""
     masks = stack.images.new_zeros(len(labels), *stack.size)
-    for index, label in enumerate(labels):
-        if label in shared:
-            masks[index] = torch.sigmoid(planes.distances(label, plane))
+    distances = side_by_side(lambda label: planes.distances(label, plane), shared, masks.device)
+    for label, inside in zip(shared, distances, strict=True):
+        masks[labels.index(label)] = torch.sigmoid(inside)
     return masks
 
 
@@ -351,12 +371,15 @@ class Chains:
 
     def cross(self, gap: Gap) -> Crossing:
         """Carry the planes that bound `gap` to the planes in it."""
+        bounds = [plane for plane in (gap.lower, gap.upper) if plane is not None]
+        carried = side_by_side(lambda source: self.carry(source, gap.targets), bounds, self._images.device)
+        sides = dict(zip(bounds, carried, strict=True))
         return Crossing(
             gap=gap,
             channels=self._images[gap.first : gap.last + 1],
             weights=self.weights,
-            lower=None if gap.lower is None else self.carry(gap.lower, gap.targets),
-            upper=None if gap.upper is None else self.carry(gap.upper, gap.targets),
+            lower=sides.get(gap.lower),
+            upper=sides.get(gap.upper),
             carry=cache(lambda source: self.carry(source, gap.targets)),
         )
 
@@ -381,12 +404,13 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
     """Sample the signed distances of `label` on the planes that bound the gap and bear it."""
     sides = [side for side in (crossing.lower, crossing.upper) if side is not None]
     bearing = [side for side in sides if planes.bears(label, side.source)]
-    everywhere = tuple(slice(0, size) for size in crossing.targets.shape[-2:])
-    carried = {side.source: _candidate(label, side, everywhere, planes) for side in bearing}
+    around = hull([_within_reach(label, side, planes) for side in bearing])
+    carried = {side.source: _candidate(label, side, around, planes) for side in bearing}
     nearest = torch.stack([candidate.distances.amax(dim=0) for candidate in carried.values()]).amax(dim=0)
-    box = bounding_box(nearest > -BOX_MARGIN)
+    inner = bounding_box(nearest > -BOX_MARGIN)
+    box = tuple(slice(outer.start + part.start, outer.start + part.stop) for outer, part in zip(around, inner))
     carried = {
-        source: replace(candidate, distances=candidate.distances[:, box[0], box[1]])
+        source: replace(candidate, distances=candidate.distances[:, inner[0], inner[1]])
         for source, candidate in carried.items()
     }
     return Arrivals(
@@ -399,6 +423,23 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
         growth=planes.growth(label, crossing.gap, bearing[0].source) if len(bearing) == 1 else None,
         more=lambda: (*_further(label, crossing, box, planes), *_shape(label, crossing.gap, box, planes)),
     )
+
+
+def _within_reach(label: int, carried: Carried, planes: LabelPlanes) -> tuple[slice, slice]:
+    """Rows and columns outside which what is carried lies further than BOX_MARGIN from the label.
+
+    A sample takes part of the margin if it lies less than a pixel beyond it. There is always a pixel in them.
+    """
+    distances = planes.distances(label, carried.source)
+    reach = []
+    for part, size, (least, most) in zip(
+        bounding_box(distances > -BOX_MARGIN), distances.shape, carried.shifts, strict=True
+    ):
+        first = 0 if part.start == 0 else math.floor(part.start - 1 - most)
+        last = size if part.stop == size else math.ceil(part.stop - least) + 1
+        first = max(0, min(first, size - 1))
+        reach.append(slice(first, max(first + 1, min(size, last))))
+    return tuple(reach)
 
 
 def _candidate(label: int, carried: Carried, box: tuple[slice, slice], planes: LabelPlanes) -> Candidate:
@@ -455,8 +496,18 @@ def _shape(label: int, gap: Gap, box: tuple[slice, slice], planes: LabelPlanes) 
     return [Atlas(("shape", gap.lower, gap.upper), hops, channels, distances, depth)]
 
 
+def hull(boxes: Sequence[tuple[slice, slice]]) -> tuple[slice, slice]:
+    """The smallest (rows, columns) that hold all of `boxes`."""
+    return tuple(slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes))
+
+
 def bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:
-    """Rows and columns of an (H, W) mask that hold all of it; it must not be empty."""
+    """Rows and columns of an (H, W) mask that hold all of it; all of them if it is empty.
+
+    Masks of labels that were carried out of the plane are.
+    """
+    if not mask.any():
+        return slice(0, mask.shape[0]), slice(0, mask.shape[1])
     rows = np.flatnonzero(mask.any(dim=1).cpu().numpy())
     columns = np.flatnonzero(mask.any(dim=0).cpu().numpy())
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

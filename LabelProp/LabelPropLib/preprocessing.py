@@ -247,6 +247,16 @@ def signed_distance(mask: np.ndarray, pixel_spacing: tuple[float, float]) -> np.
     return np.where(mask, inside - half, half - outside).astype(np.float32)
 
 
+def signed_distance_nearby(mask: np.ndarray, pixel_spacing: tuple[float, float], reach: float) -> np.ndarray:
+    """`signed_distance` as far as `reach` around a mask that is not empty; further away it may be -inf, uncomputed."""
+    (extent,) = ndimage.find_objects(mask.astype(np.uint8))
+    margins = (math.ceil(reach / spacing) + 1 for spacing in pixel_spacing)
+    around = tuple(slice(max(0, part.start - n), part.stop + n) for part, n in zip(extent, margins, strict=True))
+    distances = np.full(mask.shape, -np.inf, np.float32)
+    distances[around] = signed_distance(mask[around], pixel_spacing)
+    return distances
+
+
 def _resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(planes.shape[-2:]) == tuple(size):
         return planes

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -85,12 +86,12 @@ class Span:
         expected = float((1 - stretch.dice) @ (stretch.found + stretch.there))
         return replace(span, scale=expected / max(span.error, 1e-6))
 
-    @property
+    @cached_property
     def presence(self) -> np.ndarray:
         """(T,) probability that the label is there."""
         return np.ones(len(self.planes)) if self.end is None else present(self.end.probabilities)
 
-    @property
+    @cached_property
     def drifted(self) -> float:
         """mm^2 that are expected to be wrong by drift along the contour."""
         return self.scale * float(self.drift @ self.perimeter)

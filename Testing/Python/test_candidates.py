@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from LabelPropLib import ends
 from LabelPropLib.annotation import annotate_from_masks
-from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
+from LabelPropLib.candidates import BOX_MARGIN, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
+from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.choice import LeftOut, choose
 from LabelPropLib.gap_fusion import Scan, leave_one_out
 from LabelPropLib.labelmaps import exclusive_layers
-from LabelPropLib.preprocessing import channel_weights, prepare, signed_distance
+from LabelPropLib.preprocessing import channel_weights, prepare, signed_distance, signed_distance_nearby
+from LabelPropLib.registration.fields import sample
 
 SIZE = 40
 
@@ -88,6 +90,62 @@ def test_arrivals_of_a_standing_scan_are_the_drawn_contours(annotation):
     for candidate in (both.lower, both.upper):
         np.testing.assert_allclose(candidate.distances[1], drawn[both.box], atol=1e-4)
     assert one.lower is None and one.upper.source == 4
+
+
+@given(seed=st.integers(0, 200), speed=st.floats(0, 4), row=st.integers(0, 70), column=st.integers(0, 70))
+def test_a_box_holds_all_that_lies_near_what_is_carried(seed, speed, row, column):
+    """As if the whole plane had been sampled, wherever the label lies and however far it is carried."""
+    size, generator = 71, torch.Generator().manual_seed(seed)
+    masks = {label: np.zeros((7, size, size), bool) for label in (1, 2)}
+    rows, columns = np.mgrid[:size, :size]
+    masks[1][[0, 6]] = (rows - row) ** 2 + (columns - column) ** 2 < 16
+    masks[2][[0, 6]] = (rows == columns) & (rows % 10 == 0)  # all over the plane, so nothing of it is cropped
+    image = np.random.default_rng(seed).normal(size=(7, size, size))
+    annotation = annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
+    stack = prepare(annotation, 200)
+    planes = LabelPlanes(annotation, stack)
+    velocity = torch.nn.functional.interpolate(
+        speed * torch.randn(6, 2, 3, 3, generator=generator), size=(36, 36), mode="bilinear", align_corners=True
+    )
+    crossing = Chains(velocity, stack.images).cross(Gap(0, 6, 1, 5))
+    whole = [
+        sample(planes.distances(1, side.source)[None, None].expand(5, -1, -1, -1), side.coordinates)[:, 0]
+        for side in (crossing.lower, crossing.upper)
+    ]
+    near = (torch.stack(whole).amax(dim=(0, 1)) > -BOX_MARGIN).nonzero()
+    arrived = arrivals(1, crossing, planes)
+    assert arrived.box == tuple(
+        slice(int(first), int(last) + 1) for first, last in zip(near.amin(dim=0), near.amax(dim=0), strict=True)
+    )
+    for candidate, distances in zip((arrived.lower, arrived.upper), whole, strict=True):
+        torch.testing.assert_close(candidate.distances, distances[:, arrived.box[0], arrived.box[1]])
+
+
+def test_a_label_carried_out_of_the_plane_is_nowhere():
+    masks = {1: np.zeros((7, 71, 71), bool), 2: np.zeros((7, 71, 71), bool)}
+    masks[1][0, :4, :4] = True
+    masks[2][[0, 6], ::10, ::10] = True  # all over the plane, so nothing of it is cropped
+    image = np.random.default_rng(0).normal(size=(7, 71, 71))
+    annotation = annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
+    stack = prepare(annotation, 200)
+    velocity = torch.full((6, 2, 36, 36), 9.0)
+    crossing = Chains(velocity, stack.images).cross(Gap(0, 6, 3, 5))
+    arrived = arrivals(1, crossing, LabelPlanes(annotation, stack))
+    assert arrived.lower.distances.max() < -BOX_MARGIN
+    networks = deep.load("auto", True, torch.device("cpu"))
+    for score in (similarity.fuse(arrived), *deep.fuse([arrived], networks)):
+        assert not (score > 0).any()
+
+
+@given(seed=st.integers(0, 100), reach=st.floats(0.5, 12), spacing=st.tuples(st.floats(0.3, 3), st.floats(0.3, 3)))
+def test_distances_nearby_are_those_of_the_whole_plane(seed, reach, spacing):
+    generator = np.random.default_rng(seed)
+    mask = np.zeros((40, 50), bool)
+    top, left = generator.integers(0, (35, 45))
+    mask[top : top + 6, left : left + 8] = generator.random((min(6, 40 - top), min(8, 50 - left))) < 0.7
+    mask[top, left] = True
+    whole, nearby = signed_distance(mask, spacing), signed_distance_nearby(mask, spacing, reach)
+    np.testing.assert_array_equal(nearby.clip(-reach), whole.clip(-reach))
 
 
 def test_candidates_vote_where_they_bear_the_label(annotation):

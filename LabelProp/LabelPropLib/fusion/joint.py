@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from ..candidates import Arrivals, Atlas, Crossing
+from ..candidates import CONTRAST, Arrivals, Atlas, Crossing
 from ..preprocessing import local_contrast_normalise
 from . import distance
 from .pooling import pool, same_source
-from .similarity import CONTRAST
 
 BAND = 2.0  # pixels around the contours of the atlases in which weights matter
 RIDGE = 1e-4  # of the mean of M's diagonal, so that duplicates do not make M singular

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..candidates import Arrivals, Carried, Crossing
+from ..candidates import Arrivals
 from ..preprocessing import smooth
 from .distance import distance_way, pool
 
 WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which images are compared
-CONTRAST = 0.2  # weight of local contrast against raw intensity
 SHARPNESS = 6.0
 END_SHARPNESS = 2.0  # of a label that only one side bears: a wrong end costs more than a contour drawn from both sides
 PRESENCE = (0.3, 0.7)  # log-odds, per log-odds of the intensities in such a label, and per likeness of what is in it
@@ -36,7 +35,8 @@ def similarity_way(arrivals: Arrivals, vote: torch.Tensor | float = 0.0) -> torc
     way = distance_way(arrivals)
     if crossing.lower is None or crossing.upper is None:
         return way
-    lower, upper = (_difference(carried, crossing, arrivals.box) for carried in (crossing.lower, crossing.upper))
+    rows, columns = arrivals.box
+    lower, upper = (smooth(difference[:, rows, columns], WINDOW) for difference in crossing.differences)
     sharpness = SHARPNESS if arrivals.lower and arrivals.upper else END_SHARPNESS
     scale = sharpness / (lower + upper).mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)
     return torch.sigmoid(torch.logit(way) + scale * (lower - upper) + vote + _persistence(arrivals))
@@ -50,12 +50,3 @@ def _persistence(arrivals: Arrivals) -> torch.Tensor | float:
     per_odds, per_likeness = PRESENCE
     persistence = arrivals.growth.persistence + (per_odds * odds + per_likeness * likeness)[:, None, None]
     return persistence if arrivals.lower is None else -persistence
-
-
-def _difference(carried: Carried, crossing: Crossing, box: tuple[slice, slice]) -> torch.Tensor:
-    """(T, h, w) local difference of carried images and slices within `box`."""
-    rows, columns = box
-    images = (carried.channels[..., rows, columns] - crossing.channels[..., rows, columns]).abs()
-    contrast = (carried.contrast[..., rows, columns] - crossing.contrast[..., rows, columns]).abs()
-    difference = crossing.weights[:, None, None] * (images + CONTRAST * contrast)
-    return smooth(difference.mean(dim=1), WINDOW)

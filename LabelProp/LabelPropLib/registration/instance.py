@@ -155,10 +155,15 @@ def appearance(images: torch.Tensor, reduction: int) -> torch.Tensor:
     weights = channel_weights(images)[:, None, None]
     size = [max(8, n // reduction) for n in images.shape[-2:]] if reduction > 1 else images.shape[-2:]
     compared = images.new_empty(len(images), 2 * images.shape[1], *size)
-    for part, planes in zip(compared.split(PLANES_AT_ONCE), images.split(PLANES_AT_ONCE), strict=True):
+
+    def fill(part: slice):
+        planes = images[part]
         if reduction > 1:
             planes = F.interpolate(smooth(planes, 0.4 * reduction), size=size, mode="bilinear", align_corners=True)
-        part[:] = torch.cat([weights * local_contrast_normalise(planes), 4 * weights * planes], dim=1)
+        compared[part] = torch.cat([weights * local_contrast_normalise(planes), 4 * weights * planes], dim=1)
+
+    share = max(1, PLANES_AT_ONCE // processors(images.device))
+    side_by_side(fill, [slice(first, first + share) for first in range(0, len(images), share)], images.device)
     return compared
 
 
