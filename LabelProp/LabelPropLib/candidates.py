@@ -16,7 +16,7 @@ import torch
 
 from .annotation import SparseAnnotation
 from .ends import Growth
-from .parallel import side_by_side
+from .parallel import processors, side_by_side
 from .preprocessing import (
     NOISE_WINDOW,
     Stack,
@@ -35,6 +35,7 @@ DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
 SURROUND = 8.0  # pixels; how far around a label its surround goes
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
 CONTRAST = 0.2  # weight of local contrast against raw intensity, where carried images are compared with slices
+COMPARED_WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which they are compared
 SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
 
 
@@ -87,6 +88,8 @@ class Crossing:
     """A gap with what crosses it from both sides.
 
     channels: (T, C, H, W), the images of its planes. weights: (C,) of mean 1, how far each channel can be trusted.
+    differences: (2, T, H, W), local differences of the planes from what is carried there, from below and from above;
+    None beyond the outermost annotated planes.
     carry: carries any other annotated plane to the planes of the gap; each only once, for all labels.
     """
 
@@ -95,27 +98,13 @@ class Crossing:
     weights: torch.Tensor
     lower: Carried | None
     upper: Carried | None
+    differences: torch.Tensor | None
     carry: Callable[[int], Carried]
 
     @property
     def targets(self) -> torch.Tensor:
         """(T, H, W) of the first channel."""
         return self.channels[:, 0]
-
-    @cached_property
-    def differences(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(T, H, W) of the planes from what is carried there, from below and from above; found once for all labels.
-
-        The absolute difference in intensity and in local contrast, the mean over channels by their weights.
-        """
-        contrast = local_contrast_normalise(self.channels)
-
-        def difference(carried: Carried) -> torch.Tensor:
-            images = (carried.channels - self.channels).abs()
-            contrasts = (local_contrast_normalise(carried.channels) - contrast).abs()
-            return (self.weights[:, None, None] * (images + CONTRAST * contrasts)).mean(dim=1)
-
-        return difference(self.lower), difference(self.upper)
 
 
 @dataclass(frozen=True)
@@ -374,14 +363,36 @@ class Chains:
         bounds = [plane for plane in (gap.lower, gap.upper) if plane is not None]
         carried = side_by_side(lambda source: self.carry(source, gap.targets), bounds, self._images.device)
         sides = dict(zip(bounds, carried, strict=True))
+        channels = self._images[gap.first : gap.last + 1]
         return Crossing(
             gap=gap,
-            channels=self._images[gap.first : gap.last + 1],
+            channels=channels,
             weights=self.weights,
             lower=sides.get(gap.lower),
             upper=sides.get(gap.upper),
+            differences=self._differences(channels, *carried) if len(carried) == 2 else None,
             carry=cache(lambda source: self.carry(source, gap.targets)),
         )
+
+    def _differences(self, channels: torch.Tensor, lower: Carried, upper: Carried) -> torch.Tensor:
+        """(2, T, H, W) of slices (T, C, H, W) from both carried planes, found once for all labels.
+
+        The absolute difference of intensities and of local contrast, averaged over channels by their weights and over a
+        Gaussian window.
+        """
+        weights = self.weights[:, None, None]
+        differences = channels.new_empty(2, len(channels), *channels.shape[-2:])
+
+        def compare(part: slice):
+            contrast = local_contrast_normalise(channels[part])
+            for difference, carried in zip(differences, (lower, upper), strict=True):
+                images = (carried.channels[part] - channels[part]).abs()
+                contrasts = (local_contrast_normalise(carried.channels[part]) - contrast).abs()
+                difference[part] = smooth((weights * (images + CONTRAST * contrasts)).mean(dim=1), COMPARED_WINDOW)
+
+        share = math.ceil(len(channels) / processors(channels.device))
+        side_by_side(compare, [slice(k, k + share) for k in range(0, len(channels), share)], channels.device)
+        return differences
 
     def carry(self, source: int, targets: range) -> Carried:
         """Carry plane `source` to `targets`, all on one side of it, by all planes in between."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..candidates import Arrivals
-from ..preprocessing import smooth
 from .distance import distance_way, pool
 
-WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which images are compared
 SHARPNESS = 6.0
 END_SHARPNESS = 2.0  # of a label that only one side bears: a wrong end costs more than a contour drawn from both sides
 PRESENCE = (0.3, 0.7)  # log-odds, per log-odds of the intensities in such a label, and per likeness of what is in it
@@ -33,10 +31,10 @@ def similarity_way(arrivals: Arrivals, vote: torch.Tensor | float = 0.0) -> torc
     """
     crossing = arrivals.crossing
     way = distance_way(arrivals)
-    if crossing.lower is None or crossing.upper is None:
+    if crossing.differences is None:
         return way
     rows, columns = arrivals.box
-    lower, upper = (smooth(difference[:, rows, columns], WINDOW) for difference in crossing.differences)
+    lower, upper = crossing.differences[..., rows, columns]
     sharpness = SHARPNESS if arrivals.lower and arrivals.upper else END_SHARPNESS
     scale = sharpness / (lower + upper).mean(dim=(1, 2), keepdim=True).clamp(min=1e-6)
     return torch.sigmoid(torch.logit(way) + scale * (lower - upper) + vote + _persistence(arrivals))

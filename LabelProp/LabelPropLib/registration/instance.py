@@ -24,6 +24,7 @@ from .regularisation import diffusion
 from .similarity import robust_difference
 
 PLANES_AT_ONCE = 16  # that are filtered, which bounds the memory
+LABEL_INTERVAL = 2  # steps from one look at the labels to the next; to look at each of them gained nothing
 FEWEST_STEPS = 4  # on a level: with fewer, what the finest one adds is lost
 LEAST_SHARE = 2**16  # pixels of planes for a processor, below which it is not worth to begin
 
@@ -61,7 +62,7 @@ class Schedule:
     levels: tuple[Level, ...] = (Level(4, 60), Level(2, 30), Level(1, 20, rate=0.1))
     smoothness: float = 0.1
     coupling: float = 0.2
-    consistency: float = 0.03
+    consistency: float = 0.01
     squarings: int = 2
     interval: int = 10
     patience: float = 0.002
@@ -193,7 +194,7 @@ def optimise(
         look = partial(pair_loss, planes, velocity, schedule=schedule, upwards=step % 2 == 1)
         parts = side_by_side(look, active.split(share_of(len(active), pixels, batch, planes.device)), planes.device)
         loss, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
-        if ends is not None:
+        if ends is not None and step % LABEL_INTERVAL == 0:
             gradient = gradient + consistency_gradient(velocity, ends, schedule, batch)[active]
         first_moment = momentum[active].lerp_(gradient, 0.1)
         second_moment = power[active].lerp_(gradient.square(), 0.01)
