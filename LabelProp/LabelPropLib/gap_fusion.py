@@ -76,45 +76,65 @@ def choose_rules(scan: Scan, networks: DeepLabelFusion | None, fusion: str) -> t
     if fusion != "auto":
         return dict.fromkeys(scan.annotation.labels, fusion), {}
     first, *others = (DEEP, *CHOICES) if networks else CHOICES
-    left_out = leave_one_out(scan, networks, [first], scan.annotation.labels)
+    hidden = hide_slices(scan)
+    left_out = leave_one_out(scan, networks, hidden, [first], scan.annotation.labels)
     open_to_others = [label for label, results in left_out.items() if results[first].may_be_beaten(CHOICE_MARGIN)]
-    for label, results in leave_one_out(scan, networks, others, open_to_others).items():
+    for label, results in leave_one_out(scan, networks, hidden, others, open_to_others).items():
         left_out[label] |= results
     rules = {label: choose(results, CHOICE_MARGIN) for label, results in left_out.items()}
-    return rules, confidence.scales({label: left_out[label][rule].drifts for label, rule in rules.items()})
+    return rules, confidence.scales({label: seen_drifts(scan, left_out[label][rule]) for label, rule in rules.items()})
 
 
-def leave_one_out(
-    scan: Scan, networks: DeepLabelFusion | None, rules: Sequence[str], labels: Sequence[int]
-) -> dict[int, dict[str, LeftOut]]:
-    """What each of the rules makes of hidden annotated slices, label -> rule -> result.
+def hide_slices(scan: Scan) -> list[list[Arrivals]]:
+    """What arrives on annotated slices that are hidden, each from the next ones that bear the label.
 
     Between two slices that bear the label: to hide the last one that does would only praise rules that carry it far.
     """
     planes = scan.planes
-    results = {label: {rule: LeftOut() for rule in rules} for label in labels}
     hidden: dict[Gap, list[int]] = {}
-    for label in labels:
+    for label in scan.annotation.labels:
         known = planes.known(label)
         for lower, plane, upper in zip(known[:-2], known[1:-1], known[2:], strict=True):
             if all(planes.bears(label, drawn) for drawn in (lower, plane, upper)):
                 hidden.setdefault(Gap(lower, upper, plane, plane), []).append(label)
-    for gap, borne in hidden.items():
-        arrived = arrive(borne, scan.chains.cross(gap), planes)
+    return [arrive(labels, scan.chains.cross(gap), planes) for gap, labels in hidden.items()]
+
+
+def leave_one_out(
+    scan: Scan,
+    networks: DeepLabelFusion | None,
+    hidden: Sequence[Sequence[Arrivals]],
+    rules: Sequence[str],
+    labels: Sequence[int],
+) -> dict[int, dict[str, LeftOut]]:
+    """What each of the rules makes of hidden annotated slices, see `hide_slices`: label -> rule -> result."""
+    results = {label: {rule: LeftOut() for rule in rules} for label in labels}
+    for arrivals_there in hidden:
+        arrived = [label for label in arrivals_there if label.label in results]
+        if not arrived:
+            continue
         for rule in rules:
-            found = scores(arrived, dict.fromkeys(borne, rule), networks, scan.overlapping)
-            for label, score in zip(arrived, found, strict=True):
-                count(label, score, scan, results[label.label][rule])
+            fused = scores(arrived, {label.label: rule for label in arrived}, networks, scan.overlapping)
+            for label, score in zip(arrived, fused, strict=True):
+                result = results[label.label][rule]
+                result.add(*hidden_and_drawn(scan, label, score))
+                result.found.append((label, score))
     return results
 
 
-def count(label: Arrivals, score: torch.Tensor, scan: Scan, result: LeftOut):
-    """Count what a rule made of a label on a hidden slice, by its score (1, h, w)."""
+def hidden_and_drawn(scan: Scan, label: Arrivals, score: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score (1, h, w) of a label on a hidden slice, and the signed distance drawn there: whole planes (H, W)."""
     drawn = scan.planes.distances(label.label, label.gap.first)
-    whole = on_plane(score[0], label.box, drawn.shape)
-    result.add(whole, drawn)
-    observed = confidence.observe(label, scan.stack, score)
-    result.drifts += confidence.seen_drift(whole, drawn, observed, scan.stack.pixel)
+    return on_plane(score[0], label.box, drawn.shape), drawn
+
+
+def seen_drifts(scan: Scan, result: LeftOut) -> list[confidence.SeenDrift]:
+    """How far a label's contour was off on the hidden slices."""
+    drifts = []
+    for label, score in result.found:
+        observed = confidence.observe(label, scan.stack, score)
+        drifts += confidence.seen_drift(*hidden_and_drawn(scan, label, score), observed, scan.stack.pixel)
+    return drifts
 
 
 def rule_alone(rule: str, networks: DeepLabelFusion | None) -> Rule:

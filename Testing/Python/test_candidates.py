@@ -11,7 +11,7 @@ from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import BOX_MARGIN, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.choice import LeftOut, choose
-from LabelPropLib.gap_fusion import Scan, leave_one_out
+from LabelPropLib.gap_fusion import Scan, hide_slices, leave_one_out
 from LabelPropLib.labelmaps import exclusive_layers
 from LabelPropLib.preprocessing import channel_weights, prepare, signed_distance, signed_distance_nearby
 from LabelPropLib.registration.fields import sample
@@ -235,7 +235,7 @@ def test_only_slices_between_two_that_bear_the_label_are_hidden():
     stack = prepare(annotation, 200)
     chains = Chains(torch.zeros(16, 2, 20, 20), stack.images)
     scan = Scan(annotation, stack, LabelPlanes(annotation, stack), chains)
-    found = leave_one_out(scan, None, ["similarity"], annotation.labels)
+    found = leave_one_out(scan, None, hide_slices(scan), ["similarity"], annotation.labels)
     assert found[1]["similarity"].slices == 1  # plane 4
     assert found[2]["similarity"].slices == 3  # planes 4, 8 and 12
 

@@ -18,13 +18,13 @@ Rule = Callable[[Arrivals], torch.Tensor]
 class LeftOut:
     """What a rule made of hidden slices: overlapping and total pixels, for the Dice of all of them together.
 
-    drifts: how far the contour was off on each, see `confidence.seen_drift`.
+    found: what had arrived on each, and the rule's score (1, h, w) of it.
     """
 
     overlap: float = 0.0
     total: float = 0.0
     slices: int = 0
-    drifts: list = field(default_factory=list)
+    found: list[tuple[Arrivals, torch.Tensor]] = field(default_factory=list)
 
     @property
     def dice(self) -> float:
