@@ -24,7 +24,7 @@ from scipy import special
 from .annotation import SparseAnnotation
 from .candidates import Arrivals, Carried
 from .ends import AROUND, EXPONENT, Growth
-from .preprocessing import Stack, signed_distance
+from .preprocessing import Stack, around, signed_distance
 from .presence import correlation
 from .visibility import contrast, sharpness
 
@@ -575,16 +575,6 @@ class Confidence:
             there = likelihood[np.searchsorted(thresholds[index], depth)]
             ended = np.where(found, 1 - there, there)
             enter(1 - (1 - ended) * (1 - np.where(found, doubt, 0)), label, labels, doubt)
-
-
-def around(mask: np.ndarray, margin: float, plane_spacing: tuple[float, float]) -> tuple[slice, slice]:
-    """The rows and columns that hold a mask and `margin` mm around it."""
-    window = []
-    for lines, spacing in zip((mask.any(axis=1), mask.any(axis=0)), plane_spacing, strict=True):
-        used = np.flatnonzero(lines)
-        reach = int(np.ceil(margin / spacing))
-        window.append(slice(max(0, used[0] - reach), used[-1] + 1 + reach))
-    return window[0], window[1]
 
 
 def enter(probability: np.ndarray, label: int, labels: np.ndarray, wrong: np.ndarray):

@@ -249,12 +249,20 @@ def signed_distance(mask: np.ndarray, pixel_spacing: tuple[float, float]) -> np.
 
 def signed_distance_nearby(mask: np.ndarray, pixel_spacing: tuple[float, float], reach: float) -> np.ndarray:
     """`signed_distance` as far as `reach` around a mask that is not empty; further away it may be -inf, uncomputed."""
-    (extent,) = ndimage.find_objects(mask.astype(np.uint8))
-    margins = (math.ceil(reach / spacing) + 1 for spacing in pixel_spacing)
-    around = tuple(slice(max(0, part.start - n), part.stop + n) for part, n in zip(extent, margins, strict=True))
+    window = around(mask, reach + max(pixel_spacing), pixel_spacing)  # the contour runs half a pixel beyond the mask
     distances = np.full(mask.shape, -np.inf, np.float32)
-    distances[around] = signed_distance(mask[around], pixel_spacing)
+    distances[window] = signed_distance(mask[window], pixel_spacing)
     return distances
+
+
+def around(mask: np.ndarray, margin: float, plane_spacing: tuple[float, float]) -> tuple[slice, slice]:
+    """The rows and columns that hold a mask and `margin` mm around it."""
+    window = []
+    for lines, spacing in zip((mask.any(axis=1), mask.any(axis=0)), plane_spacing, strict=True):
+        used = np.flatnonzero(lines)
+        reach = int(np.ceil(margin / spacing))
+        window.append(slice(max(0, used[0] - reach), used[-1] + 1 + reach))
+    return window[0], window[1]
 
 
 def _resize(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
