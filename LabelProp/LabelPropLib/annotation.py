@@ -90,6 +90,12 @@ class SparseAnnotation:
                 f"The volume has a single slice along axis {AXIS_NAMES[self.axis]}, so there is nothing to carry labels"
                 " through: give a volume of several slices, or choose another axis."
             )
+        flat = [AXIS_NAMES[axis] for axis in range(3) if axis != self.axis and self.image.shape[axis] == 1]
+        if flat:
+            raise InputError(
+                f"The slices are a single voxel wide along axis {' and '.join(flat)}: give a volume of several voxels"
+                " along every axis, or choose that axis."
+            )
         if not self.planes:
             raise InputError("No annotated slice: draw at least one segment on at least one slice.")
         if not self.unknown_planes:
@@ -203,13 +209,15 @@ def annotate_from_planes(
 ) -> SparseAnnotation:
     """Annotation from the drawn planes of each label, without those to be ignored.
 
-    complete: label -> plane index -> (H, W) bool, see `SparseAnnotation`; the rest as in `annotate_from_masks`.
+    complete: label -> plane index -> (H, W) bool, see `SparseAnnotation`; the rest as in `annotate_from_masks`. Planes
+    marked beyond the volume, as by a segmentation that has come to lie otherwise, say nothing.
     Raises InputError.
     """
     if missing not in MISSING_CHOICES:
         raise InputError(f"Unknown way to read missing labels '{missing}': choose one of {', '.join(MISSING_CHOICES)}.")
     complete = {label: planes for label, planes in complete.items() if planes}
-    marked = {label: frozenset(planes) - set(complete.get(label, ())) for label, planes in (absent or {}).items()}
+    there = frozenset(range(image.shape[axis]))
+    marked = {label: there & set(planes) - set(complete.get(label, ())) for label, planes in (absent or {}).items()}
     if missing == "auto":
         unread = {
             label: marked.get(label, frozenset()) | frozenset((ignored or {}).get(label, ())) for label in complete

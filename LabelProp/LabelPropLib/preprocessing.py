@@ -221,10 +221,11 @@ def channel_weights(images: torch.Tensor) -> torch.Tensor:
     """How far each channel of `images` (Z, C, H, W) can be trusted: weights (C,) of mean 1.
 
     The ratio of signal to noise r / (1 - r), where r is the median correlation of the local contrast of neighbouring
-    planes: anatomy goes on from plane to plane, noise does not. Inverse-variance weights, therefore.
+    planes: anatomy goes on from plane to plane, noise does not. Inverse-variance weights, therefore. On a single plane
+    all count the same.
     """
-    if images.shape[1] == 1:
-        return images.new_ones(1)
+    if len(images) == 1 or images.shape[1] == 1:
+        return images.new_ones(images.shape[1])
     contrast = local_contrast_normalise(images)
     contrast = F.normalize((contrast - contrast.mean(dim=(2, 3), keepdim=True)).flatten(2), dim=2)
     correlation = (contrast[1:] * contrast[:-1]).sum(dim=2).median(dim=0).values.clamp(0.0, 0.99)

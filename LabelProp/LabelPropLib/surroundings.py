@@ -22,7 +22,7 @@ Testing/Benchmarks/fit_scribbles.py. Lengths are pixels of the working grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 
@@ -337,7 +337,7 @@ class Window:
         return ratio
 
     def _log_histogram(self, label: int, first: int, last: int) -> np.ndarray:
-        """(INTENSITY_BINS,) log frequency of intensities in the label on the drawn planes next to a range of planes."""
+        """(INTENSITY_BINS,) log frequency of intensities in the label on the drawn planes next to a range or in it."""
         drawn = self.annotation.planes if label == BACKGROUND else self.annotation.complete[label]
         counts = 1 + sum(self._histogram(label, plane) for plane in next_to(drawn, first, last))
         return np.log(counts / counts.sum())
@@ -389,9 +389,11 @@ def drawn_volume(label: int, annotation: SparseAnnotation) -> float:
     return float(max(between, *areas.values(), 1))
 
 
-def next_to(planes: Iterable[int], first: int, last: int) -> list[int]:
-    """The last of the planes up to `first`, and the first of them from `last` on."""
-    return [*sorted(plane for plane in planes if plane <= first)[-1:], *sorted(p for p in planes if p >= last)[:1]]
+def next_to(planes: Collection[int], first: int, last: int) -> list[int]:
+    """Those of the planes that are next to a range or within it, ascending; a stroke may cross drawn planes."""
+    lowest = max((plane for plane in planes if plane <= first), default=first)
+    highest = min((plane for plane in planes if plane >= last), default=last)
+    return sorted(plane for plane in planes if lowest <= plane <= highest)
 
 
 def path_lengths(strokes: np.ndarray, image: np.ndarray, spacing: Sequence[float], longest: float) -> np.ndarray:

@@ -92,6 +92,12 @@ def test_a_plane_marked_absent_is_known(image):
     assert annotation.missing == "absent"
 
 
+def test_planes_marked_beyond_the_volume_say_nothing(image):
+    masks = {1: labels_on(image.shape, 0, {2: [1], 10: [1]}) == 1}
+    annotation = annotate_from_masks(image, masks, SPACING, axis=0, absent={1: {-3, 6, 12}})
+    assert annotation.known_planes(1) == {2, 6, 10}
+
+
 def test_overlapping_labels_are_found(image):
     mask = labels_on(image.shape, 0, {2: [1], 8: [1]}) == 1
     assert annotate_from_masks(image, {1: mask, 2: mask, 5: ~mask & False}, SPACING).overlapping() == {(1, 2)}
@@ -122,6 +128,13 @@ def test_a_single_slice_is_refused(image):
     labels = labels_on(image.shape, 0, {0: [1]})
     with pytest.raises(InputError, match="single slice"):
         annotate_from_label_volume(image[:1], labels[:1], SPACING, axis=0)
+
+
+@pytest.mark.parametrize(("axis", "flat"), [(1, "j"), (2, "i")])
+def test_slices_of_a_single_row_are_refused(image, axis, flat):
+    labels = labels_on(image.shape, 0, {0: [1]})
+    with pytest.raises(InputError, match=f"along axis {flat}:"):
+        annotate_from_label_volume(*(np.take(volume, [4], axis) for volume in (image, labels)), SPACING, axis=0)
 
 
 def test_scribbles_of_a_label_that_no_slice_bears_are_refused(image):

@@ -170,6 +170,7 @@ def test_channels_are_weighed_by_what_goes_on_from_plane_to_plane(scale, offset,
         assert weights.mean() == pytest.approx(1)
         assert [weight > 1.9 for weight in weights] == [channel is anatomy for channel in channels]
     assert torch.equal(channel_weights(noise[:, None]), torch.ones(1))
+    assert torch.equal(channel_weights(torch.stack([anatomy, noise], dim=1)[:1]), torch.ones(2))
 
 
 def test_far_ends_hold_the_labels_that_both_planes_bear(annotation):

@@ -403,6 +403,18 @@ def test_a_stroke_beyond_the_last_slice_changes_nothing_before_it(beyond):
         np.testing.assert_array_equal(runs[name][:6], runs["without"][:6])
 
 
+def test_a_stroke_may_cross_the_only_drawn_slice():
+    image, labels = drifting(9)
+    drawn = np.zeros_like(labels)
+    drawn[4] = labels[4]
+    stroke = np.zeros_like(labels)
+    stroke[[2, 3, 5, 6], 18:22, 30] = 1
+    annotation = annotate_from_label_volume(image, drawn, SPACING, scribbles=stroke)
+    (found,) = pipeline.propagate(annotation, Settings(preset="fast")).label_maps
+    assert found[stroke > 0].all() and not found[[0, 1, 7, 8]].any()
+    np.testing.assert_array_equal(found[4], labels[4])
+
+
 def test_a_label_absent_on_the_last_slice_is_not_carried_to_its_stroke():
     _, labels = drifting(9)
     image = np.random.default_rng(0).normal(size=labels.shape)

@@ -248,8 +248,9 @@ def test_a_stroke_is_as_long_as_it_is_far_from_end_to_end():
 def test_the_planes_next_to_a_range(planes, ends):
     first, last = ends
     found = next_to(planes, first, last)
-    assert set(found) <= planes and len(found) == any(p <= first for p in planes) + any(p >= last for p in planes)
-    assert not any(min(found, default=0) < p <= first or last <= p < max(found, default=0) for p in planes)
+    assert found == sorted(found) and {plane for plane in planes if first <= plane <= last} <= set(found) <= planes
+    assert [plane for plane in found if plane <= first] == sorted(plane for plane in planes if plane <= first)[-1:]
+    assert [plane for plane in found if plane >= last] == sorted(plane for plane in planes if plane >= last)[:1]
 
 
 @given(spacing=millimetres, voxel=st.tuples(*[st.integers(0, 8)] * 3))
