@@ -112,13 +112,15 @@ class Candidate:
     """A label of one annotated plane carried to the planes of a gap, within the label's box.
 
     source: stack index of the plane. distances: (T, h, w), signed distance to the carried contour in pixels, positive
-    inside. depth: the largest one on the source. unevenness: of the outline there, see `preprocessing`. inside, around:
-    (INTENSITY_BINS,) histograms of the source's intensities in the label and around it.
+    inside. depth: the largest one on the source. area: pixels of the label there, at least one. unevenness: of its
+    outline there, see `preprocessing`. inside, around: (INTENSITY_BINS,) histograms of the source's intensities in the
+    label and around it.
     """
 
     source: int
     distances: torch.Tensor
     depth: float
+    area: float
     unevenness: float
     inside: torch.Tensor
     around: torch.Tensor
@@ -461,6 +463,7 @@ def _candidate(label: int, carried: Carried, box: tuple[slice, slice], planes: L
         carried.source,
         sampled,
         float(distances.max()),
+        float((distances > 0).sum().clamp(min=1)),
         planes.unevenness(label, carried.source),
         *planes.histograms(label, carried.source),
     )

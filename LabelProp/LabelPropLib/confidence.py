@@ -14,7 +14,7 @@ drift is then scaled to what was seen of it on this very scan, on annotated slic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,8 +129,9 @@ class Evidence:
 
     planes: T planes of the volume. below, above: (T,) mm to the annotated planes that bound the gap, infinite where
     there is none. unlikeness: (T,) 1 - correlation of the carried image with the slice, in and around the label.
-    disagreement: (T,) mm between the contours from both sides; None where one side alone bears the label.
-    ending: where one side alone bears it. found: None before the scores are fused; no drift can be told then.
+    disagreement: (T,) mm between the contours from both sides, and area: (T,) mm^2 of the two that were drawn, their
+    mean by the way; None where one side alone bears the label. ending: where one side alone bears it. found: None
+    before the scores are fused; no drift can be told then.
     """
 
     label: int
@@ -139,6 +140,7 @@ class Evidence:
     above: np.ndarray
     unlikeness: np.ndarray
     disagreement: np.ndarray | None
+    area: np.ndarray | None
     ending: Ending | None
     found: Found | None = None
 
@@ -163,9 +165,10 @@ class Contours:
 class Stretch:
     """What to expect of a label in one gap: T planes, (T,) arrays.
 
-    drift: mm. dice, surface (mm): expected; dice is 0 where nothing was found. found: mm^2. perimeter: mm of what is
-    expected there. ends: (T + 1,) probability that the label is on the first n planes away from the side that bears
-    it, and shapes: (T, T + 1), its area (mm^2) in each case; None where both sides bear it.
+    drift: mm. dice, surface (mm): expected; dice is 0 where nothing was found. found, there: mm^2 that were found, and
+    that are expected to be there truly. perimeter: mm of what is expected there. ends: (T + 1,) probability that the
+    label is on the first n planes away from the side that bears it, and shapes: (T, T + 1), its area (mm^2) in each
+    case; None where both sides bear it.
     """
 
     evidence: Evidence
@@ -173,14 +176,10 @@ class Stretch:
     dice: np.ndarray
     surface: np.ndarray
     found: np.ndarray
+    there: np.ndarray
     perimeter: np.ndarray
     ends: np.ndarray | None = None
     shapes: np.ndarray | None = None
-
-    @property
-    def there(self) -> np.ndarray:
-        """(T,) mm^2 expected to be there truly."""
-        return self.found if self.ends is None else self.evidence.ending.by_plane(self.shapes @ self.ends)
 
     @property
     def presence(self) -> np.ndarray:
@@ -218,10 +217,12 @@ def observe(
         way = below / (below + above)
         unlikeness = 1 - (1 - way) * likeness(crossing.lower) - way * likeness(crossing.upper)
         disagreement = stack.pixel * disagreement_between(*(candidate.distances for candidate in sides))
-        return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, None, found)
+        lower, upper = (candidate.area * stack.pixel**2 for candidate in sides)
+        area = (1 - way) * lower + way * upper
+        return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, area, None, found)
     unlikeness = 1 - likeness(crossing.lower if arrivals.upper is None else crossing.upper)
     ending = observe_ending(arrivals, stack, keep_distances)
-    return Evidence(arrivals.label, planes, below, above, unlikeness, None, ending, found)
+    return Evidence(arrivals.label, planes, below, above, unlikeness, None, None, ending, found)
 
 
 def observe_ending(arrivals: Arrivals, stack: Stack, keep_distances: bool) -> Ending:
@@ -339,7 +340,9 @@ def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 
     found, perimeter = contours.area, contours.perimeter
     kept = left_by_drift(drift, contours)
     if evidence.ending is None:
-        return Stretch(evidence, drift, kept, prior.surface * drift, found, perimeter)
+        there = np.where(found > 0, found, evidence.area)  # what both sides bear is there, found or not
+        surface = prior.surface * drift
+        return Stretch(evidence, drift, kept, surface, found, there, outline(found, perimeter, there))
     ending = evidence.ending
     ends, left = end_probabilities(prior, ending, found), remaining(ending)
     shapes = ending.area[:, None] * left**INSET
@@ -355,6 +358,7 @@ def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 
         dice=np.where(found > 0, special.expit(linear(prior.dice_of_one, *terms)), 0),
         surface=prior.surface * drift + ending.by_plane(moved),
         found=found,
+        there=there,
         perimeter=outline(found, perimeter, there),
         ends=ends,
         shapes=shapes,
@@ -488,19 +492,22 @@ class Confidence:
     label_planes: list[np.ndarray]
 
     def expected_dice(self) -> dict[int, dict[int, float]]:
-        """Label -> plane -> Dice to expect, for the planes on which it was drawn, 1, or found."""
-        return self._by_plane("dice", drawn=1.0)
+        """Label -> plane -> Dice to expect, for the planes on which it was drawn, 1, or found.
+
+        And 0 where nothing was found although the drawn slices on both sides bear the label.
+        """
+        return self._by_plane("dice", 1.0, lambda stretch: (stretch.found > 0) | (stretch.ends is None))
 
     def expected_surface_distance(self) -> dict[int, dict[int, float]]:
-        """Label -> plane -> mean distance of the contours to expect, mm, for the same planes."""
-        return self._by_plane("surface", drawn=0.0)
+        """Label -> plane -> mean distance of the contours to expect, mm, for the planes on which there are contours."""
+        return self._by_plane("surface", 0.0, lambda stretch: stretch.found > 0)
 
-    def _by_plane(self, name: str, drawn: float) -> dict[int, dict[int, float]]:
+    def _by_plane(self, name: str, drawn: float, told: Callable[[Stretch], np.ndarray]) -> dict[int, dict[int, float]]:
         values = {label: dict.fromkeys(self.annotation.complete[label], drawn) for label in self.annotation.labels}
         for stretch in self.stretches:
-            for plane, found, value in zip(stretch.evidence.planes, stretch.found, getattr(stretch, name), strict=True):
-                if found > 0:
-                    values[stretch.evidence.label][plane] = round(float(value), 4)
+            planes = np.array(stretch.evidence.planes)[told(stretch)]
+            expected = getattr(stretch, name)[told(stretch)].astype(float).round(4)
+            values[stretch.evidence.label] |= zip(planes.tolist(), expected.tolist(), strict=True)
         return {label: dict(sorted(planes.items())) for label, planes in values.items()}
 
     def expected_mean_dice(self) -> float:

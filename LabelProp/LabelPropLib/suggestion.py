@@ -245,6 +245,7 @@ class Outlook:
         if not options:
             return None
         overhead = OVERHEAD * float(np.mean([option.boundary_mm for option in options]))
+        overhead = overhead or 1.0  # where nothing was found there is no boundary to trace: all slices cost the same
         best = max(options, key=lambda option: option.gain / (option.boundary_mm + overhead))
         return best if best.gain > 0 else None
 

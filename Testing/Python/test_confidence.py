@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def fading(count):
 def between(below, above, disagreement=2.0, unlikeness=0.2, sharpness=0.3):
     """Evidence for one plane between two that bear the label; mm."""
     values = (np.array([value], float) for value in (below, above, unlikeness, disagreement))
-    return Evidence(1, range(5, 6), *values, None, seen(1, sharpness))
+    return Evidence(1, range(5, 6), *values, np.array([150.0]), None, seen(1, sharpness))
 
 
 def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
@@ -67,7 +68,8 @@ def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
         distances=None,
         box=(slice(0, 1), slice(0, 1)),
     )
-    return Evidence(1, range(1, count + 1), steps, end.length - steps, np.full(count, 0.2), None, end, seen(count))
+    distances = steps, end.length - steps
+    return Evidence(1, range(1, count + 1), *distances, np.full(count, 0.2), None, None, end, seen(count))
 
 
 def disc(radius, size=64):
@@ -145,16 +147,17 @@ def test_drift_is_scaled_by_what_hidden_slices_show():
 
 
 @settings(max_examples=50)
-@given(st.integers(2, 15), st.integers(0, 14), st.booleans(), st.floats(-1, 1))
-def test_drawing_a_slice_splits_a_gap_and_takes_drift_away(count, index, ends, presence):
+@given(st.integers(2, 15), st.integers(0, 14), st.booleans(), st.floats(-1, 1), st.integers(0, 3))
+def test_drawing_a_slice_splits_a_gap_and_takes_drift_away(count, index, ends, presence, lost):
     index = index % count
     if ends:
         evidence = ending(count, presence)
     else:
         steps = 3.0 * np.arange(1, count + 1)
-        values = np.full(count, 0.2), np.full(count, 2.0)
+        values = (np.full(count, value) for value in (0.2, 2.0, 150.0))
         evidence = Evidence(1, range(1, count + 1), steps, steps[::-1], *values, None, seen(count))
-    stretch = expect(PRIOR, evidence, Contours(np.full(count, 200.0), np.full(count, 50.0)))
+    is_found = np.arange(count) >= lost
+    stretch = expect(PRIOR, evidence, Contours(200.0 * is_found, 50.0 * is_found))
     span = Span.of(stretch)
     assert span.error == pytest.approx((1 - stretch.dice) @ (stretch.found + stretch.there))
     outcomes = span.split(1 + index)
@@ -310,6 +313,28 @@ def test_nothing_is_suggested_where_nothing_is_to_be_found(volume):
     report = propagate(annotate(*volume, (8,)), FAST).report
     assert report["suggested_slice"] is None and report["suggested_slices"] == []
     assert report["expected_mean_dice"] == 1
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_label_that_got_lost_between_two_slices_is_expected_to_be_wrong_and_suggested(volume, size):
+    image, labels = volume
+    apart = np.zeros_like(labels)
+    apart[0, 2 : 2 + size, 2 : 2 + size] = apart[4, 40 : 40 + size, 40 : 40 + size] = 1
+    result = propagate(annotate(image, apart, (0, 4)), FAST)
+    assert not result.mask(1)[1:4].any()
+    assert result.report["expected_dice"]["1"] == {"0": 1, "1": 0, "2": 0, "3": 0, "4": 1}
+    assert result.report["expected_surface_distance_mm"]["1"] == {"0": 0, "4": 0}
+    assert result.report["expected_mean_dice"] == 0
+    suggested = result.report["suggested_slice"]
+    assert 0 < suggested["plane"] < 4 and suggested["labels"] == [1] and suggested["gain"] > 0
+
+
+def test_slices_without_a_boundary_to_trace_all_cost_the_same(volume):
+    image, labels = volume
+    nowhere = expect(PRIOR, ending(presence=5.0, area=0.0), Contours(np.zeros(6), np.zeros(6)))
+    outlook = Outlook(SimpleNamespace(stretches=[nowhere], annotation=annotate(image, labels == 3, (0, 7))))
+    assert nowhere.presence[0] > 0.5 and outlook.option(1).boundary_mm == 0
+    assert outlook.best() is None  # and it gains nothing to draw one
 
 
 def test_no_suggestion_asked_for_is_refused():
