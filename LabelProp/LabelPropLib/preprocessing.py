@@ -186,8 +186,8 @@ def normalise(planes: np.ndarray, size: tuple[int, int], low: float, high: float
 
 
 def _rescale(intensities: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """`low` at 0 and `high` at 1, cut off a little beyond."""
-    return ((intensities - low) / max(high - low, 1e-6)).clamp(-0.2, 1.2)
+    """`low` at 0 and `high` at 1, in whatever unit they are, cut off a little beyond; 0 where they are the same."""
+    return ((intensities - low) / ((high - low) or 1.0)).clamp(-0.2, 1.2)
 
 
 def percentiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:

@@ -1,5 +1,7 @@
 """What reaches a slice: gaps, chains, ends, the choice of a rule."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,12 @@ def annotation():
     masks[2][4] = disc(26, 28)
     image = np.random.default_rng(1).normal(size=(11, SIZE, SIZE)).astype(np.float32)
     return annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1e9, 1e30])
+def test_intensities_may_be_in_any_unit(annotation, unit):
+    scaled = replace(annotation, image=annotation.image * np.float32(unit))
+    torch.testing.assert_close(prepare(scaled, 200).images, prepare(annotation, 200).images, rtol=0, atol=1e-5)
 
 
 def test_gaps_lie_between_known_planes(annotation):
