@@ -1,9 +1,12 @@
 """A real MRML scene in plain Python for all tests."""
 
 import pytest
+from hypothesis import settings
 
 from LabelPropLib.plain_slicer import bootstrap
 
+settings.register_profile("untimed", deadline=None)  # no test fails for being slow
+settings.load_profile("untimed")
 bootstrap()
 
 import slicer  # noqa: E402

@@ -70,7 +70,7 @@ def turned(image, labels, order, flipped, spacing=SPACING):
     return AtlasVolume(image, labels, matrix[:, [*order, 3]])
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(order=st.permutations([0, 1, 2]), flipped=st.sets(st.integers(0, 2)), size=st.floats(0.85, 1.15))
 def test_an_atlas_is_brought_to_the_scan_however_it_lies(scan, standing, order, flipped, size):
     annotation, stack, _, _ = standing

@@ -124,7 +124,7 @@ def test_no_label_leaves_the_surroundings_of_its_votes():
         assert (score[inside] > 0).any()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(height=st.integers(9, 41), width=st.integers(9, 41))
 def test_subnets_take_boxes_of_any_size(height, width):
     networks = DeepLabelFusion()

@@ -75,7 +75,7 @@ def test_the_first_there_is_of_a_label_goes_further_than_one_that_was_there_befo
     assert length((8, 0, 0), 0) > length((8, 8, 0), 6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(trends=st.tuples(st.floats(*MOST_TREND), st.floats(*MOST_TREND)), upwards=st.booleans())
 def test_what_grows_more_covers_what_grows_less(trends, upwards):
     arrived = arrivals_at(annotate((8, 8, 0, 8, 8)), 6 if upwards else 12)

@@ -51,7 +51,7 @@ def test_identity_counts_rows_then_columns():
     assert grid[0, :, 2, 4].tolist() == [2, 4]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(size=sizes, seed=st.integers(0, 1000))
 def test_sampling_at_pixel_centres_returns_the_pixels(size, seed):
     planes = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(seed))
@@ -64,7 +64,7 @@ def test_samples_beyond_the_border_take_the_value_of_the_border():
     torch.testing.assert_close(sample(plane, points).flatten(), torch.tensor([30.0, 87.0]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(size=sizes, shift=shifts)
 def test_warp_looks_up_the_moving_plane_at_x_plus_u(size, shift):
     warped = warp(ramp(size, 1.0, -3.0), shift_field(shift, size))
@@ -72,7 +72,7 @@ def test_warp_looks_up_the_moving_plane_at_x_plus_u(size, shift):
     torch.testing.assert_close(interior(warped, 3), interior(expected, 3), atol=1e-3, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), size=st.tuples(st.integers(24, 48), st.integers(24, 48)))
 def test_warping_by_a_composition_is_warping_twice(seed, size):
     first, second = smooth_velocity(seed, size, 1.5), smooth_velocity(seed + 1, size, 1.5)
@@ -90,14 +90,14 @@ def test_composition_runs_the_first_field_first():
     assert compose(doubling_rows, one_up)[0, 0, 3, 0] + 3 == 7  # 3 * 2 + 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(size=sizes, shift=shifts, squarings=st.integers(0, 7))
 def test_a_constant_velocity_moves_by_itself(size, shift, squarings):
     field = shift_field(shift, size)
     torch.testing.assert_close(integrate(field, squarings), field, atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_the_exponentials_of_v_and_minus_v_are_inverse(seed):
     velocity = smooth_velocity(seed, (40, 44), 2.0)
@@ -124,7 +124,7 @@ def test_the_exponential_does_not_fold_where_the_field_as_a_displacement_would()
     assert jacobian_determinant(integrate(velocity, 7)).min() > 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), size=sizes, reduction=st.integers(1, 3), squarings=st.integers(0, 4))
 def test_warping_along_a_velocity_is_warping_by_its_exponential(seed, size, reduction, squarings):
     """Planes and gradients, whatever grid the velocity is on; beside the pixels' centres, where gradients jump."""
@@ -157,7 +157,7 @@ def test_a_resized_field_moves_the_same_points_to_the_same_places(size):
     torch.testing.assert_close(resize(field, size), expected, atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(shift=shifts, size=sizes)
 def test_resizing_there_and_back_keeps_a_shift(shift, size):
     field = shift_field(shift, (12, 14))

@@ -105,7 +105,7 @@ def test_a_source_without_the_label_is_an_atlas_that_says_so():
     assert arrived.upper is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(2, 7), alpha=st.floats(0.01, 1), beta=st.floats(0.5, 4), seed=st.integers(0, 1000))
 def test_joint_weights_are_those_of_a_dense_solve(count, alpha, beta, seed):
     """w = M^-1 1 / (1' M^-1 1), M_ij = (<|A_i - T| |A_j - T|>^beta + alpha [i = j]) sqrt(hops_i hops_j)."""

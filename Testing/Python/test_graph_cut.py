@@ -37,7 +37,7 @@ def small_problems(draw):
     return unary, questionable, region, image, spacing
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(problem=small_problems())
 def test_no_other_region_has_less_energy(problem):
     unary, voxels, region, image, spacing = problem

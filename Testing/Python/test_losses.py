@@ -44,7 +44,7 @@ def far_ends(labels: torch.Tensor, bounds: list[tuple[int, int]]) -> FarEnds:
     return FarEnds(moving, fixed, labels[list(moving)], labels[list(fixed)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(difference=st.floats(-3, 3), width=st.floats(0.05, 0.5))
 def test_robust_difference_of_planes_a_constant_apart(difference, width):
     planes = torch.rand(3, 2, 6, 7, generator=torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ def test_robust_difference_grows_linearly_with_an_outlier():
     assert ratio.item() == pytest.approx(2, abs=0.02)  # a squared difference would grow fourfold
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.integers(1, 10), columns=st.integers(1, 10), shift=st.integers(0, 10))
 def test_soft_dice_loss_of_two_boxes(rows, columns, shift):
     carried, drawn = torch.zeros(1, 1, 24, 12), torch.zeros(1, 1, 24, 12)
@@ -98,7 +98,7 @@ def test_soft_dice_loss_averages_over_labels_and_ignores_absent_ones():
     assert soft_dice_loss(missed, drawn).item() == pytest.approx((1 - 1 / 13) / 3, abs=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(by_row=st.floats(-2, 2), by_column=st.floats(-2, 2), offset=st.floats(-5, 5))
 def test_diffusion_of_a_linear_field_is_its_squared_slope(by_row, by_column, offset):
     rows, columns = torch.meshgrid(torch.arange(9.0), torch.arange(7.0), indexing="ij")
@@ -122,7 +122,7 @@ def test_through_plane_sees_only_what_changes_between_pairs():
     torch.testing.assert_close(through_plane(field), torch.tensor([0.0, 2.0, 0.0]))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(by_row=st.floats(-1, 1), by_column=st.floats(-1, 1))
 def test_displacements_add_up_across_gaps_of_different_lengths(by_row, by_column):
     labels = drifting_discs(6, (by_row, by_column))

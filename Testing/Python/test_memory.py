@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_pipeline import SPACING, dice, keep, tubes
 
@@ -179,7 +179,6 @@ def test_labels_elsewhere_begin_anew(volume, registered):
     assert again.report["registration"] == "instance"
 
 
-@settings(deadline=None)
 @given(st.tuples(*[st.integers(0, 8)] * 4), st.integers(6, 20), st.integers(6, 20))
 def test_resampled_fields_move_the_same_points(start, rows, columns):
     """A displacement that is linear in space is found again on any other grid within the crop, in its pixels."""

@@ -31,7 +31,7 @@ def test_network_is_small():
     assert 50_000 < sum(p.numel() for p in RegistrationNetwork().parameters()) < 110_000
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(height=st.integers(8, 61), width=st.integers(8, 61), pairs=st.integers(1, 3))
 def test_planes_of_any_size_give_a_field_of_half_the_resolution_nearly_at_rest(height, width, pairs):
     planes = torch.rand(pairs + 1, 2, height, width, generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def test_demons_force_is_the_small_motion_that_explains_the_difference():
     torch.testing.assert_close(explained, upper, atol=1e-3, rtol=0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 1000), contrast=st.floats(0, 100))
 def test_demons_force_is_at_most_half_a_pixel(seed, contrast):
     generator = torch.Generator().manual_seed(seed)

@@ -75,7 +75,7 @@ def test_a_thin_label_is_left_as_it_is():
 
 
 @torch.no_grad()
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(radius=st.integers(6, 30), pixels=st.floats(0, 3))
 def test_far_from_the_contour_a_score_keeps_its_value(radius, pixels):
     arrived = arrival(blob(radius))

@@ -1,12 +1,14 @@
 """The whole pipeline on small volumes with known truth."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_masks
+from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume, annotate_from_masks
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.settings import Settings
@@ -85,7 +87,7 @@ def test_same_seed_same_voxels(volume, found):
     np.testing.assert_array_equal(again.label_maps[0], found.label_maps[0])
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(order=st.permutations([0, 1, 2]), flipped=st.sets(st.sampled_from([0, 1, 2])))
 def test_axes_and_directions_do_not_matter(volume, found, order, flipped):
     image, labels = volume
@@ -297,3 +299,43 @@ def test_a_second_image_that_cannot_be_used(volume, second, message):
     image, labels = volume
     with pytest.raises(InputError, match=message):
         annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING, second_image=second)
+
+
+@st.composite
+def drawings(draw):
+    """A small scan with rectangles drawn somewhere, strokes, marks of absence: arguments of `annotate_from_masks`."""
+    shape = draw(st.tuples(*[st.integers(2, 14)] * 3))
+    axis = draw(st.sampled_from([0, 1, 2]))
+    height, width = (size for a, size in enumerate(shape) if a != axis)
+    masks = {label: np.zeros(shape, bool) for label in draw(st.sets(st.sampled_from([1, 7, 300]), min_size=1))}
+    for mask in masks.values():
+        for plane in draw(st.sets(st.integers(0, shape[axis] - 1), min_size=1, max_size=4)):
+            rows, columns = (sorted(draw(st.tuples(*[st.integers(0, size)] * 2))) for size in (height, width))
+            np.moveaxis(mask, axis, 0)[plane, slice(*rows), slice(*columns)] = True
+    voxels = st.lists(st.tuples(*(st.integers(0, size - 1) for size in shape)), min_size=1, max_size=8).map(np.array)
+    return {
+        "image": np.random.default_rng(draw(st.integers(0, 9))).normal(size=shape).astype(np.float32),
+        "masks": masks,
+        "spacing": draw(st.tuples(*[st.sampled_from([0.3, 1.0, 6.0])] * 3)),
+        "axis": axis,
+        "absent": draw(st.dictionaries(st.sampled_from(sorted(masks)), st.sets(st.integers(-2, 14), max_size=3))),
+        "scribbles": draw(st.dictionaries(st.sampled_from([BACKGROUND, *masks]), voxels)),
+    }
+
+
+@settings(max_examples=40)
+@given(drawings(), st.booleans(), st.booleans())
+def test_whatever_is_drawn_is_kept_or_refused(drawing, extrapolate, uncertainty):
+    try:
+        annotation = annotate_from_masks(**drawing)
+    except InputError:
+        return
+    chosen = Settings(preset="fast", extrapolate=extrapolate, uncertainty=uncertainty, suggestions=3)
+    result = propagate(annotation, chosen)
+    json.dumps(result.report, allow_nan=False)
+    assert result.uncertainty is None or np.isfinite(result.uncertainty).all()
+    for label in annotation.labels:
+        planes = np.moveaxis(result.mask(label), annotation.axis, 0)
+        for plane in annotation.known_planes(label):
+            drawn = annotation.complete[label].get(plane, np.zeros(planes.shape[1:], bool))
+            np.testing.assert_array_equal(planes[plane], drawn)

@@ -59,7 +59,7 @@ def test_likeness_says_nothing_where_there_is_no_other_plane():
     assert (likeness_inside(arrived.lower, beyond) == 0).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seen=st.tuples(st.integers(1, COUNT - 1), st.integers(1, COUNT - 1)), upwards=st.booleans())
 def test_a_label_goes_at_least_as_far_where_it_is_seen_longer(seen, upwards):
     shorter, longer = ((similarity.fuse(arrivals_of(count, upwards)) > 0).sum() for count in sorted(seen))

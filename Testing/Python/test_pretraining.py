@@ -95,7 +95,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 # Samples
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), every=st.sampled_from([None, 1, 2, 4]))
 def test_a_sample_is_a_small_run_and_its_labels_lie_on_its_grid(seed, every):
     planes, ends = draw(volume(0, every), SMALL, np.random.default_rng(seed))
@@ -329,7 +329,7 @@ def test_volumes_are_cropped_to_what_is_more_than_air_and_have_square_pixels():
     assert (found.labels[0] != 0).float().mean() == pytest.approx(15 * 10 / (30 * 40))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(images=st.integers(1, 20), rows=st.integers(1, 3), seed=st.integers(0, 5))
 def test_an_image_is_either_trained_on_or_held_back(images, rows, seed):
     entries = [dataset.Entry(Path(f"{n}.nii"), axis=axis) for n in range(images) for axis in range(rows)]

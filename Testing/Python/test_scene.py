@@ -208,7 +208,7 @@ def test_segment_beyond_the_reference_geometry_is_not_lost():
     assert segment_array(node, "left", volume)[2:10].any(axis=(1, 2)).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     starts=st.tuples(*[st.integers(-4, 8)] * 3),
     lengths=st.tuples(*[st.integers(1, 9)] * 3),

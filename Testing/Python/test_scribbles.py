@@ -134,7 +134,7 @@ def test_a_stroke_corrects_at_least_half_of_the_region_it_runs_through(case, lab
     assert all(dice(after, other) >= dice(before, other) - 0.002 for other in (3, 9))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_correct_stroke_anywhere_keeps_its_voxels_and_all_that_is_far(case, data):
     centre = [data.draw(st.integers(0, size - 1)) for size in SHAPE]
@@ -245,7 +245,6 @@ def test_of_many_labels_one_may_lose_more_than_the_only_one():
     assert 0 < only < one_of_five
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), volume=st.sampled_from([50.0, 1e3, 1e5]), spread=st.sampled_from([1.0, 3.0]))
 def test_no_choice_may_lose_more_than_the_risks_allow(seed, volume, spread):
     around = surroundings_with(spread * np.random.default_rng(seed).normal(-1, 1, 300), volume)

@@ -33,7 +33,7 @@ masks = npst.arrays(bool, SHAPE)
 planes = st.sets(st.integers(0, 3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(first=masks, second=masks)
 def test_survey_agrees_with_what_is_propagated(first, second):
     slicer.mrmlScene.Clear()
@@ -126,7 +126,6 @@ def test_changed_roles_change_the_state():
     assert not collected.unchanged
 
 
-@settings(deadline=None)
 @given(slices=st.sets(st.integers(-5, 5)), role=ROLES, earlier=ROLES)
 def test_a_slice_has_one_role(slices, role, earlier):
     roles = with_role(with_role(Roles(), 1, earlier, range(-5, 6)), 1, role, slices)
@@ -142,7 +141,7 @@ def test_anatomical_planes():
     assert [anatomical_plane(grid, axis) for axis in range(3)] == ["axial", "coronal", "sagittal"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(preview=masks, current=masks, others=masks, locked=masks, known=planes, scribbled=planes)
 def test_what_is_protected_is_not_changed(preview, current, others, locked, known, scribbled):
     scribbled = scribbled - known

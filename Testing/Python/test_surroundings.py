@@ -132,7 +132,7 @@ def test_a_bridge_is_widest_in_the_middle_and_ends_beyond_the_volume():
     np.testing.assert_allclose(window.bridge(np.array([1]), np.array([8])), np.sqrt(3 * 3 / 6))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(spacing=millimetres, voxel=st.tuples(st.integers(1, 9), *[st.integers(0, 29)] * 2))
 def test_nothing_is_around_a_stroke_further_than_its_reach_or_beyond_a_known_plane(spacing, voxel):
     window = window_of(annotate(spacing))
@@ -144,7 +144,7 @@ def test_nothing_is_around_a_stroke_further_than_its_reach_or_beyond_a_known_pla
 
 
 @given(column=st.integers(3, 28), stroked=st.integers(0, 31))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_stroke_of_background_says_nothing_of_a_label_that_it_does_not_run_through(column, stroked):
     """Labels 1 and 2 were found left of a column and from it on; they lose what one of them has too much of."""
     window = window_of(annotate())

@@ -55,7 +55,7 @@ BEST = Settings(preset="best", device="cpu")
 #
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), axis=st.integers(0, 2))
 def test_annotation_survives_its_files(tmp_path, data, axis):
     shape = (4, 5, 6)
