@@ -505,9 +505,10 @@ class Confidence:
     def _by_plane(self, name: str, drawn: float, told: Callable[[Stretch], np.ndarray]) -> dict[int, dict[int, float]]:
         values = {label: dict.fromkeys(self.annotation.complete[label], drawn) for label in self.annotation.labels}
         for stretch in self.stretches:
-            planes = np.array(stretch.evidence.planes)[told(stretch)]
-            expected = getattr(stretch, name)[told(stretch)].astype(float).round(4)
-            values[stretch.evidence.label] |= zip(planes.tolist(), expected.tolist(), strict=True)
+            expected = zip(stretch.evidence.planes, getattr(stretch, name), told(stretch), strict=True)
+            values[stretch.evidence.label] |= {
+                plane: round(float(value), 4) for plane, value, is_told in expected if is_told
+            }
         return {label: dict(sorted(planes.items())) for label, planes in values.items()}
 
     def expected_mean_dice(self) -> float:
