@@ -85,16 +85,11 @@ class SparseAnnotation:
                     f"An atlas shares no label with the annotations, which have {', '.join(map(str, self.labels))}:"
                     " give it the same label values or segment names, or leave it out."
                 )
-        if self.plane_count < 2:
-            raise InputError(
-                f"The volume has a single slice along axis {AXIS_NAMES[self.axis]}, so there is nothing to carry labels"
-                " through: give a volume of several slices, or choose another axis."
-            )
-        flat = [AXIS_NAMES[axis] for axis in range(3) if axis != self.axis and self.image.shape[axis] == 1]
+        flat = [name for name, size in zip(AXIS_NAMES, self.image.shape, strict=True) if size < 2]
         if flat:
             raise InputError(
-                f"The slices are a single voxel wide along axis {' and '.join(flat)}: give a volume of several voxels"
-                " along every axis, or choose that axis."
+                f"The volume of {' x '.join(map(str, self.image.shape[::-1]))} voxels has a single slice along axis"
+                f" {' and '.join(flat)}: give a volume of several slices along every axis."
             )
         if not self.planes:
             raise InputError("No annotated slice: draw at least one segment on at least one slice.")

@@ -228,11 +228,6 @@ def collect(
     _check_segmentation(segmentation_node)
     labels, background_ids = choose_segments(segmentation_node, segment_ids)
     grid = work_grid(volume_node, segmentation_node)
-    if min(grid_shape(grid)) < 2:
-        raise InputError(
-            f"The scan has a single slice ({' x '.join(map(str, grid.GetDimensions()))} voxels), so there is nothing to"
-            " carry labels through: give a volume of several slices."
-        )
     image = image_on_grid(volume_node, segmentation_node, grid)
     segmentation = segmentation_node.GetSegmentation()
     segments = stored_segments(segmentation_node, labels.values(), grid)
