@@ -8,7 +8,7 @@ kept in, and results are written in it. Coordinates are those of the segmentatio
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,8 +215,8 @@ def collect(
     axis: 'k', 'j' or 'i' of the segmentation's reference geometry, or 'auto': the axis that the roles of the segments
         speak of, else the one whose planes bear the annotations.
     missing: how a label missing on an annotated slice is read, see `annotate_from_masks`.
-    scribbles_node: a segmentation of strokes, its segments named (ID or name) as those of `segmentation_node`, or with
-        the role 'background'.
+    scribbles_node: a segmentation of strokes, its segments named as those of `segmentation_node` are, or by their IDs,
+        or with the role 'background'. Several may be of the same segment.
     second_volume_node: another contrast of the same anatomy, resampled where it lies on another grid.
     atlases: (volume node, segmentation node) of other subjects, finished; see `atlas_of`.
 
@@ -252,7 +252,7 @@ def collect(
     }
     strokes[BACKGROUND] = [np.argwhere(segment_on_grid(segmentation_node, name, grid)) for name in background_ids]
     if scribbles_node is not None:
-        for label, name in _match_scribbles(scribbles_node, segmentation, labels).items():
+        for label, name in _match_scribbles(scribbles_node, segmentation, labels):
             strokes[label].append(np.argwhere(segment_on_grid(scribbles_node, name, grid)))
     scribbles = {label: np.concatenate(parts) for label, parts in strokes.items() if sum(map(len, parts))}
 
@@ -473,24 +473,23 @@ def _voxels_on_planes(masks: Mapping[int, np.ndarray], axis: int) -> np.ndarray:
     return np.concatenate([np.empty((0, 3), int), *(np.insert(np.argwhere(m), axis, p, 1) for p, m in masks.items())])
 
 
-def _match_scribbles(scribbles_node, segmentation, labels: Mapping[int, str]) -> dict[int, str]:
-    """Label or BACKGROUND -> ID of the segment of strokes."""
-    label_of = {segmentation.GetSegment(name).GetName(): label for label, name in labels.items()}
-    label_of |= {name: label for label, name in labels.items()}
-    matched = {}
+def _match_scribbles(scribbles_node, segmentation, labels: Mapping[int, str]) -> Iterator[tuple[int, str]]:
+    """(Label or BACKGROUND, ID of a segment of strokes), of all of them.
+
+    The IDs of the strokes do not count: Slicer numbers them in each segmentation anew. Raises InputError.
+    """
+    label_of = {segment_id: label for label, segment_id in labels.items()}
+    label_of |= {segmentation.GetSegment(segment_id).GetName(): label for label, segment_id in labels.items()}
     strokes = scribbles_node.GetSegmentation()
     for segment_id in strokes.GetSegmentIDs():
         segment = strokes.GetSegment(segment_id)
-        label = label_of.get(segment_id, label_of.get(segment.GetName()))
-        if read_roles(segment).background:
-            label = BACKGROUND
+        label = BACKGROUND if read_roles(segment).background else label_of.get(segment.GetName())
         if label is None:
             raise InputError(
                 f"Scribbles of '{segment.GetName()}', which no slice bears: draw it on at least one slice, or remove"
                 " its scribbles."
             )
-        matched[label] = segment_id
-    return matched
+        yield label, segment_id
 
 
 def write_segments(collected: SceneAnnotation, label_maps: Iterable[np.ndarray]):

@@ -582,6 +582,40 @@ def test_scribbles_in_a_segmentation_of_their_own():
         np.testing.assert_array_equal(found[label], np.argwhere(strokes == value))
 
 
+def test_strokes_belong_to_segments_by_name_whatever_the_ids():
+    """Slicer calls the first segment of every segmentation Segment_1."""
+    volume = add_scan()
+    masks = drawn_masks()
+    node = add_segmentation(volume, {"Segment_1": masks["left"], "Segment_2": masks["right"]})
+    for name, organ in (("Segment_1", "spleen"), ("Segment_2", "liver")):
+        node.GetSegmentation().GetSegment(name).SetName(organ)
+    stroke = np.zeros(SHAPE, bool)
+    stroke[6, 3, 2:20] = True
+    scribbles = add_segmentation(volume, {"Segment_1": stroke})
+    for name, expected in (("liver", {2}), ("spleen", {1})):
+        scribbles.GetSegmentation().GetSegment("Segment_1").SetName(name)
+        assert scene.collect(volume, node, scribbles_node=scribbles).annotation.scribbles.keys() == expected
+    scribbles.GetSegmentation().GetSegment("Segment_1").SetName("kidney")
+    with pytest.raises(InputError, match="Scribbles of 'kidney', which no slice bears"):
+        scene.collect(volume, node, scribbles_node=scribbles)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_all_strokes_of_a_segment_count(background):
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    strokes = np.zeros((2, *SHAPE), bool)
+    strokes[0, 6, 3, 2:20] = strokes[1, 4, 3, 2:9] = True
+    scribbles = add_segmentation(volume, {"one": strokes[0], "other": strokes[1]})
+    for name in ("one", "other"):
+        segment = scribbles.GetSegmentation().GetSegment(name)
+        segment.SetName("right")
+        scene.write_roles(segment, Roles(background=background))
+    found = scene.collect(volume, node, scribbles_node=scribbles).annotation.scribbles
+    expected = np.argwhere(strokes.any(axis=0))
+    np.testing.assert_array_equal(np.unique(found[BACKGROUND if background else 2], axis=0), expected)
+
+
 # Bad input
 
 
