@@ -24,13 +24,13 @@ import torch
 
 from .errors import InputError
 from .files import replacing
+from .settings import AUTO, NONE
 
 FORMAT = "LabelProp checkpoint"
 VERSION = 1  # of the format; a reader takes this one and all before it
 KINDS = ("registration", "fusion")
 FIELDS = ("kind", "architecture", "preprocessing", "training", "licence")
 SHIPPED_FOLDER = Path(__file__).parent / "Resources"
-AUTO, NONE = "auto", "none"  # choices of Settings.checkpoint beside a file
 
 Tensors = dict[str, torch.Tensor]
 Metadata = dict[str, Any]

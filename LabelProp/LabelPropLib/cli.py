@@ -31,7 +31,8 @@ if __name__ == "__main__":  # run as a file: make the package that the file lies
 
 from LabelPropLib import files
 from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
-from LabelPropLib.errors import Cancelled, InputError
+from LabelPropLib.errors import Cancelled, InputError, out_of_memory
+from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.provenance import provenance
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings
 
@@ -56,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         if interrupted.is_set():  # a library that is interrupted while it loads raises errors of its own
             complain("cancelled, nothing was written")
             return CANCELLED
-        if isinstance(error, (OSError, ImportError)):
+        if is_out_of_memory(error):
+            complain(out_of_memory(f"{type(error).__name__}: {error}".partition("\n")[0]))
+        elif isinstance(error, (OSError, ImportError)):
             complain(str(error))
         else:
             traceback.print_exc()
@@ -186,7 +189,7 @@ def add_settings(add: Callable):
     )
     add("--device", choices=DEVICES, default="auto")
     add("--memory", dest="memory_gb", metavar="GB", type=float, help="of memory to hold at most (all that is free)")
-    add("--seed", metavar="N", type=int, default=0)
+    add("--seed", metavar="N", type=natural, default=0)
 
 
 def add_training(verbs):
@@ -216,7 +219,7 @@ def add_training_options(add: Callable):
     add("-o", "--output", metavar="CHECKPOINT.pt", type=Path, required=True, help="weights to write; log and plot too")
     add("--checkpoint", metavar="FILE|auto|none", default="auto", help="weights to begin with; auto: LabelProp's own")
     add("--device", choices=DEVICES, default="auto")
-    add("--seed", metavar="N", type=int, default=0)
+    add("--seed", metavar="N", type=natural, default=0)
     add("--licence", metavar="TEXT", default="not stated", help="of the weights, kept with them")
 
 
@@ -239,6 +242,14 @@ def positive(text: str) -> int:
     """A whole number from 1. Raises ValueError."""
     number = int(text)
     if number < 1:
+        raise ValueError
+    return number
+
+
+def natural(text: str) -> int:
+    """A whole number from 0. Raises ValueError."""
+    number = int(text)
+    if number < 0:
         raise ValueError
     return number
 
@@ -339,7 +350,8 @@ def suggest(options):
 
 def format_suggestions(report: dict) -> str:
     """A line for each slice to draw, for the user."""
-    lines = [f"Expected Dice between the annotated slices: {report['expected_mean_dice']:.3f}."]
+    mean = report["expected_mean_dice"]
+    lines = [] if mean is None else [f"Expected Dice between the annotated slices: {mean:.3f}."]
     if not report["suggested_slices"]:
         lines.append("No slice to suggest: none between annotated ones is likely to bear a label.")
     for suggested in report["suggested_slices"]:
@@ -378,6 +390,10 @@ def propagate(options):
         from LabelProp import LabelPropLogic
 
     logic = LabelPropLogic()
+    inputs = {use: getattr(options, use) for use in ("image", "annotations", "second_image", "scribbles")}
+    for path in filter(None, inputs.values()):
+        files.check_readable(path)
+    made_of = provenance(inputs, settings, axis=options.axis, missing=options.missing)  # they may change meanwhile
     volume_node, segmentation_node, scribbles_node, label_type = read_inputs(options)
     collected = logic.collect(
         volume_node,
@@ -401,8 +417,7 @@ def propagate(options):
     direction_nodes = logic.addDirections(collected, propagation)
     report = logic.write(collected, propagation, uncertainty_node)
     report["seconds"] = {"reading": round(read - started, 3), **report["seconds"]}
-    inputs = {use: getattr(options, use) for use in ("image", "annotations", "second_image", "scribbles")}
-    report["made_of"] = provenance(inputs, settings, axis=options.axis, missing=options.missing)
+    report["made_of"] = made_of
     segmentation_nodes = {options.output: segmentation_node}
     segmentation_nodes |= {path: direction_nodes[name] for name, path in directions.items()}
     write_outputs(options, collected, propagation, segmentation_nodes, uncertainty_node, report, label_type)
@@ -514,7 +529,8 @@ def write_outputs(
             if files.is_segmentation(path):
                 scene.save_segmentation(node, staged[path])
             else:
-                labels = scene.labels_on_volume(node, collected.segment_ids, collected.volume_node, label_type)
+                segment_ids = collected.segment_ids if path == options.output else collected.written_ids
+                labels = scene.labels_on_volume(node, segment_ids, collected.volume_node, label_type)
                 files.write_volume(labels, scene.ijk_to_ras(collected.volume_node), staged[path])
         if options.uncertainty:
             uncertainty = slicer.util.arrayFromVolume(uncertainty_node)

@@ -14,6 +14,7 @@ drift is then scaled to what was seen of it on this very scan, on annotated slic
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -511,15 +512,18 @@ class Confidence:
             }
         return {label: dict(sorted(planes.items())) for label, planes in values.items()}
 
-    def expected_mean_dice(self) -> float:
-        """Dice to expect of all planes between the drawn ones together, mean over the labels."""
-        overlap = dict.fromkeys(self.annotation.labels, 0.0)
-        total = dict.fromkeys(self.annotation.labels, 0.0)
+    def expected_mean_dice(self) -> float | None:
+        """Dice to expect of all planes that were not drawn together, mean over the labels; None if nothing is on any.
+
+        A label all of which was drawn has no part in it.
+        """
+        overlap, total = Counter(), Counter()
         for stretch in self.stretches:
             size = stretch.found + stretch.there
             overlap[stretch.evidence.label] += float((stretch.dice * size).sum())
             total[stretch.evidence.label] += float(size.sum())
-        return float(np.mean([overlap[label] / total[label] if total[label] else 1.0 for label in total]))
+        means = [overlap[label] / size for label, size in total.items() if size]
+        return float(np.mean(means)) if means else None
 
     def report(self) -> dict:
         """Plain values, keys of JSON."""
@@ -527,10 +531,11 @@ class Confidence:
             {str(label): {str(plane): value for plane, value in planes.items()} for label, planes in values.items()}
             for values in (self.expected_dice(), self.expected_surface_distance())
         )
+        mean = self.expected_mean_dice()
         return {
             "expected_dice": dice,
             "expected_surface_distance_mm": surface,
-            "expected_mean_dice": round(self.expected_mean_dice(), 4),
+            "expected_mean_dice": None if mean is None else round(mean, 4),
         }
 
     def uncertainty(self) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""The two ways a propagation ends early: the input cannot be used, or the user cancelled."""
+"""The ways a propagation ends early: the input cannot be used, the user cancelled, or memory ran out."""
+
+MEMORY_ADVICE = "Choose the preset 'fast' or the device 'cpu', close other applications, or crop the volume."
 
 
 class InputError(ValueError):
@@ -7,3 +9,8 @@ class InputError(ValueError):
 
 class Cancelled(Exception):
     """The caller's `is_cancelled` said yes; nothing was written."""
+
+
+def out_of_memory(text: str) -> str:
+    """What to tell the user when memory ran out; text: of the error that told so."""
+    return f"There was not enough memory ({text}). {MEMORY_ADVICE}"

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import math
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable
@@ -87,10 +88,16 @@ def check_readable(path: Path):
 
 
 def check_nifti_is_whole(path: Path, header: sitk.ImageFileReader):
-    """Raise EOFError, BadGzipFile or zlib.error if the end is missing, which ITK would fill up with zeros, silently."""
+    """Raise EOFError, BadGzipFile or zlib.error if the end is missing, which ITK would fill up with zeros, silently.
+
+    Of a pair of files, x.hdr and x.img, the second is looked at, in which the voxels are.
+    """
     count = math.prod(int(header.GetMetaData(f"dim[{n}]")) for n in range(1, 1 + int(header.GetMetaData("dim[0]"))))
     missing = float(header.GetMetaData("vox_offset")) + count * int(header.GetMetaData("bitpix")) // 8
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+    pair = re.fullmatch(r"(.*)\.hdr(\.gz)?", path.name, re.IGNORECASE)
+    if pair:
+        path = next((p for p in (path.with_name(pair[1] + end) for end in (".img", ".img.gz")) if p.is_file()), path)
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
         while block := stream.read(2**20):
             missing -= len(block)
     if missing > 0:

@@ -29,6 +29,13 @@ def processor_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine or the GPU ran out of memory; PyTorch's errors of a GPU say so in words, too."""
+    if isinstance(error, MemoryError):
+        return True
+    return any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
 def free_memory() -> int | None:
     """Bytes that this process may still take: what the system and its control group have left; None if unknown."""
     found = [value for value in (_available(), _left_in_control_group()) if value is not None]

@@ -20,6 +20,7 @@ import torch
 from .annotation import SparseAnnotation
 from .candidates import gaps_to_scribbles
 from .preprocessing import Stack, crop_box
+from .provenance import identify_weights
 from .registration import instance
 from .registration.consistency import FarEnds
 from .registration.fields import resize, sample
@@ -166,7 +167,8 @@ def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
     for image in (annotation.image, annotation.second_image):
         if image is not None:
             digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest(), annotation.image.shape, annotation.spacing, annotation.axis, astuple(way)
+    weights = str(identify_weights(settings))
+    return digest.hexdigest(), annotation.image.shape, annotation.spacing, annotation.axis, weights, astuple(way)
 
 
 def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: Stack) -> tuple:
@@ -178,7 +180,8 @@ def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: 
             digest.update(np.packbits(mask).data)
     absent = {label: sorted(planes) for label, planes in annotation.absent.items()}
     leading = sorted(gaps_to_scribbles(annotation, stack).items(), key=repr)
-    return digest.hexdigest(), str(absent), str(leading), replace(settings, graph_cut=False), stack.crop
+    said = digest.hexdigest(), str(absent), str(leading)
+    return *said, replace(settings, graph_cut=False), identify_weights(settings), stack.crop, stack.size
 
 
 def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:

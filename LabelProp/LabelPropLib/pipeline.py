@@ -15,7 +15,7 @@ from .clock import Clock, Progress
 from .errors import InputError
 from .fusion import deep
 from .gap_fusion import DEEP, REGISTRATION_SHARE, Scan, fuse_gaps
-from .machine import peak_memory_gb, thread_count
+from .machine import is_out_of_memory, peak_memory_gb, thread_count
 from .memory import Memory, Update
 from .parallel import threads
 from .planner import EFFORTS, Effort, Plan
@@ -53,7 +53,7 @@ def propagate(
         try:
             return compute(annotation, settings, clock, memory, plan)
         except (MemoryError, RuntimeError) as error:
-            if not planner.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         planner.release_memory(plan.device)
     return compute(annotation, settings, clock, memory, last)
@@ -62,7 +62,7 @@ def propagate(
 def compute(
     annotation: SparseAnnotation, settings: Settings, clock: Clock, memory: Memory | None, plan: Plan
 ) -> Propagation:
-    """`propagate` by a plan. Raises what `planner.is_out_of_memory` knows where there is not enough."""
+    """`propagate` by a plan. Raises what `is_out_of_memory` knows where there is not enough."""
     device = plan.device
     network = load_network(settings.checkpoint)
     networks = deep.load(settings.checkpoint, settings.fusion == DEEP, device)

@@ -110,13 +110,6 @@ def messages(plan: Plan, pixels: int, effort: Effort) -> list[str]:
     return said
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the machine or the GPU ran out of memory; PyTorch has a class of its own for CUDA only."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return any(text in str(error) for text in ("can't allocate memory", "not enough memory", "out of memory"))
-
-
 def release_memory(device: torch.device):
     """Give back what PyTorch keeps for later, so that the next plan finds it free."""
     gc.collect()

@@ -22,7 +22,6 @@ MARGIN_FRACTION = 0.15  # of the labels' extent
 MARGIN_MM = 12.0
 NOISE_WINDOW = 0.7  # pixels, standard deviation of the Gaussian that takes noise off intensities looked at one by one
 OUTLINE_WINDOW = 2.0  # pixels, standard deviation of the Gaussian that takes away what is uneven of an outline
-SIGNED_DISTANCE_LIMIT = 24.0  # pixels; further away only the sign matters
 
 
 @dataclass(frozen=True)

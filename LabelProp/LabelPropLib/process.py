@@ -18,13 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .annotation import SparseAnnotation
+from .errors import MEMORY_ADVICE, out_of_memory
 from .exchange import read_propagation, write_in_parts
 from .settings import Settings
 
 CANCEL_TIMEOUT_MS = 1000
 LOG_CHARACTERS = 2000  # of what the process printed, for the message when it ends unexpectedly
-
-MEMORY_ADVICE = "Choose the preset 'fast' or the device 'cpu', close other applications, or crop the volume."
 
 
 class BackgroundPropagation:
@@ -266,6 +265,4 @@ class BackgroundPropagation:
 
 def explain(kind: str, text: str) -> str:
     """The worker's error as a message for the user."""
-    if kind == "memory":
-        return f"There was not enough memory ({text}). {MEMORY_ADVICE}"
-    return text
+    return out_of_memory(text) if kind == "memory" else text

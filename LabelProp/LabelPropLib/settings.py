@@ -11,6 +11,7 @@ REGISTRATIONS = ("auto", "instance", "network", "pretrained")
 FUSIONS = ("auto", "majority", "distance", "similarity", "appearance", "joint", "deep")
 PRESETS = ("fast", "balanced", "best")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+NAMED_CHECKPOINTS = AUTO, NONE = "auto", "none"  # all others are files
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Worker:
         except InputError as error:
             self._fail(job, "input", str(error))
         except Exception as error:
-            from LabelPropLib.planner import is_out_of_memory
+            from LabelPropLib.machine import is_out_of_memory
 
             traceback.print_exc()
             kind = "memory" if is_out_of_memory(error) else "failed"

@@ -311,6 +311,27 @@ def test_segmentation_keeps_overlap(case, nearest_slice_engine):
     np.testing.assert_array_equal(left | right, both)
 
 
+def test_directions_of_a_segmentation_with_a_segment_that_was_not_drawn(case, nearest_slice_engine):
+    save_segmentation(case / "drawn.seg.nrrd", drawn_masks() | {"empty": np.zeros(SHAPE, bool)})
+    assert propagate(case, "--directions", annotations="drawn.seg.nrrd") == 0
+    np.testing.assert_array_equal(read(case / "out_up.nii.gz"), read(case / "out.nii.gz"))
+
+
+def test_report_is_of_the_files_as_they_were_read(case, monkeypatch, nearest_slice_engine):
+    before = (case / "annotations.nii.gz").stat().st_mtime_ns
+    read_inputs = cli.read_inputs
+
+    def read_and_let_somebody_draw_on(options):
+        inputs = read_inputs(options)
+        os.utime(case / "annotations.nii.gz", ns=(before + 10**9, before + 10**9))
+        return inputs
+
+    monkeypatch.setattr(cli, "read_inputs", read_and_let_somebody_draw_on)
+    assert propagate(case, "--report", case / "report.json") == 0
+    made_of = json.loads((case / "report.json").read_text())["made_of"]
+    assert made_of["inputs"]["annotations"]["modified_ns"] == before
+
+
 def test_overlap_needs_a_segmentation(case, capsys):
     masks = drawn_masks()
     masks["both"] = masks["left"] | masks["right"]
@@ -364,6 +385,12 @@ def test_file_that_is_no_image(case, capsys, name):
     (case / name).write_text("The patient lay still.")
     which = "annotations" if name.endswith(".seg.nrrd") else "image"
     assert_refused(capsys, case, name, **{which: name})
+
+
+@pytest.mark.parametrize("header", ["pair.hdr", "pair.img"])
+def test_nifti_in_two_files(case, nearest_slice_engine, header):
+    sitk.WriteImage(sitk.ReadImage(str(case / "image.nii.gz")), str(case / "pair.hdr"))
+    assert propagate(case, image=header) == 0
 
 
 @pytest.mark.parametrize("suffix", files.VOLUME_SUFFIXES)
@@ -537,6 +564,18 @@ def test_failure_of_the_engine(case, capsys, monkeypatch):
     assert propagate(case) == 1
     assert "out of luck" in capsys.readouterr().err
     assert (case / "out.nii.gz").read_bytes() == b"before"
+
+
+def test_too_little_memory(case, capsys, monkeypatch):
+    from LabelPropLib import pipeline
+
+    def fail(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(pipeline, "propagate", fail)
+    assert propagate(case) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("labelprop: There was not enough memory") and "preset 'fast'" in said
 
 
 def test_failure_while_writing_leaves_all_outputs_as_they_were(case, capsys, monkeypatch, nearest_slice_engine):

@@ -312,7 +312,18 @@ def test_following_the_suggestion_to_the_end_draws_all_that_is_left(volume):
 def test_nothing_is_suggested_where_nothing_is_to_be_found(volume):
     report = propagate(annotate(*volume, (8,)), FAST).report
     assert report["suggested_slice"] is None and report["suggested_slices"] == []
-    assert report["expected_mean_dice"] == 1
+    assert report["expected_mean_dice"] is None
+
+
+def test_a_label_of_which_nothing_is_left_to_find_does_not_lift_the_mean(volume):
+    image, labels = volume
+    drawn = np.where(np.isin(np.arange(len(labels)), (0, 4, 8))[:, None, None], labels, 0)
+    drawn[8, 1:4, 1:4] = 99
+    report = propagate(annotate_from_label_volume(image, drawn, SPACING, axis=0, missing="unknown"), FAST).report
+    assert report["expected_dice"]["99"] == {"8": 1}
+    others = [report["expected_dice"][str(label)] for label in report["labels"] if label != 99]
+    least, most = (f(v for planes in others for v in planes.values() if v < 1) for f in (min, max))
+    assert least <= report["expected_mean_dice"] <= most
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -11,8 +11,9 @@ from test_pipeline import SPACING, dice, keep, tubes
 
 from LabelPropLib.annotation import annotate_from_label_volume
 from LabelPropLib.errors import Cancelled
-from LabelPropLib.memory import Memory, fingerprint, resample
+from LabelPropLib.memory import Memory, fingerprint, fusion_fingerprint, resample
 from LabelPropLib.pipeline import propagate
+from LabelPropLib.preprocessing import prepare
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
 
@@ -195,7 +196,31 @@ def test_resampled_fields_move_the_same_points(start, rows, columns):
     torch.testing.assert_close(found, linear(new_box, (rows, columns)), atol=1e-4, rtol=1e-4)
 
 
-def test_cancelled_run_leaves_the_memory_as_it_was(volume, memory, first_run):
+def test_run_that_is_cancelled_while_it_registers_leaves_the_memory_as_it_was(volume, memory, first_run):
+    stages = []
     with pytest.raises(Cancelled):
-        propagate(drawn(volume, [0, 4, 8, 16]), FAST, is_cancelled=lambda: True, memory=memory)
+        propagate(
+            drawn(volume, [0, 4, 8, 16]),
+            FAST,
+            lambda fraction, stage: stages.append(stage),
+            is_cancelled=lambda: "Registering" in stages,
+            memory=memory,
+        )
     assert memory._remembered is first_run[0]._remembered
+
+
+def test_other_weights_in_the_same_file_are_another_way(volume, tmp_path):
+    annotation, settings = drawn(volume, [0, 8]), replace(FAST, checkpoint=str(tmp_path / "weights.pt"))
+    stack = prepare(annotation, 80)
+    seen = set()
+    for content in (b"one", b"other"):
+        (tmp_path / "weights.pt").write_bytes(content)
+        seen.add((fingerprint(annotation, settings), repr(fusion_fingerprint(annotation, settings, stack))))
+    assert len({one for one, _ in seen}) == len({two for _, two in seen}) == 2
+
+
+def test_what_was_fused_is_not_taken_over_on_another_working_grid(volume):
+    annotation = drawn(volume, [0, 8, 16])
+    coarse, fine = (prepare(annotation, pixels) for pixels in (24, 80))
+    assert coarse.crop == fine.crop and coarse.size != fine.size
+    assert fusion_fingerprint(annotation, FAST, coarse) != fusion_fingerprint(annotation, FAST, fine)

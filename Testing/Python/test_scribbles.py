@@ -334,6 +334,7 @@ def test_a_graph_cut_knows_what_was_drawn_and_what_is_sure(case, monkeypatch):
     annotation = dataclasses.replace(case.annotation, scribbles={9: voxels})
     (region,) = scribbles.regions(annotation, case.stack.pixel)
     found, _ = case.update({9: voxels}, follow_edges=True)
+    assert asked
     for unary, questionable, certain in asked:
         assert len(unary) == len(questionable) == 200
         assert not certain[tuple(questionable.T)].any()

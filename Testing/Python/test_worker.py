@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import LabelPropLib
-from LabelPropLib import checkpoint, planner
+from LabelPropLib import checkpoint
 from LabelPropLib.annotation import AtlasVolume, SparseAnnotation, annotate_from_masks
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
 from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
+from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.propagation import Propagation
@@ -255,9 +256,9 @@ def test_worker_does_not_outlive_a_killed_application(tmp_path):
 def test_out_of_memory_is_recognised():
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 58, dtype=torch.uint8)
-    assert planner.is_out_of_memory(error.value)
-    assert planner.is_out_of_memory(MemoryError())
-    assert not planner.is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
+    assert is_out_of_memory(error.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("The size of tensor a (3) must match"))
 
 
 #

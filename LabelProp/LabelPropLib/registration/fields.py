@@ -108,10 +108,3 @@ def resize(field: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     ratio = [(new - 1) / max(old - 1, 1) for new, old in zip(size, field.shape[-2:], strict=True)]
     resized = F.interpolate(field, size=size, mode="bilinear", align_corners=True)
     return resized * resized.new_tensor(ratio).view(1, 2, 1, 1)
-
-
-def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
-    """Determinant (N, H - 1, W - 1) of d(x + u(x))/dx by forward differences; not positive where the field folds."""
-    along_rows = (displacement[:, :, 1:, :] - displacement[:, :, :-1, :])[..., :-1]
-    along_columns = (displacement[:, :, :, 1:] - displacement[:, :, :, :-1])[:, :, :-1]
-    return (1 + along_rows[:, 0]) * (1 + along_columns[:, 1]) - along_rows[:, 1] * along_columns[:, 0]
