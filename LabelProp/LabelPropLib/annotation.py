@@ -6,7 +6,7 @@ Unknown is never background. A *scribble* says only "these voxels are this label
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -293,6 +293,11 @@ def find_axis(masks: Mapping[int, np.ndarray]) -> int:
         return run_length(np.flatnonzero(np.any([mask.any(axis=others) for mask in masks.values()], axis=0)))
 
     return min(range(3), key=likeness)
+
+
+def coarsest_axis(spacing: Sequence[float]) -> int:
+    """The array axis of the largest spacing (mm), rather k; what differs by rounding in a header is the same."""
+    return int(np.argmax(np.round(spacing, 3)))
 
 
 def run_length(planes: np.ndarray) -> tuple[float, int]:

@@ -10,15 +10,14 @@ same files with the same settings, is not run again, so the same command resumes
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from . import files, overview
 from .commands import run_here, run_on_cluster
@@ -26,7 +25,8 @@ from .errors import Cancelled, InputError
 from .machine import processor_count, thread_count
 from .overview import Result
 from .provenance import provenance
-from .settings import Settings
+from .settings import NAMED_CHECKPOINTS, Settings
+from .tables import read_records
 
 REQUIRED = ("image", "annotations")
 OPTIONAL = ("second_image", "scribbles")
@@ -94,6 +94,11 @@ class Job:
             failure=failure,
         )
 
+    def report_is_of_another_program(self) -> bool:
+        """Whether there is JSON in its place that `labelprop` has not written, like the notes that come with a scan."""
+        content = read_json(self.report)
+        return content is not None and not (isinstance(content, dict) and "made_of" in content)
+
     def is_done(self) -> bool:
         """Whether the result is there, made of the same files with the same settings."""
         try:
@@ -114,13 +119,22 @@ def run(
 ) -> list[Result]:
     """Run all rows of `table`, write their results and an overview into `folder`, made if need be.
 
-    missing: see `annotate_from_masks`. jobs: how many rows at once, by default as many as there are processors for.
-    scheduler: the address of a dask scheduler whose workers are to run them. say: told what happens, line by line.
-    Returns the results, doubtful ones first. Raises InputError if the table cannot be used, Cancelled by Ctrl+C.
+    settings: without `uncertainty` and `suggestions`, for which there is no file. missing: see `annotate_from_masks`.
+    jobs: how many rows at once, by default as many as there are processors for. scheduler: the address of a dask
+    scheduler whose workers are to run them. say: told what happens, line by line.
+    Returns the results, doubtful ones first. Raises InputError if the table or the settings cannot be used, or a file
+    that is not a result of this command would be replaced; Cancelled by Ctrl+C.
     """
+    if settings.uncertainty or settings.suggestions > 1:
+        raise InputError(
+            "A batch writes neither maps of uncertainty nor lists of suggestions: leave both settings out."
+        )
+    if settings.checkpoint not in NAMED_CHECKPOINTS:
+        settings = replace(settings, checkpoint=str(Path(settings.checkpoint).resolve()))  # workers are elsewhere
     rows = read_table(table, say)
     folder = files.writable_folder(folder)
     all_jobs = {row.name: Job(row, folder.resolve(), settings, missing) for row in rows}
+    check_outputs(all_jobs.values(), table, folder)
     results = {name: job.result() for name, job in all_jobs.items() if job.is_done()}
     if results:
         say(f"{len(results)} of {len(rows)} volumes are there already, made of the same files with the same settings.")
@@ -146,34 +160,33 @@ def run(
     return ranked
 
 
+def check_outputs(jobs: Collection[Job], table: Path, folder: Path):
+    """Raise InputError if a file to be written is one that the batch reads, or a file that somebody else has made."""
+    read = {path.resolve() for job in jobs for path in job.row.inputs.values()} | {table.resolve()}
+    written = [path for job in jobs for path in (job.output, job.report, job.picture)]
+    for path in (*written, folder / overview.TABLE, folder / overview.PAGE):
+        if path.resolve() in read:
+            raise InputError(
+                f"{path} would be replaced, which this batch reads: choose another folder for the results."
+            )
+    for job in jobs:
+        if job.report_is_of_another_program():
+            raise InputError(
+                f"{job.report} would be replaced, which is no report of LabelProp's: choose another folder for the"
+                " results, or a name for this row."
+            )
+
+
 def read_table(path: Path, say: Callable[[str], None]) -> list[Row]:
     """The rows of a CSV file, its paths relative to its folder.
 
     Whether the files are there is not asked: a volume that cannot be read must not keep the others from running.
     Raises InputError if this is no such table.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a table ({error}): give a CSV file in UTF-8.") from error
-    head = text.partition("\n")[0]
-    records = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), skipinitialspace=True
-    )
-    columns = [(column or "").strip().lower() for column in records.fieldnames or ()]
-    records.fieldnames = columns
-    absent = [column for column in REQUIRED if column not in columns]
-    if absent:
-        raise InputError(f"{path}: no column {' and no column '.join(absent)}: its first line has to name the columns.")
-    unused = [column for column in columns if column and column not in COLUMNS]
+    records, unused = read_records(path, COLUMNS, REQUIRED)
     if unused:
         say(f"Columns of the table that are not used: {', '.join(unused)}.")
-    rows = [
-        read_row(path, records.line_num, {column: (record.get(column) or "").strip() for column in COLUMNS})
-        for record in records
-    ]
-    if not rows:
-        raise InputError(f"{path}: no rows: give a line for each volume.")
+    rows = [read_row(path, record.number, record.cells) for record in records]
     return with_names(path, rows)
 
 
@@ -218,10 +231,16 @@ def stem(path: Path) -> str:
 
 def read_report(path: Path) -> dict:
     """The report in a file, empty if there is none or it is not one."""
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds as JSON, None if there is no file or it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
+        return None
 
 
 def describe(result: Result) -> str:

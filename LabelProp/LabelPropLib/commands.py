@@ -153,7 +153,8 @@ def interpreter() -> list[str]:
     application = getattr(sys.modules.get("slicer"), "app", None)
     if application is None:
         return [sys.executable]
-    return [application.launcherExecutableFilePath, "--no-splash", "--no-main-window", "--python-script"]
+    program = application.launcherExecutableFilePath or application.applicationFilePath()  # macOS has no launcher
+    return [program, "--no-splash", "--no-main-window", "--python-script"]
 
 
 def stop(process: subprocess.Popen):

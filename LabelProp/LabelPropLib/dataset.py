@@ -6,7 +6,6 @@ across the slices, i, j or k of the file, optional. Paths count from the table's
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from . import files
-from .annotation import AXIS_NAMES, check_image, find_axis
+from .annotation import AXIS_NAMES, check_image, coarsest_axis, find_axis
 from .errors import InputError
 from .preprocessing import normalise, percentiles, robust_range
 from .registration.pretraining import TrainingVolume
+from .tables import read_records
 
 COLUMNS = ("image", "annotations", "axis")
 PIXELS = 256  # along the longer side of a plane, at most
@@ -36,24 +36,13 @@ class Entry:
 
 def read_table(path: Path) -> list[Entry]:
     """The rows of the table. Raises InputError if it is not one, or names a file that is not there."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: check the path.")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            rows, header = list(reader), reader.fieldnames
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a CSV table: save it as CSV (UTF-8).") from error
-    if "image" not in (header or ()):
-        raise InputError(f"{path}: no column 'image': give the table a header with {', '.join(COLUMNS)}.")
-    if not rows:
-        raise InputError(f"{path}: no rows: name at least one image.")
-    return [read_row(row, number, path) for number, row in enumerate(rows, start=2)]
+    records, _ = read_records(path, COLUMNS, required=("image",))
+    return [read_row(record.cells, record.number, path) for record in records]
 
 
-def read_row(row: dict[str, str | None], line: int, path: Path) -> Entry:
+def read_row(row: dict[str, str], line: int, path: Path) -> Entry:
     """A row of the table at `path`. Raises InputError."""
-    image, annotations, axis = ((row.get(column) or "").strip() for column in COLUMNS)
+    image, annotations, axis = (row[column] for column in COLUMNS)
     if not image:
         raise InputError(f"{path}, line {line}: no image: name a file, or remove the line.")
     if axis not in ("", "auto", *AXIS_NAMES):
@@ -105,7 +94,7 @@ def choose_axis(labels: np.ndarray | None, spacing: tuple[float, float, float]) 
         bearing = np.flatnonzero((labels != 0).any(axis=tuple(a for a in range(3) if a != axis)))
         if len(bearing) <= (bearing[-1] - bearing[0] + 1) / 2:
             return axis
-    return int(np.argmax(np.round(spacing, 3)))
+    return coarsest_axis(spacing)
 
 
 def prepare(

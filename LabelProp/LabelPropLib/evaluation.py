@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from . import files
-from .annotation import AXIS_NAMES, find_axis
+from .annotation import AXIS_NAMES, coarsest_axis, find_axis
 from .errors import InputError
 
 FEWEST_VOXELS = 30  # labels with fewer reference voxels say more about rounding than about the method: not scored
@@ -117,7 +117,7 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
         return files.voxels(image)
 
     reference_labels = files.voxels(reference_image)
-    axis, annotated = int(np.argmax(spacing)), []
+    axis, annotated = coarsest_axis(spacing), []
     if annotations is not None:
         axis, annotated = annotated_slices(read_on_grid(annotations))
     scores = score_labels(read_on_grid(prediction), reference_labels, spacing, axis, annotated)

@@ -12,6 +12,7 @@ import textwrap
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -308,6 +309,57 @@ def test_stopping_ends_what_runs(tmp_path, stand_in):
     assert (tmp_path / "long-ended").exists()
 
 
+def test_nothing_that_is_read_is_replaced(table, in_this_process, capsys):
+    """Neither the table nor an input of any row."""
+    folder = table.parent
+    row = {"image": "one.nii.gz", "annotations": "one-drawn.nii.gz", "name": "result"}
+    other = {"image": "two.nii.gz", "annotations": "two-drawn.nii.gz", "name": "one"}
+    for name, rows in ((overview.TABLE, [row]), ("one.nii.gz", [row, other])):
+        listed = write_table(folder / overview.TABLE, *rows)
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert run(listed, folder) == 2
+        assert f"{name} would be replaced, which this batch reads" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert in_this_process == []
+
+
+@pytest.mark.parametrize("content", ['{"EchoTime": 0.1}', "[1, 2]"])
+def test_a_file_of_another_program_in_the_place_of_a_report_is_kept(table, tmp_path, in_this_process, capsys, content):
+    (tmp_path / "two.json").write_text(content)
+    assert run(table, tmp_path) == 2
+    assert "two.json would be replaced, which is no report of LabelProp's" in capsys.readouterr().err
+    assert (tmp_path / "two.json").read_text() == content
+    assert in_this_process == []
+
+
+def test_a_checkpoint_is_found_wherever_a_row_runs(table, tmp_path, in_this_process, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "weights.pt").write_bytes(b"one")
+    run(table, tmp_path / "out", "--checkpoint", "weights.pt")
+    made_of = json.loads((tmp_path / "out" / "one.json").read_text())["made_of"]
+    assert made_of["settings"]["checkpoint"] == str((tmp_path / "weights.pt").resolve())
+    in_this_process.clear()
+    (tmp_path / "weights.pt").write_bytes(b"other")
+    run(table, tmp_path / "out", "--checkpoint", "weights.pt")
+    assert sorted(in_this_process) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("setting", [{"uncertainty": True}, {"suggestions": 3}])
+def test_settings_that_have_no_file_in_a_batch(table, tmp_path, setting):
+    with pytest.raises(InputError, match="leave both settings out"):
+        batch.run(table, tmp_path, Settings(**setting))
+
+
+def test_the_application_runs_itself(monkeypatch):
+    """Also on macOS, where it has no launcher."""
+    application = SimpleNamespace(launcherExecutableFilePath="launcher", applicationFilePath=lambda: "itself")
+    monkeypatch.setitem(sys.modules, "slicer", SimpleNamespace(app=application))
+    assert commands.interpreter()[0] == "launcher"
+    application.launcherExecutableFilePath = ""
+    assert commands.interpreter()[0] == "itself"
+
+
 def test_a_batch_that_is_interrupted_says_how_far_it_came(table, tmp_path, monkeypatch):
     def run_here(all_commands, jobs, threads):
         yield "one", Ended(2, "labelprop: bad")
@@ -328,11 +380,12 @@ def test_processes_of_a_killed_batch_end(table, tmp_path, python):
     """The worker notices that its stdin closes, and is cancelled: nothing half-written is left behind."""
     inputs = [str(table.parent / name) for name in ("one.nii.gz", "one-drawn.nii.gz")]
     command = [sys.executable, *python, commands.WORKER, "propagate", *inputs, "-o", str(tmp_path / "out.nii.gz")]
+    before = sorted(tmp_path.iterdir())
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.5)
+    assert process.stderr.readline().strip() == "Preparing"
     process.stdin.close()
     assert process.wait(120) in (cli.CANCELLED, -signal.SIGTERM)
-    assert list(tmp_path.glob("out*")) == []
+    assert sorted(tmp_path.iterdir()) == before
 
 
 # One machine and a cluster, for real

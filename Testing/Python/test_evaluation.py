@@ -118,6 +118,15 @@ def test_command_prints_a_line_for_each_label(tmp_path, capsys):
     assert "4 of 6 slices across k, without the annotated ones" in printed
 
 
+def test_rounding_of_a_header_does_not_choose_the_axis(tmp_path, capsys):
+    labels = np.zeros((12, 14, 16), np.uint8)
+    labels[3:9, 4:10, 5:11] = 1
+    for spacing in ((1.0, 1.0, 1.0), (1.0, 1.0000001, 1.0)):
+        path = write(tmp_path / "labels.nii.gz", labels, spacing)
+        run(path, path)
+        assert "12 of 12 slices across k" in capsys.readouterr().out
+
+
 def test_bad_input_is_explained(tmp_path):
     reference = write(tmp_path / "reference.nii.gz", random_labels(2))
     empty = write(tmp_path / "empty.nii.gz", np.zeros_like(random_labels(2)))

@@ -272,14 +272,15 @@ def test_who_cancels_is_told_whether_it_can_go_on(tmp_path, capsys, monkeypatch,
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("", "no column 'image'"),
-        ("scan\na.nii.gz\n", "no column 'image'"),
+        ("", "no column image"),
+        ("scan\na.nii.gz\n", "no column image"),
         ("image\n", "no rows"),
         ("image\nmissing.nii.gz\n", "missing.nii.gz: no such file"),
         ("image,annotations\nimage0.nii.gz,missing.nii.gz\n", "missing.nii.gz: no such file"),
         ("image,axis\nimage0.nii.gz,x\n", "unknown axis 'x'"),
         ("image,annotations\n,labels0.nii.gz\n", "line 2: no image"),
-        ("\x89PNG\x00", "no column 'image'"),
+        ("\x89PNG\x00", "no column image"),
+        (f"image\n{'a' * 200_000}\n", "after line 1: not a CSV table"),
     ],
 )
 def test_a_table_that_cannot_be_used(tmp_path, content, message):
