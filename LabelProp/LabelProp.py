@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -500,8 +501,13 @@ def formatReport(report):
     return "\n".join(lines)
 
 
+_installing = threading.Lock()
+
+
 def installPyTorchIfMissing():
     """Whether PyTorch is there, if need be because the user agreed to install it. Raises RuntimeError."""
+    if _installing.locked():  # pip's output is shown between events, so buttons work meanwhile
+        raise RuntimeError(_("PyTorch is being installed, which takes some minutes: try again then."))
     if importlib.util.find_spec("torch") is not None:
         return True
     try:
@@ -511,7 +517,11 @@ def installPyTorchIfMissing():
             _("LabelProp needs the PyTorch extension: install it in the Extensions Manager, and restart Slicer.")
         ) from error
     logic = PyTorchUtils.PyTorchUtilsLogic()
-    return logic.installTorch(askConfirmation=True, torchVersionRequirement=">=2.1") is not None
+    with _installing:
+        try:
+            return logic.installTorch(askConfirmation=True, torchVersionRequirement=">=2.1") is not None
+        except Exception as error:  # whatever pip ends with, and whatever what it installed does when it is loaded
+            raise RuntimeError(_("PyTorch could not be installed: {reason}").format(reason=error)) from error
 
 
 #

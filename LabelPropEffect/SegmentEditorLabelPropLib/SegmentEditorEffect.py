@@ -20,7 +20,8 @@ from slicer.util import VTKObservationMixin
 from LabelProp import LabelPropLogic, formatSeconds, installPyTorchIfMissing
 from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
-from LabelPropLib.errors import InputError
+from LabelPropLib.errors import InputError, out_of_memory
+from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.protection import masks_to_write
 from LabelPropLib.slices import expected_quality, mark_propagated, notice_corrections, survey
@@ -32,6 +33,12 @@ PREVIEW_INPUT = "LabelProp.Input"  # reference from the preview to the segmentat
 INPUT_OPACITY = "LabelProp.InputOpacity"  # attribute of the preview: what the user had set for the segmentation
 DEFAULT_PREVIEW_OPACITY = 0.6
 IDLE_MINUTES = 10  # after which the background process is given up, and its memory with it
+
+
+def explained(error):
+    """An exception in words for the user."""
+    text = str(error) or type(error).__name__
+    return out_of_memory(text) if is_out_of_memory(error) else text
 
 
 class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKObservationMixin):
@@ -302,8 +309,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._failure = self._message = None
         try:
             self.preview()
-        except (InputError, RuntimeError) as error:
-            self._fail(str(error))
+        except Exception as error:
+            self._fail(explained(error))
             raise
 
     def preview(self):
@@ -357,6 +364,9 @@ Editable area, editable intensity range, and the segments that may be overwritte
     def _onDone(self, propagation):
         collected, self._running = self._running, None
         segmentation = collected.segmentation_node.GetSegmentation()
+        if self.scriptedEffect.parameterSetNode().GetSegmentationNode() != collected.segmentation_node:
+            self._fail(_("Cancelled: another segmentation was chosen."))
+            return
         if not all(segmentation.GetSegment(collected.segment_ids[label]) for label in collected.annotation.labels):
             self._fail(_("Cancelled: a segment was removed."))
             return
@@ -365,8 +375,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._previewed = collected
             self._message = "\n".join(propagation.report["messages"])
             self.slicesPanel.showQuality(expected_quality(collected, propagation.report))
-        finally:
-            self.updateGUIFromMRML()
+        except Exception as error:
+            self._fail(explained(error))
+            raise
+        self.updateGUIFromMRML()
 
     def _onFailed(self, _kind, text):
         self._running = None
@@ -413,6 +425,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
         return segmentationNode.GetSegmentation().ContainsRepresentation(
             slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
         )
+
+    def onSegmentationModified(self, caller, event):
+        if self.selectedSegmentIds is not None:  # as they are of a preview that was loaded with its scene
+            super().onSegmentationModified(caller, event)
 
     def getPreviewNode(self):
         """The preview, None if there is none or another effect made it: the base class cannot tell."""
@@ -487,8 +503,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
         try:
             with slicer.util.WaitCursor():
                 message = self._apply(previewNode)
-        except InputError as error:
-            self._fail(str(error))
+        except Exception as error:
+            self._fail(explained(error))
             raise
         self.reset()
         self._message = message
@@ -498,6 +514,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
         """Write the preview, and return what there is to say of it."""
         parameterSetNode = self.scriptedEffect.parameterSetNode()
         segmentationNode = parameterSetNode.GetSegmentationNode()
+        if previewNode.GetNodeReference(PREVIEW_INPUT) != segmentationNode:
+            raise InputError(_("The preview is of another segmentation: choose that one, or initialize one of this."))
         segmentation = segmentationNode.GetSegmentation()
         segmentIds = [name for name in previewNode.GetSegmentation().GetSegmentIDs() if segmentation.GetSegment(name)]
         axis = self.scriptedEffect.parameter("Direction")

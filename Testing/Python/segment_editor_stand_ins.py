@@ -196,7 +196,7 @@ class AutoCompleteEffect:
         return button
 
     def onSegmentationModified(self, _caller, _event):
-        if self.autoUpdateCheckBox.isChecked():
+        if self.autoUpdateCheckBox.isChecked() and self.selectedSegmentIds.GetNumberOfValues():
             self.delayedAutoUpdateTimer.start()
 
     def observeSegmentation(self, enabled):

@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ import slicer  # noqa: E402
 from PySide6 import QtTest  # noqa: E402
 
 import SegmentEditorLabelProp  # noqa: E402
+from LabelProp import LabelPropLogic  # noqa: E402
 from LabelPropLib import scene  # noqa: E402
+from LabelPropLib.errors import InputError  # noqa: E402
 from LabelPropLib.slices import set_role, survey  # noqa: E402
 from SegmentEditorLabelPropLib import SegmentEditorEffect  # noqa: E402
 from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip, qualityColor  # noqa: E402
@@ -144,6 +147,37 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.scriptedEffect.setParameter("AutoUpdate", 1)
         self.setVoxels("tube", np.zeros_like(self.drawn))
         self.processEvents(lambda: not self.effect.messageLabel.text.startswith("No annotated slice"))
+
+    def test_what_goes_wrong_is_read_in_the_panel(self):
+        """Whatever it is: the application shows nobody the exceptions of a slot."""
+        with mock.patch.object(LabelPropLogic, "collect", side_effect=MemoryError("9 GB")):
+            with self.assertRaises(MemoryError):
+                self.effect.onPreview()
+        self.assertIn("There was not enough memory (9 GB)", self.effect.messageLabel.text)
+        self.preview()
+        with mock.patch.object(self.effect, "_apply", side_effect=OSError("no such luck")):
+            with self.assertRaises(OSError):
+                self.effect.onApply()
+        self.assertEqual(self.effect.messageLabel.text, "no such luck")
+        self.assertSame(self.voxels("tube"), self.drawn)
+
+    def test_preview_is_not_applied_to_another_segmentation(self):
+        self.preview()
+        other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Other")
+        other.GetSegmentation().DeepCopy(self.segmentationNode.GetSegmentation())
+        self.effect.removeObservers()  # it does not hear of it
+        self.editorNode.SetAndObserveSegmentationNode(other)
+        with self.assertRaisesRegex(InputError, "The preview is of another segmentation"):
+            self.effect.onApply()
+        self.assertSame(self.voxels("tube", other), self.drawn)
+
+    def test_preview_that_was_loaded_with_its_scene(self):
+        """It belongs to no run of this effect, which knows of no segments of it."""
+        self.preview()
+        self.scriptedEffect.setParameter("AutoUpdate", 1)
+        self.effect.selectedSegmentIds = None
+        self.effect.onSegmentationModified(None, None)
+        self.assertFalse(self.effect.delayedAutoUpdateTimer.isActive())
 
     def test_merged_labelmap_of_a_script(self):
         merged = scene.image_from_array(

@@ -184,6 +184,26 @@ def test_pytorch_is_installed_through_its_extension(monkeypatch, agreed):
     assert asked == {"askConfirmation": True, "torchVersionRequirement": ">=2.1"}
 
 
+def test_failed_installation_of_pytorch_is_explained_and_not_begun_twice(monkeypatch):
+    clicks = []
+
+    class PyTorchUtilsLogic:
+        def installTorch(self, **options):
+            with pytest.raises(RuntimeError, match="is being installed"):
+                LabelProp.installPyTorchIfMissing()  # as from a button while pip runs
+            clicks.append(options)
+            raise subprocess.CalledProcessError(1, "pip")
+
+    extension = types.ModuleType("PyTorchUtils")
+    extension.PyTorchUtilsLogic = PyTorchUtilsLogic
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", extension)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="could not be installed: .*pip"):
+            LabelProp.installPyTorchIfMissing()
+    assert len(clicks) == 2
+
+
 def test_missing_pytorch_extension_is_explained(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "PyTorchUtils", None)
