@@ -327,6 +327,11 @@ def check_image(image: np.ndarray, name: str = "image"):
         raise InputError(f"The {name} has {count} voxels that are NaN or infinite: replace them by a number first.")
     if low == high:
         raise InputError(f"The {name} is constant ({float(low):g} everywhere): choose the scan itself.")
+    if float(high) - float(low) > float(np.finfo(np.float32).max):
+        raise InputError(
+            f"The {name} has intensities from {float(low):g} to {float(high):g}, more than can be reckoned with:"
+            " replace those by which it says that a voxel has none."
+        )
 
 
 def check_second_image(second: np.ndarray, image: np.ndarray):

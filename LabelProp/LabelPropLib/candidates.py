@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, wraps
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -270,16 +271,28 @@ class LabelPlanes:
         return moved[:, 0], moved[:, 1:]
 
 
+def shared_gaps(annotation: SparseAnnotation) -> dict[tuple[int, int], list[int]]:
+    """(Lower, upper) planes of the volume -> the labels that both bear and that are to be found in between, in order.
+
+    They are consecutive ones of those on which the label is known, whatever is drawn of others.
+    """
+    labels_of: dict[tuple[int, int], list[int]] = {}
+    for label in annotation.labels:
+        drawn = annotation.complete[label]
+        for lower, upper in pairwise(sorted(annotation.known_planes(label))):
+            if lower in drawn and upper in drawn and upper - lower > 1:
+                labels_of.setdefault((lower, upper), []).append(label)
+    return dict(sorted(labels_of.items()))
+
+
 def far_ends(annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes) -> FarEnds | None:
-    """The labels drawn on both planes of every pair of consecutive annotated planes; None where there are none.
+    """The labels drawn on both planes of every gap of theirs, see `shared_gaps`; None where there are none.
 
     Masks are softened over a pixel, sigmoid(signed distance), so that they have a gradient.
     """
     moving, fixed, labels_moving, labels_fixed = [], [], [], []
-    for lower, upper in zip(stack.given[:-1], stack.given[1:], strict=True):
-        shared = [label for label in annotation.labels if planes.bears(label, lower) and planes.bears(label, upper)]
-        if not shared or upper - lower < 2:
-            continue
+    for bounds, shared in shared_gaps(annotation).items():
+        lower, upper = (plane - stack.first for plane in bounds)
         below, above = (_soft_masks(annotation.labels, shared, planes, plane, stack) for plane in (lower, upper))
         moving += [lower, upper]
         fixed += [upper, lower]
@@ -353,10 +366,13 @@ class Chains:
     weights: (C,) of mean 1, how far each channel of the images can be trusted.
     """
 
-    def __init__(self, velocity: torch.Tensor, images: torch.Tensor):
-        """velocity: (Z - 1, 2, h, w), see `registration`; images: (Z, C, H, W)."""
+    def __init__(self, velocity: torch.Tensor, images: torch.Tensor, core: slice = slice(None)):
+        """velocity: (Z - 1, 2, h, w), see `registration`; images: (Z, C, H, W).
+
+        core: of the planes, those that decide on the weights; see `Stack.core`.
+        """
         self._images = images
-        self.weights = channel_weights(images)
+        self.weights = channel_weights(images[core])
         self._to_lower = integrate(velocity, SQUARINGS)
         self._to_upper = integrate(-velocity, SQUARINGS)
 

@@ -20,6 +20,7 @@ from .annotation import SparseAnnotation
 
 EXTENT = 0.65  # of the gap, where the shape has closed
 EXPONENT = 4.0
+FURTHEST = 0.999  # way; at 1 nothing of the shape's weight would be left, and no shape to be closed
 AROUND = 5.0  # pixels outside the label that count as around it
 MOST_TREND = (-1.5, 2.3)  # that is taken seriously; the most is that of a label absent on the plane before
 PERSISTENCE_OF_FIRST = 1.0  # log-odds, of a label with no known plane before
@@ -86,4 +87,4 @@ def way_to_dissimilarity(distances: torch.Tensor, carried: torch.Tensor, targets
     correlation = (first * second).sum(dim=(1, 2)) / norm
     unlike = torch.nonzero(correlation < correlation[0] / 2).flatten()
     length = float(unlike[0]) + 1 if len(unlike) else len(correlation) + 1
-    return EXTENT * torch.arange(1, len(correlation) + 1).to(correlation) / length
+    return (EXTENT * torch.arange(1, len(correlation) + 1).to(correlation) / length).clamp(max=FURTHEST)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from . import atlases, confidence
@@ -170,6 +171,13 @@ def arrive(labels: Sequence[int], crossing: Crossing, planes: LabelPlanes) -> li
     return side_by_side(lambda label: arrivals(label, crossing, planes), labels, crossing.targets.device)
 
 
+def scribbled_within(scan: Scan, label: int, gap: Gap) -> np.ndarray:
+    """(N, 3) voxels of the label's scribbles on the planes of a gap."""
+    strokes = scan.annotation.scribbles[label]
+    planes = strokes[:, scan.annotation.axis] - scan.stack.first
+    return strokes[(gap.first <= planes) & (planes <= gap.last)]
+
+
 def fuse_gaps(
     scan: Scan,
     networks: DeepLabelFusion | None,
@@ -209,13 +217,16 @@ def fuse_gaps(
                 for name, candidate in (("up", label.lower), ("down", label.upper)):
                     if name in sides and candidate is not None:
                         sides[name].enter(FusedScore(label.label, gap.targets, label.box, candidate.distances))
+        for score in fused:
+            maps.enter(score)
         for gap, labels in gaps_to_scribbles(annotation, stack).items():
             crossing = scan.chains.cross(gap)
             for label in labels:
+                if maps.bears(label, scribbled_within(scan, label, gap)).all():  # it was extrapolated to them
+                    continue
                 arrived = arrivals(label, crossing, planes)
                 carried = arrived.lower or arrived.upper
                 fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone(), arrived.votes))
-        for score in fused:
-            maps.enter(score)
+                maps.enter(fused[-1])
     image_weights = scan.chains.weights[[stack.order.index(image) for image in range(len(stack.order))]]
     return Fusion(rules, factors, priors, fused, maps, sides, evidence, image_weights)

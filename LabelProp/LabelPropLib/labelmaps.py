@@ -72,6 +72,15 @@ class LabelMaps:
         self._stack = stack
         self._layers = exclusive_layers(annotation.labels, annotation.overlapping())
         self._layer_of = {label: index for index, layer in enumerate(self._layers) for label in layer}
+        overlapping = annotation.overlapping()
+        self._rivals = {  # label -> other layer -> the labels there that exclude it all the same
+            label: {
+                index: [other for other in layer if (min(label, other), max(label, other)) not in overlapping]
+                for index, layer in enumerate(self._layers)
+                if label not in layer
+            }
+            for label in annotation.labels
+        }
         dtype = np.min_scalar_type(max(annotation.labels))
         self._volumes = [np.zeros(annotation.image.shape, dtype) for _ in self._layers]
         crop = (len(stack.images), *stack.shape)
@@ -88,8 +97,8 @@ class LabelMaps:
         """Give a label the voxels in which its score is positive and above those of the labels entered before."""
         window, values = self._stack.window_to_volume_grid(fused.values, fused.box)
         index = (slice(fused.targets.start, fused.targets.stop), *window)
-        layer = self._layer_of[fused.label]
-        _enter(fused.label, values, self._scores[layer][index], self._planes(layer)[self._stack.crop][index])
+        maps = [self._planes(layer)[self._stack.crop][index] for layer in range(len(self._layers))]
+        self._enter(fused.label, values, [scores[index] for scores in self._scores], maps)
 
     def decide_again(self, box: Box, scores: Mapping[int, np.ndarray], where: np.ndarray):
         """Take back what was entered for the voxels of `box` in which `where` holds, and enter `scores` there.
@@ -99,14 +108,13 @@ class LabelMaps:
         inside = _overlap(box, self._stack.crop)
         here = _shift(inside, [part.start for part in box])
         there = _shift(inside, [part.start for part in self._stack.crop])
-        for layer, labels in enumerate(self._layers):
-            best = np.full(where.shape, -DISTANCE_LIMIT, np.float32)
-            found = np.zeros(where.shape, self._volumes[layer].dtype)
-            for label in labels:
-                if label in scores:
-                    _enter(label, scores[label], best, found)
-            np.copyto(self._planes(layer)[box], found, where=where)
-            np.copyto(self._scores[layer][there], best[here], where=where[here])
+        best = [np.full(where.shape, -DISTANCE_LIMIT, np.float32) for _ in self._layers]
+        found = [np.zeros(where.shape, volume.dtype) for volume in self._volumes]
+        for label, values in scores.items():
+            self._enter(label, values, best, found)
+        for layer in range(len(self._layers)):
+            np.copyto(self._planes(layer)[box], found[layer], where=where)
+            np.copyto(self._scores[layer][there], best[layer][here], where=where[here])
 
     def keep_given(self, annotation: SparseAnnotation):
         """Scribbled voxels bear their label, complete planes come back voxel for voxel, absent labels are absent.
@@ -117,12 +125,18 @@ class LabelMaps:
             index = tuple(annotation.scribbles[label].T)
             for layer in range(len(self._layers)) if label == BACKGROUND else (self._layer_of[label],):
                 self._volumes[layer][index] = label
+            for layer, rivals in self._rivals.get(label, {}).items():
+                self._volumes[layer][index] = _without(rivals, self._volumes[layer][index])
         for label in annotation.labels:
             planes = self._planes(self._layer_of[label])
             for plane in annotation.known_planes(label):
                 planes[plane][planes[plane] == label] = 0
                 if plane in annotation.complete[label]:
-                    planes[plane][annotation.complete[label][plane]] = label
+                    drawn = annotation.complete[label][plane]
+                    planes[plane][drawn] = label
+                    for layer, rivals in self._rivals[label].items():
+                        others = self._planes(layer)[plane]
+                        others[drawn] = _without(rivals, others[drawn])
 
     def bears(self, label: int, voxels: np.ndarray) -> np.ndarray:
         """(N,) bool: whether the voxels (N, 3), indices (k, j, i), bear the label; BACKGROUND: no label at all."""
@@ -135,16 +149,31 @@ class LabelMaps:
         """The label maps (K, J, I) on the grid of the annotation's image."""
         return self._volumes
 
+    def _enter(self, label: int, values: np.ndarray, best: Sequence[np.ndarray], labels: Sequence[np.ndarray]):
+        """Give `label` the voxels in which its `values` are positive and above those of all that exclude it.
+
+        best, labels: of every layer, the values of what was entered before, and what that is. A label of another layer
+        that has to give way leaves its voxels empty.
+        """
+        own = self._layer_of[label]
+        wins = values > best[own]
+        held = {layer: np.isin(labels[layer], rivals) for layer, rivals in self._rivals[label].items() if rivals}
+        for layer, by_rivals in held.items():
+            wins &= ~by_rivals | (values > best[layer])
+        for layer, by_rivals in held.items():
+            lost = wins & by_rivals & (values > 0)
+            labels[layer][lost], best[layer][lost] = 0, -DISTANCE_LIMIT
+        best[own][wins] = values[wins]
+        labels[own][wins & (values > 0)] = label
+
     def _planes(self, layer: int) -> np.ndarray:
         """(planes, rows, columns) of the layer's volume, not copied."""
         return np.moveaxis(self._volumes[layer], self._axis, 0)
 
 
-def _enter(label: int, values: np.ndarray, best: np.ndarray, labels: np.ndarray):
-    """Give `label` the voxels in which its `values` are positive and above the `best`, which they then become."""
-    wins = values > best
-    best[wins] = values[wins]
-    labels[wins & (values > 0)] = label
+def _without(labels: Sequence[int], values: np.ndarray) -> np.ndarray:
+    """The values, 0 for those that are one of the labels."""
+    return np.where(np.isin(values, labels), 0, values)
 
 
 def _overlap(first: Sequence[slice], second: Sequence[slice]) -> tuple[slice, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .annotation import SparseAnnotation
-from .candidates import gaps_to_scribbles
+from .candidates import gaps_to_scribbles, shared_gaps
 from .preprocessing import Stack, crop_box
 from .provenance import identify_weights
 from .registration import instance
@@ -161,6 +161,7 @@ def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
         graph_cut=False,
         directions=False,
         uncertainty=False,
+        suggestions=1,
         memory_gb=None,
     )
     digest = hashlib.blake2b(digest_size=16)
@@ -180,8 +181,12 @@ def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: 
             digest.update(np.packbits(mask).data)
     absent = {label: sorted(planes) for label, planes in annotation.absent.items()}
     leading = sorted(gaps_to_scribbles(annotation, stack).items(), key=repr)
+    if settings.extrapolate:  # then it depends on the strokes, too, whether the label is carried to them
+        for label in sorted({label for _, labels in leading for label in labels}):
+            digest.update(np.ascontiguousarray(annotation.scribbles[label]).data)
     said = digest.hexdigest(), str(absent), str(leading)
-    return *said, replace(settings, graph_cut=False), identify_weights(settings), stack.crop, stack.size
+    way = replace(settings, graph_cut=False, suggestions=1)
+    return *said, way, identify_weights(settings), stack.crop, stack.size
 
 
 def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:
@@ -209,13 +214,11 @@ def resample(
 
 
 def pulls(annotation: SparseAnnotation) -> frozenset[Pull]:
-    """The gaps whose labels pull their fields: those between neighbouring annotated planes that share labels."""
+    """The gaps whose labels pull their fields."""
     found = set()
-    for lower, upper in zip(annotation.planes[:-1], annotation.planes[1:], strict=True):
+    for bounds, shared in shared_gaps(annotation).items():
         digest = hashlib.blake2b(digest_size=16)
-        shared = [label for label in annotation.labels if {lower, upper} <= annotation.complete[label].keys()]
         for label in shared:
-            digest.update(np.packbits([annotation.complete[label][plane] for plane in (lower, upper)]).data)
-        if shared and upper - lower > 1:
-            found.add((lower, upper, digest.hexdigest()))
+            digest.update(np.packbits([annotation.complete[label][plane] for plane in bounds]).data)
+        found.add((*bounds, digest.hexdigest()))
     return frozenset(found)

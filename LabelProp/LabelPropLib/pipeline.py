@@ -52,7 +52,10 @@ def propagate(
     for plan in plans:
         try:
             return compute(annotation, settings, clock, memory, plan)
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, TypeError) as error:
+            if planner.is_unsupported(error, plan.device):
+                last = planner.UNSUPPORTED
+                break
             if not is_out_of_memory(error):
                 raise
         planner.release_memory(plan.device)
@@ -86,7 +89,8 @@ def compute(
         with torch.no_grad():
             fusion = None if memory is None else memory.recall_fusion(annotation, settings, stack, update)
             if fusion is None:
-                scan = Scan(annotation, stack, planes, Chains(velocity, stack.images))
+                core = slice(stack.core.start, stack.core.stop)
+                scan = Scan(annotation, stack, planes, Chains(velocity, stack.images, core))
                 fusion = fuse_gaps(scan, networks, settings, clock)
                 if memory is not None:
                     memory.keep_fusion(annotation, settings, stack, fusion)

@@ -71,6 +71,14 @@ class Plan:
     why: str = ""
 
 
+UNSUPPORTED = Plan(torch.device("cpu"), why="This PyTorch cannot do all of it on this GPU: computed on the CPU.")
+
+
+def is_unsupported(error: Exception, device: torch.device) -> bool:
+    """Whether PyTorch lacks something on Apple's GPU: how much of it there is depends on the version."""
+    return device.type == "mps" and (isinstance(error, NotImplementedError) or "MPS" in str(error))
+
+
 def plans(device: torch.device) -> Iterator[Plan]:
     """What to try, one after the other, each if memory ran out with the one before: smaller batches, then the CPU."""
     name = {"cuda": "The GPU's memory", "mps": "The GPU's memory"}.get(device.type, "Memory")

@@ -72,9 +72,9 @@ class Stack:
         """The part of the working grid that holds a box (rows, columns) of the volume, as far as the crop goes."""
         found = []
         for part, crop, working, native in zip(box, self.box, self.size, self.shape, strict=True):
-            step = (working - 1) / (native - 1)  # the corners of both grids coincide
-            start = max(0, math.floor((part.start - crop.start) * step))
-            found.append(slice(start, max(start, min(working, math.ceil((part.stop - 1 - crop.start) * step) + 1))))
+            first, last = ((line - crop.start) * (working - 1) for line in (part.start, part.stop - 1))
+            start = max(0, first // (native - 1))  # the corners of both grids coincide
+            found.append(slice(start, max(start, min(working, -(-last // (native - 1)) + 1))))
         return found[0], found[1]
 
     def window_to_volume_grid(
@@ -88,8 +88,11 @@ class Stack:
             return box, planes.cpu().numpy()
         window, coordinates = [], []
         for part, working, native in zip(box, self.size, self.shape, strict=True):
+            first, last = (
+                line * (native - 1) for line in (part.start, part.stop - 1)
+            )  # whole numbers: no line is lost
+            window.append(slice(-(-first // (working - 1)), last // (working - 1) + 1))
             step = (working - 1) / (native - 1)  # the corners of both grids coincide
-            window.append(slice(math.ceil(part.start / step), math.floor((part.stop - 1) / step) + 1))
             coordinates.append(torch.arange(window[-1].start, window[-1].stop) * step - part.start)
         points = torch.stack(torch.meshgrid(*coordinates, indexing="ij"))[None].to(planes)
         return (window[0], window[1]), sample(planes[None], points)[0].cpu().numpy()
@@ -126,7 +129,7 @@ def prepare(
         intensities.append(robust_range(planes[inner]))
         channels.append(normalise(planes, size, *intensities[-1]))
     images = torch.stack(channels, dim=1)
-    order = channel_weights(images).argsort(descending=True, stable=True).tolist()
+    order = channel_weights(images[inner]).argsort(descending=True, stable=True).tolist()
     return Stack(
         images=images[:, order].to(device),
         order=tuple(order),
@@ -240,7 +243,12 @@ def unevenness(masks: torch.Tensor) -> float:
 
 
 def signed_distance(mask: np.ndarray, pixel_spacing: tuple[float, float]) -> np.ndarray:
-    """Signed Euclidean distance to the contour of a 2D mask, in the units of the spacing, positive inside, float32."""
+    """Signed Euclidean distance to the contour of a 2D mask, in the units of the spacing, positive inside, float32.
+
+    inf where the mask fills the plane, -inf where it is empty: there is no contour.
+    """
+    if mask.all() or not mask.any():
+        return np.full(mask.shape, np.inf if mask.any() else -np.inf, np.float32)
     half = min(pixel_spacing) / 2  # the contour runs between pixel centres
     inside = ndimage.distance_transform_edt(mask, sampling=pixel_spacing)
     outside = ndimage.distance_transform_edt(~mask, sampling=pixel_spacing)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from LabelPropLib.registration import instance
 from LabelPropLib.registration.consistency import (
     FarEnds,
     far_displacements,
@@ -177,6 +178,17 @@ def test_images_carried_by_the_true_motion_meet_those_at_the_far_end():
     moved = image_consistency(far_displacements(drift(5, shift), ends, SQUARINGS), ends, planes)
     assert (moved < still).all()
     assert moved.max() == pytest.approx(0.1, abs=1e-3)  # the least a robust difference can be
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_gaps_that_overlap_pull_together(batch):
+    """Those of labels that are drawn on different planes, however many pairs are computed at once."""
+    planes = drifting_discs(9, (1.5, -1.0))
+    velocity, schedule = torch.zeros(8, 2, *SIZE), instance.Schedule()
+    gaps = [(0, 6), (2, 4), (3, 8)]
+    apart = [instance.consistency_gradient(velocity, far_ends(planes, [gap]), schedule, 100) for gap in gaps]
+    together = instance.consistency_gradient(velocity, far_ends(planes, gaps), schedule, batch)
+    torch.testing.assert_close(together, sum(apart))
 
 
 @pytest.mark.parametrize("term", ["labels", "images"])

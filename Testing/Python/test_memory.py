@@ -73,6 +73,11 @@ def test_same_input_needs_no_registration(volume, first_run, memory, registered)
     assert again.report["registration"] == "instance, reused"
 
 
+def test_more_suggestions_need_no_registration(volume, memory, registered):
+    again = propagate(drawn(volume, [0, 8, 16]), replace(FAST, suggestions=3), memory=memory)
+    assert registered == [] and len(again.report["suggested_slices"]) == 3
+
+
 def test_scribbles_and_fusion_need_no_registration(volume, memory, registered):
     strokes = np.zeros(volume[1].shape, np.int32)
     strokes[5, 20:22, 20:22] = 3

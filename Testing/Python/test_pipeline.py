@@ -1,17 +1,22 @@
 """The whole pipeline on small volumes with known truth."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from LabelPropLib import pipeline
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume, annotate_from_masks
+from LabelPropLib.candidates import LabelPlanes, far_ends, shared_gaps
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.pipeline import propagate
-from LabelPropLib.settings import Settings
+from LabelPropLib.preprocessing import prepare
+from LabelPropLib.settings import FUSIONS, Settings
 
 SPACING = (3.0, 1.0, 1.0)
 
@@ -174,6 +179,131 @@ def test_overlapping_labels_may_overlap_in_between(volume):
     assert len(result.label_maps) == 2
     assert dice(result.mask(1), labels == 3) > 0.93
     assert (result.mask(2) & ~result.mask(1)).sum() < 0.02 * result.mask(2).sum()
+
+
+def test_labels_that_exclude_each_other_do_so_when_a_third_one_overlaps_one_of_them(volume):
+    """Not on a drawn slice, not in between, and not where a stroke says so."""
+    image, labels = volume
+    rows, columns = np.mgrid[: labels.shape[1], : labels.shape[2]]
+
+    def disc(row, column, radius):
+        return (rows - row) ** 2 + (columns - column) ** 2 < radius**2
+
+    masks = {label: np.zeros(labels.shape, bool) for label in (1, 2, 3)}
+    for plane in (0, 16):
+        masks[1][plane], masks[2][plane], masks[3][plane] = disc(28, 16, 9), disc(28, 28, 9), disc(28, 42, 5)
+    masks[2][8] = disc(28, 28, 9) | disc(28, 38, 7)  # bulges to where the third one is
+    annotation = annotate_from_masks(image, masks, SPACING, axis=0, missing="unknown")
+    assert annotation.overlapping() == {(1, 2)}
+    stroke = np.argwhere(np.arange(17)[:, None, None] == np.where(disc(28, 26, 3), 4, -1))
+    for scribbles in ({}, {3: stroke}):
+        result = propagate(replace(annotation, scribbles=scribbles))
+        assert len(result.label_maps) == 2 and (result.mask(1) & result.mask(2)).any()
+        assert not (result.mask(2) & result.mask(3)).any()
+        np.testing.assert_array_equal(result.mask(2)[8], masks[2][8])
+    assert result.mask(3)[tuple(stroke.T)].all()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_label_that_has_ended_stays_away_however_far_the_scan_goes_on(fusion):
+    rows, columns = np.mgrid[:48, :56]
+    labels = np.stack([(rows - 24) ** 2 + (columns - 28) ** 2 < (9 - 0.2 * k) ** 2 for k in range(30)])
+    labels[13:] = False
+    noise = np.random.default_rng(0).normal(size=labels.shape)
+    image = 60 * labels + 60 * ndimage.gaussian_filter(noise, 1) + 3 * noise
+    for turn in (1, -1):
+        annotation = annotate_from_label_volume(image[::turn], keep(labels, [4, 8])[::turn], SPACING)
+        result = propagate(annotation, Settings(extrapolate=True, fusion=fusion, preset="fast"))
+        assert not result.mask(1)[::turn][15:].any()
+        assert result.mask(1)[::turn][9:12].any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("columns, width", [(31, 3.0), (28, 2.0), (33, 3.0)])
+def test_labels_reach_the_border_of_a_plane_on_any_grid(columns, width):
+    """Of 31 columns on 93 pixels the last one lies at pixel 92, and not a rounding error before it."""
+    labels = np.zeros((11, 48, columns), np.int32)
+    labels[:, 10:30, 2:] = 1
+    image = 100.0 * labels + np.random.default_rng(0).normal(size=labels.shape)
+    annotation = annotate_from_label_volume(image, keep(labels, [0, 10]), (3.0, 1.0, width))
+    found = propagate(annotation, Settings(preset="fast")).mask(1)
+    assert found[5, 12:28, -4:].all()
+
+
+def test_a_label_that_fills_slices_is_the_same_upside_down(volume):
+    image, labels = volume
+    masks = {1: np.zeros(labels.shape, bool), 2: labels == 700}
+    masks[1][[0, 16]], masks[1][8] = True, labels[8] == 3
+    turned = {label: mask[:, ::-1, ::-1] for label, mask in masks.items()}
+    fast = Settings(preset="fast", fusion="distance")
+    found, again = (
+        propagate(annotate_from_masks(i, {1: keep(m[1], [0, 8, 16])}, SPACING, axis=0), fast).mask(1)
+        for i, m in ((image, masks), (image[:, ::-1, ::-1].copy(), turned))
+    )
+    assert (found != again[:, ::-1, ::-1]).mean() < 0.005
+
+
+def test_what_one_label_is_drawn_on_does_not_matter_to_another(volume):
+    """Drawn on slices of its own a label pulls on the registration as it does alone."""
+    image, labels = volume
+    masks = {3: keep(labels == 3, [0, 6, 12]), 700: keep(labels == 700, [3, 9, 15])}
+    together = annotate_from_masks(image, masks, SPACING, axis=0, missing="unknown")
+    assert shared_gaps(together) == {(0, 6): [3], (3, 9): [700], (6, 12): [3], (9, 15): [700]}
+    stack = prepare(together, 160)
+    ends = far_ends(together, stack, LabelPlanes(together, stack))
+    assert ends.gaps == {(0, 6), (3, 9), (6, 12), (9, 15)}
+
+
+def test_a_stroke_beyond_the_drawn_slices_leaves_the_trust_in_both_images_as_it_is():
+    image, labels = tubes()
+    random = np.random.default_rng(9)
+    second = image + random.normal(0, 60, image.shape)
+    image[11:] = random.normal(0, 60, image[11:].shape)  # beyond, the second one is the better one
+    scribbles = np.zeros_like(labels)
+    scribbles[16, 26:30, 20] = 3
+    shares = [
+        propagate(
+            annotate_from_label_volume(image, keep(labels, [0, 5, 10]), SPACING, 0, "auto", strokes, second),
+            Settings(preset="fast"),
+        ).report["image_shares"]
+        for strokes in (None, scribbles)
+    ]
+    assert shares[0] == shares[1]
+
+
+def test_a_stroke_that_agrees_with_what_was_extrapolated_changes_nothing(volume):
+    image, labels = volume
+    settings = Settings(preset="fast", extrapolate=True)
+    before = propagate(annotate_from_label_volume(image, keep(labels, [4, 8]), SPACING), settings)
+    furthest = np.argwhere(before.mask(3))[-1]
+    assert furthest[0] > 10
+    scribbles = np.zeros_like(labels)
+    scribbles[tuple(furthest)] = 3
+    annotation = annotate_from_label_volume(image, keep(labels, [4, 8]), SPACING, scribbles=scribbles)
+    after = propagate(annotation, settings)
+    np.testing.assert_array_equal(after.label_maps, before.label_maps)
+
+
+def test_what_a_gpu_cannot_do_is_done_on_the_processor(volume, monkeypatch):
+    image, labels = volume
+    tried = []
+
+    def compute(annotation, settings, clock, memory, plan):
+        tried.append((plan.device.type, plan.why))
+        if plan.device.type == "mps":
+            raise NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device.")
+        return plan
+
+    monkeypatch.setattr(pipeline, "compute", compute)
+    monkeypatch.setattr(pipeline.planner, "choose_device", lambda name: torch.device("mps"))
+    propagate(annotate_from_label_volume(image, keep(labels, [0, 8]), SPACING))
+    assert [device for device, _ in tried] == ["mps", "cpu"]
+    assert "cannot do all of it on this GPU" in tried[-1][1]
+
+
+def test_intensities_beyond_all_reckoning_are_refused(volume):
+    image, labels = volume
+    with pytest.raises(InputError, match="more than can be reckoned with"):
+        annotate_from_label_volume(image / np.abs(image).max() * 3e38, keep(labels, [0, 8]), SPACING)
 
 
 def test_scribbled_voxels_keep_their_label(volume):

@@ -6,6 +6,7 @@ seen twice, by the labels and by the images at its far end, so drift that no nei
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -29,22 +30,27 @@ class FarEnds:
     labels_moving: torch.Tensor
     labels_fixed: torch.Tensor
 
+    @property
+    def gaps(self) -> set[tuple[int, int]]:
+        """(Lower, upper) plane of each."""
+        return {tuple(sorted(bounds)) for bounds in zip(self.moving, self.fixed, strict=True)}
+
+    def of(self, gaps: Collection[tuple[int, int]], origin: int) -> FarEnds:
+        """Some of the gaps, their indices counted from the plane `origin`."""
+        bounds = zip(self.moving, self.fixed, strict=True)
+        chosen = [number for number, ends in enumerate(bounds) if tuple(sorted(ends)) in gaps]
+        return FarEnds(
+            tuple(self.moving[number] - origin for number in chosen),
+            tuple(self.fixed[number] - origin for number in chosen),
+            self.labels_moving[chosen],
+            self.labels_fixed[chosen],
+        )
+
 
 def within(ends: FarEnds, planes: range, origin: int = 0) -> FarEnds | None:
     """The gaps that lie within `planes`, their indices counted from the plane `origin`; None where there are none."""
-    chosen = [
-        gap
-        for gap, bounds in enumerate(zip(ends.moving, ends.fixed, strict=True))
-        if all(plane in planes for plane in bounds)
-    ]
-    if not chosen:
-        return None
-    return FarEnds(
-        tuple(ends.moving[gap] - origin for gap in chosen),
-        tuple(ends.fixed[gap] - origin for gap in chosen),
-        ends.labels_moving[chosen],
-        ends.labels_fixed[chosen],
-    )
+    gaps = {(lower, upper) for lower, upper in ends.gaps if lower in planes and upper in planes}
+    return ends.of(gaps, origin) if gaps else None
 
 
 def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:

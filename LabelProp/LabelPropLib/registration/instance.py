@@ -245,27 +245,29 @@ def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedu
 
     batch: the most pairs to compute at once, but never less than a gap.
     """
-    gradient = torch.zeros_like(velocity)
-    gaps = {tuple(sorted(bounds)) for bounds in zip(ends.moving, ends.fixed, strict=True)}
-    pairs = sum(upper - lower for lower, upper in gaps)
+    pairs = sum(upper - lower for lower, upper in ends.gaps)
     share = share_of(pairs, ends.labels_moving[0, 0].numel(), batch, velocity.device)
+    parts = spans(ends.gaps, share)
 
-    def within_span(planes: range):
-        pairs = slice(planes.start, planes.stop - 1)
-        gradient[pairs] = gradient_within(velocity[pairs], within(ends, planes, planes.start), schedule)
+    def of_span(part: tuple[range, list[tuple[int, int]]]) -> torch.Tensor:
+        planes, gaps = part
+        return gradient_within(velocity[planes.start : planes.stop - 1], ends.of(gaps, planes.start), schedule)
 
-    side_by_side(within_span, spans(gaps, share), velocity.device)
+    gradient = torch.zeros_like(velocity)
+    for (planes, _), found in zip(parts, side_by_side(of_span, parts, velocity.device), strict=True):
+        gradient[planes.start : planes.stop - 1] += found  # gaps of labels drawn on different planes overlap
     return gradient
 
 
-def spans(gaps: Iterable[tuple[int, int]], batch: int) -> list[range]:
-    """The planes of runs of consecutive gaps, as few runs as there are with at most `batch` pairs or one gap each."""
-    found: list[range] = []
+def spans(gaps: Iterable[tuple[int, int]], batch: int) -> list[tuple[range, list[tuple[int, int]]]]:
+    """Runs of gaps, as few as there are with at most `batch` pairs or one gap each: their planes, and the gaps."""
+    found: list[tuple[range, list[tuple[int, int]]]] = []
     for lower, upper in sorted(gaps):
-        if found and upper - found[-1].start <= batch:
-            found[-1] = range(found[-1].start, upper + 1)
+        planes, together = found[-1] if found else (range(0), [])
+        if together and upper - planes.start <= batch:
+            found[-1] = range(planes.start, max(planes.stop, upper + 1)), [*together, (lower, upper)]
         else:
-            found.append(range(lower, upper + 1))
+            found.append((range(lower, upper + 1), [(lower, upper)]))
     return found
 
 

@@ -259,7 +259,7 @@ def draw_window(size: int, crop: int, random: np.random.Generator) -> slice:
 
 
 def draw_turn(random: np.random.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One of the eight ways to lay a plane, and the two to go through the planes."""
+    """One of the eight ways to lay a plane."""
     axes = [axis for axis in (-1, -2) if random.random() < 0.5]
     transposed = random.random() < 0.5
 
