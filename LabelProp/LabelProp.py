@@ -259,12 +259,18 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneStartClose(self, caller, event):
         """Called just before the scene is closed."""
         self._cancel()
+        self._job.forget()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller, event):
         """Called just after the scene is closed."""
         if self.parent.isEntered:
             self.initializeParameterNode()
+
+    @property
+    def _parameters(self):
+        """What is chosen, also after another module was opened, as can be while PyTorch is installed."""
+        return self._parameterNode or self.logic.getParameterNode()
 
     def initializeParameterNode(self):
         """Ensure parameter node exists and observed; select the first nodes there are, to save a few clicks."""
@@ -298,10 +304,11 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._job.running:
             self._cancel()
             return
-        parameters = self._parameterNode
         with slicer.util.tryWithErrorDisplay(_("The segments could not be propagated."), waitCursor=True):
             if not installPyTorchIfMissing():
                 return
+            parameters = self._parameters
+            scene.check_target(parameters.uncertaintyVolume, (parameters.inputVolume, parameters.secondVolume))
             self._collected = self._collect()
             settings = replace(self._settings(), uncertainty=parameters.uncertaintyVolume is not None)
             self._uncertaintyVolume = parameters.uncertaintyVolume
@@ -325,7 +332,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _collect(self):
         """What the chosen segments hold. Raises InputError."""
-        parameters = self._parameterNode
+        parameters = self._parameters
         arguments = (
             parameters.inputVolume,
             parameters.segmentation,
@@ -350,7 +357,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _settings(self):
         """The parameters as the pipeline takes them. Raises InputError."""
-        parameters = self._parameterNode
+        parameters = self._parameters
         return Settings(
             registration=parameters.registration,
             fusion=parameters.fusion,
@@ -367,10 +374,10 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.batchButton.enabled = False  # until those that run have removed what they have half written
             self._batch.cancel()
             return
-        parameters = self._parameterNode
         with slicer.util.tryWithErrorDisplay(_("The table could not be run.")):
             if not installPyTorchIfMissing():
                 return
+            parameters = self._parameters
             table, folder = parameters.batchTable.strip(), parameters.batchFolder.strip()
             if not table or not folder:
                 raise InputError(_("Choose a table and a folder for the results."))
@@ -422,7 +429,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _onDone(self, propagation):
         self._showRunning(False)
         if propagation is None:
-            (self._parameterNode or self.logic.getParameterNode()).checkpoint = self._checkpoint
+            self._parameters.checkpoint = self._checkpoint
             self.ui.resultText.plainText = _(
                 "The weights are in {path}, and chosen above. The registrations by a network start from them."
             ).format(path=self._checkpoint)
@@ -597,6 +604,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             uncertainty=uncertaintyVolumeNode is not None,
             checkpoint=str(checkpoint),
         )
+        scene.check_target(uncertaintyVolumeNode, (volumeNode, secondVolumeNode, *(volume for volume, _ in atlases)))
         collected = self.collect(
             volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
         )
@@ -666,11 +674,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             )
         if uncertaintyVolumeNode is not None:
             scene.write_volume(collected, propagation.uncertainty, uncertaintyVolumeNode)
-        segmentation = node.GetSegmentation()
-        report["segments"] = {
-            str(label): segmentation.GetSegment(collected.segment_ids[label]).GetName()
-            for label in collected.annotation.labels
-        }
+        report["segments"] = {str(label): collected.names[label] for label in collected.annotation.labels}
         return report
 
     def train(self, volumeNode, segmentationNode, checkpointPath, licence="not stated", progress=None, **settings):

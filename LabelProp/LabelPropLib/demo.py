@@ -16,11 +16,14 @@ from LabelProp import LabelPropLogic
 
 from . import files, scene
 from .baselines import copy_nearest, fill_between_slices
+from .errors import InputError
 from .evaluation import Score, score_labels
 from .phantom import Phantom, make_phantom
 
 DRAWN_SLICES = 3
 STACK_AXIS = 0
+VOLUMES = ("image", "annotations", "labelprop", "truth")  # that are written, and what else is
+SEGMENTATION, PICTURE = "labelprop.seg.nrrd", "demo.png"
 
 
 def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None] | None = None):
@@ -28,9 +31,10 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
 
     Writes image.nii.gz, truth.nii.gz, annotations.nii.gz (the drawn slices), labelprop.nii.gz (the result), the same as
     labelprop.seg.nrrd, and, where matplotlib is installed, demo.png. `progress` is told of the propagation.
-    Raises InputError if the folder cannot be made or written to.
+    Raises InputError if the folder cannot be made or written to, or holds other files of these names.
     """
     folder = files.writable_folder(output_folder)
+    check_free(folder)
     phantom = make_phantom()
     drawn = np.linspace(0, len(phantom.labels) - 1, DRAWN_SLICES).round().astype(int).tolist()
     annotations = np.zeros_like(phantom.labels)
@@ -44,7 +48,7 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
     try:
         report = LabelPropLogic().propagate(volume_node, segmentation_node, progress=progress)
         found = scene.labels_on_volume(segmentation_node, phantom.names, volume_node, phantom.labels.dtype)
-        scene.save_segmentation(segmentation_node, folder / "labelprop.seg.nrrd")
+        scene.save_segmentation(segmentation_node, folder / SEGMENTATION)
     finally:
         slicer.mrmlScene.RemoveNode(segmentation_node)
         slicer.mrmlScene.RemoveNode(volume_node)
@@ -64,12 +68,19 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
     print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({stages}).")
 
-    volumes = {"image": phantom.image, "annotations": annotations, "labelprop": found, "truth": phantom.labels}
-    for name, array in volumes.items():
+    for name, array in zip(VOLUMES, (phantom.image, annotations, found, phantom.labels), strict=True):
         files.write_volume(array, ijk_to_ras(phantom), folder / f"{name}.nii.gz")
-    picture = write_picture(folder / "demo.png", phantom, found, drawn)
-    written = ", ".join(f"{name}.nii.gz" for name in volumes)
-    print(f"Written to {folder}: {written}, labelprop.seg.nrrd{picture}.")
+    picture = write_picture(folder / PICTURE, phantom, found, drawn)
+    written = ", ".join(f"{name}.nii.gz" for name in VOLUMES)
+    print(f"Written to {folder}: {written}, {SEGMENTATION}{picture}.")
+
+
+def check_free(folder: Path):
+    """Raise InputError if something else than an earlier demo has left files of these names in the folder."""
+    earlier = (folder / SEGMENTATION).exists()
+    for name in (*(f"{volume}.nii.gz" for volume in VOLUMES), PICTURE):
+        if (folder / name).exists() and not earlier:
+            raise InputError(f"{folder / name} would be replaced, which is no demo's: choose another folder with -o.")
 
 
 def add_to_scene(phantom: Phantom, annotations: np.ndarray):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -45,9 +46,15 @@ class Result:
 
     @property
     def volumes(self) -> dict[str, float]:
-        """Segment's name -> ml."""
-        names = self.report.get("segments", {})
-        return {names.get(label, label): ml for label, ml in self.report.get("volume_ml", {}).items()}
+        """Segment's name -> ml; with its label where several segments are called so."""
+        names, ml = self.report.get("segments", {}), self.report.get("volume_ml", {})
+        count = Counter(names.get(label, label) for label in ml)
+
+        def title(label: str) -> str:
+            name = names.get(label, label)
+            return name if count[name] == 1 else f"{name} ({label})"
+
+        return {title(label): value for label, value in ml.items()}
 
     @property
     def messages(self) -> list[str]:

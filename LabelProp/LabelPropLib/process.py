@@ -75,7 +75,11 @@ class BackgroundPropagation:
     def start(self):
         """Start the process if there is none, so that it has loaded PyTorch when the first job comes."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="LabelProp-"))
+            try:
+                self._folder = Path(tempfile.mkdtemp(prefix="LabelProp-"))
+            except OSError as error:
+                self._fail("failed", f"Temporary files cannot be written: {error}. Free some space on that disk.")
+                return
             self._launched = self._ready = False
             self._log = ""
             worker = Path(__file__).with_name("worker.py")
@@ -197,10 +201,15 @@ class BackgroundPropagation:
                 return
             if "error" in message:
                 self._fail(message["error"]["kind"], explain(**message["error"]))
-            else:
-                *_, checkpoint = self._submitted
-                self._job = self._submitted = None
-                self.on_done(read_propagation(folder) if checkpoint is None else None)
+                return
+            *_, checkpoint = self._submitted
+            try:
+                propagation = read_propagation(folder) if checkpoint is None else None
+            except (OSError, ValueError, MemoryError) as error:
+                self._fail("failed", f"The result cannot be read from the temporary files: {error}. Try again.")
+                return
+            self._job = self._submitted = None
+            self.on_done(propagation)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

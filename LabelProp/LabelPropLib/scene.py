@@ -162,7 +162,7 @@ def grid_start(grid) -> tuple[int, int, int]:
 class SceneAnnotation:
     """What was read from the scene, and where its results belong.
 
-    segment_ids: label of the annotation -> ID of the segment it was read from.
+    segment_ids: label of the annotation -> ID of the segment it was read from; names: its name then.
     grid: the work grid, an image without voxels; voxel (0, 0, 0) of the annotation lies at the start of its extent.
     state: of the segmentation when it was read, see `segmentation_state`.
     """
@@ -171,6 +171,7 @@ class SceneAnnotation:
     volume_node: slicer.vtkMRMLScalarVolumeNode
     segmentation_node: slicer.vtkMRMLSegmentationNode
     segment_ids: Mapping[int, str]
+    names: Mapping[int, str]
     grid: slicer.vtkOrientedImageData
     state: tuple
 
@@ -269,7 +270,17 @@ def collect(
         atlases=[atlas_of(*nodes, segmentation_node, labels, grid) for nodes in atlases],
     )
     state = segmentation_state(segmentation_node)
-    return SceneAnnotation(annotation, volume_node, segmentation_node, labels, grid, state)
+    names = {label: segmentation.GetSegment(name).GetName() for label, name in labels.items()}
+    return SceneAnnotation(annotation, volume_node, segmentation_node, labels, names, grid, state)
+
+
+def check_target(volume_node, input_nodes: Iterable):
+    """Raise InputError if a volume node that is to be written, or None, is one of those that are read."""
+    if volume_node is not None and any(volume_node is node for node in input_nodes):
+        raise InputError(
+            f"The volume '{volume_node.GetName()}' would be replaced by the map of uncertainty: choose another one for"
+            " it, or a new one."
+        )
 
 
 def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
@@ -547,7 +558,9 @@ def add_segmentation(collected: SceneAnnotation, label_maps: Iterable[np.ndarray
         for label in collected.annotation.labels:
             segment_id = node.GetSegmentation().AddEmptySegment(collected.segment_ids[label])
             segment = node.GetSegmentation().GetSegment(segment_id)
-            segment.DeepCopyMetadata(source.GetSegmentation().GetSegment(segment_id))
+            segment.SetName(collected.names[label])
+            if source.GetSegmentation().GetSegment(segment_id) is not None:  # it may have been removed since
+                segment.DeepCopyMetadata(source.GetSegmentation().GetSegment(segment_id))
         _set_labelmaps(node, label_maps, collected.written_ids, collected.grid)
         node.CreateDefaultDisplayNodes()
     return node

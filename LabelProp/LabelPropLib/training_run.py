@@ -12,7 +12,7 @@ import csv
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ SUFFIX = ".pt"
 SAMPLING = Sampling()
 HELD_BACK = 0.2  # of the images, to validate with
 LOG_COLUMNS = ("step", "training_loss", "validation_loss")
+LOG_HEAD = ",".join(LOG_COLUMNS)
 STATE_VERSION = 1
 
 Row = Mapping[str, float]
@@ -62,16 +63,21 @@ class RunFiles:
         return self.checkpoint.with_suffix(".state")
 
     def check(self, inputs: Sequence[Path]):
-        """Raise InputError unless all can be written, and none of them is an input."""
+        """Raise InputError unless all can be written, and none of them is an input or a file of something else."""
         files.check_suffix(self.checkpoint, [SUFFIX])
         files.check_outputs([self.checkpoint, self.log, self.plot, self.state], inputs)
+        logged = self.log.is_file() and self.log.read_text(encoding="utf-8", errors="replace").startswith(LOG_HEAD)
+        for path in (self.log, self.plot):
+            if path.exists() and not logged:
+                raise InputError(f"{path} would be replaced, which is something else: give the weights another name.")
 
 
 def train(annotation: SparseAnnotation, run: RunFiles, settings: Settings, licence: str, progress: Progress):
     """Train the network on one scan as `propagate` does with the registration 'network', and keep it.
 
-    Raises InputError.
+    On the scan alone: weights that are kept are of networks that look at one image. Raises InputError.
     """
+    annotation = replace(annotation, second_image=None)
     device = choose_device(settings.device)
     start = load_network(settings.checkpoint)
     losses: list[float] = []
@@ -120,7 +126,7 @@ def pretrain(
     with processes(device) as (rank, device), threads(thread_count()):
         network = load_network(start)
         description = describe(entries, plan, sampling, start)
-        state = read_state(run.state, description)
+        state = from_first(lambda: read_state(run.state, description), rank)
         training, validation = load_volumes(entries, plan.seed, progress)
         pretraining = Pretraining(training, validation, plan, sampling, FROM_SCRATCH, network, device)
         if state is not None:
@@ -162,7 +168,8 @@ def write_state(run: RunFiles, state: dict[str, Any]):
     """Write the state and the log up to it."""
     with files.replacing([run.state]) as staged:
         torch.save(state, staged[run.state])
-    write_log(state["progress"]["log"], run.log)
+    with contextlib.suppress(PermissionError):  # on Windows while somebody looks at it; the next one holds it all
+        write_log(state["progress"]["log"], run.log)
 
 
 def load_volumes(
@@ -233,6 +240,24 @@ def plot_log(log: Sequence[Row], path: Path):
     axes.spines[["top", "right"]].set_visible(False)
     with files.replacing([path]) as staged:
         figure.savefig(staged[path], dpi=150)
+
+
+def from_first(read: Callable[[], Any], rank: int) -> Any:
+    """What the first process reads, for all of them: only that one writes, and it may be on another host.
+
+    Raises the InputError that it raises.
+    """
+    told = [None]
+    if rank == 0:
+        try:
+            told = [read()]
+        except InputError as error:
+            told = [error]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(told, src=0)
+    if isinstance(told[0], InputError):
+        raise told[0]
+    return told[0]
 
 
 @contextlib.contextmanager

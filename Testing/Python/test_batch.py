@@ -504,6 +504,12 @@ def test_doubtful_volumes_come_first(tmp_path):
     assert rows[1]["ml Psoas & co"] == "12.5" and rows[1]["expected_mean_dice"] == "0.6"
 
 
+def test_segments_of_one_name_keep_their_volumes(tmp_path):
+    report = {"segments": {"1": "cyst", "2": "cyst", "3": "liver"}, "volume_ml": {"1": 1.0, "2": 5.0, "3": 9.0}}
+    volumes = Result("a", {}, tmp_path / "a.nii.gz", tmp_path / "a.png", report).volumes
+    assert volumes == {"cyst (1)": 1.0, "cyst (2)": 5.0, "liver": 9.0}
+
+
 def test_the_page_needs_no_other_file_but_the_results(tmp_path):
     overview.write(tmp_path, [result(tmp_path, "a b", 0.9)], "Study")
     page = Page((tmp_path / overview.PAGE).read_text(encoding="utf-8"))

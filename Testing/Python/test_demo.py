@@ -103,6 +103,16 @@ def test_demo_needs_a_folder_to_write_to(tmp_path):
         demo.run(taken / "folder")
 
 
+@pytest.mark.parametrize("name", ["image.nii.gz", "demo.png"])
+def test_demo_replaces_only_a_demo(tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"{name} would be replaced, which is no demo's"):
+        demo.run(tmp_path)
+    assert (tmp_path / name).read_bytes() == b"mine"
+    (tmp_path / demo.SEGMENTATION).touch()
+    demo.check_free(tmp_path)
+
+
 @given(st.sets(st.integers(0, 29), min_size=1, max_size=12), st.integers(8, 12))
 def test_pictures_show_drawn_slices_and_others_between(drawn, wanted):
     found = np.zeros((30, 4, 4), np.uint8)

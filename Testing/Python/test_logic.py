@@ -273,6 +273,9 @@ class Job:
     def cancel(self):
         self.running = False
 
+    def forget(self):
+        self.forgotten = True
+
 
 class Command:
     """In place of a command line in the background: remembers what it was given."""
@@ -351,6 +354,44 @@ def test_panel_writes_uncertainty(panel):
     assert (slicer.util.arrayFromVolume(panel._parameterNode.uncertaintyVolume) == 0.25).all()
 
 
+def test_uncertainty_does_not_replace_a_scan(panel, drawn):
+    volume, node = drawn
+    fat = add_scan(noise()[::-1].copy(), OBLIQUE, "Fat")
+    panel._parameterNode.secondVolume = fat
+    for target in (volume, fat):
+        panel._parameterNode.uncertaintyVolume = target
+        with pytest.raises(InputError, match="would be replaced by the map of uncertainty"):
+            panel.onApplyButton()
+        with pytest.raises(InputError, match="would be replaced by the map of uncertainty"):
+            LabelPropLogic().propagate(volume, node, secondVolumeNode=fat, uncertaintyVolumeNode=target)
+    assert not panel._job.running
+
+
+def test_panel_when_a_segment_is_removed_meanwhile(panel, drawn):
+    """The result goes into a new segmentation, with the segment, and that is said."""
+    volume, node = drawn
+    panel.onApplyButton()
+    node.GetSegmentation().RemoveSegment("left")
+    finish(panel)
+    assert "the result is in the new segmentation" in panel.ui.resultText.plainText
+    (added,) = (n for n in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if n is not node)
+    names = [added.GetSegmentation().GetSegment(n).GetName() for n in added.GetSegmentation().GetSegmentIDs()]
+    assert names == ["left", "right"]
+
+
+def test_panel_when_another_module_is_opened_while_pytorch_is_installed(panel, monkeypatch):
+    chosen = panel._parameterNode
+    monkeypatch.setattr(panel.logic, "getParameterNode", lambda: chosen)
+
+    def leave():
+        panel._parameterNode = None
+        return True
+
+    monkeypatch.setattr(LabelProp, "installPyTorchIfMissing", leave)
+    panel.onApplyButton()
+    assert panel._job.running
+
+
 def test_panel_gives_the_second_volume(panel):
     panel._parameterNode.secondVolume = add_scan(noise()[::-1].copy(), OBLIQUE, "Fat")
     panel.onApplyButton()
@@ -418,7 +459,7 @@ def test_panel_cancels_when_the_scene_is_closed(panel, monkeypatch):
     monkeypatch.setattr(panel, "setParameterNode", lambda node: None)
     panel.onApplyButton()
     panel.onSceneStartClose(None, None)
-    assert not panel._job.running
+    assert not panel._job.running and panel._job.forgotten
 
 
 def test_panel_tells_what_failed(panel):

@@ -227,7 +227,51 @@ def test_two_processes_follow_the_loss_curve_of_one_with_twice_the_batch(tmp_pat
     assert checkpoint.load(tmp_path / "two.pt", "registration")[1]["training"]["processes"] == 2
 
 
+def test_only_the_first_process_need_see_the_state(monkeypatch):
+    """They may be on several hosts; all go on from what the first one has, or end with what it says."""
+    state = {"step": 4}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+
+    def broadcast(told, src):
+        told[0] = told[0] or state
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    assert training_run.from_first(lambda: state, rank=0) == training_run.from_first(lambda: None, rank=1) == state
+
+    def refuse():
+        raise InputError("another training")
+
+    with pytest.raises(InputError, match="another training"):
+        training_run.from_first(refuse, rank=0)
+
+
 # Files
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".png"])
+def test_files_of_something_else_are_kept(tmp_path, suffix):
+    run = training_run.RunFiles(tmp_path / "anna.pt")
+    run.log.with_suffix(suffix).write_bytes(b"name,image\n")
+    with pytest.raises(InputError, match=f"anna{suffix} would be replaced"):
+        run.check([])
+    training_run.write_log([], run.log)
+    run.check([])
+
+
+def test_training_goes_on_while_somebody_looks_at_its_log(tmp_path, monkeypatch):
+    """As Excel on Windows does, which lets nobody replace the file."""
+    run = training_run.RunFiles(tmp_path / "w.pt")
+    write_log, refused = training_run.write_log, []
+
+    def write(log, path):
+        if not refused:
+            refused.append(path)
+            raise PermissionError(13, "in use")
+        write_log(log, path)
+
+    monkeypatch.setattr(training_run, "write_log", write)
+    run_quickly(tmp_path, output="w.pt")
+    assert refused == [run.log] and [row["step"] for row in read_log(run.log)] == [2, 4, 6]
 
 
 def test_what_is_left(tmp_path):

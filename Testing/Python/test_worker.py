@@ -419,6 +419,29 @@ def test_full_disk_is_told(application, monkeypatch, tmp_path):
     assert "No space left" in application.last("failed")[1]
 
 
+def test_no_room_for_temporary_files_is_told(application, monkeypatch):
+    def make(**options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tempfile.mkdtemp", make)
+        application.background.submit(tube(), FAST)
+    assert not application.background.running
+    assert "No space left" in application.last("failed")[1]
+
+
+def test_result_that_cannot_be_read_is_told(application, monkeypatch):
+    def read(folder):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("LabelPropLib.process.read_propagation", read)
+        application.background.submit(tube(), FAST)
+        application.run_until(lambda: not application.background.running)
+    kind, text = application.last("failed")
+    assert kind == "failed" and "The result cannot be read" in text
+
+
 def test_bad_settings_are_told(application):
     unavailable = "cuda" if torch.backends.mps.is_available() else "mps"
     application.background.submit(tube(), Settings(device=unavailable))
