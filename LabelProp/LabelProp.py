@@ -708,7 +708,8 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param say: called with a line of text about each volume.
         :param settings: see `LabelPropLib.settings.Settings`.
         :return: list of LabelPropLib.overview.Result, doubtful ones first.
-        :raises InputError: the table cannot be used; nothing was run.
+        :raises InputError: the table or the settings cannot be used, or a file that is read or JSON of another program
+            would be replaced; nothing was run.
         """
         from LabelPropLib import batch
 

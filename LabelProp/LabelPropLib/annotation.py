@@ -297,7 +297,7 @@ def find_axis(masks: Mapping[int, np.ndarray]) -> int:
 
 def coarsest_axis(spacing: Sequence[float]) -> int:
     """The array axis of the largest spacing (mm), rather k; what differs by rounding in a header is the same."""
-    return int(np.argmax(np.round(spacing, 3)))
+    return int(np.argmax(np.round(np.array(spacing) / max(spacing), 3)))
 
 
 def run_length(planes: np.ndarray) -> tuple[float, int]:

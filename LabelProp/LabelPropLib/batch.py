@@ -97,7 +97,13 @@ class Job:
     def report_is_of_another_program(self) -> bool:
         """Whether there is JSON in its place that `labelprop` has not written, like the notes that come with a scan."""
         content = read_json(self.report)
-        return content is not None and not (isinstance(content, dict) and "made_of" in content)
+        return content is not None and not (isinstance(content, dict) and "annotated_slices" in content)
+
+    @property
+    def written(self) -> list[Path]:
+        """All files that the row makes."""
+        directions = [files.with_ending(self.output, f"_{name}") for name in ("up", "down")]
+        return [self.output, self.report, self.picture, *(directions if self.settings.directions else ())]
 
     def is_done(self) -> bool:
         """Whether the result is there, made of the same files with the same settings."""
@@ -123,7 +129,7 @@ def run(
     jobs: how many rows at once, by default as many as there are processors for. scheduler: the address of a dask
     scheduler whose workers are to run them. say: told what happens, line by line.
     Returns the results, doubtful ones first. Raises InputError if the table or the settings cannot be used, or a file
-    that is not a result of this command would be replaced; Cancelled by Ctrl+C.
+    that is read or JSON of another program would be replaced; Cancelled by Ctrl+C.
     """
     if settings.uncertainty or settings.suggestions > 1:
         raise InputError(
@@ -161,9 +167,9 @@ def run(
 
 
 def check_outputs(jobs: Collection[Job], table: Path, folder: Path):
-    """Raise InputError if a file to be written is one that the batch reads, or a file that somebody else has made."""
+    """Raise InputError if a file to be written is one that the batch reads, or a report JSON of another program."""
     read = {path.resolve() for job in jobs for path in job.row.inputs.values()} | {table.resolve()}
-    written = [path for job in jobs for path in (job.output, job.report, job.picture)]
+    written = [path for job in jobs for path in job.written]
     for path in (*written, folder / overview.TABLE, folder / overview.PAGE):
         if path.resolve() in read:
             raise InputError(

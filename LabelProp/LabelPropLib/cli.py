@@ -390,10 +390,7 @@ def propagate(options):
         from LabelProp import LabelPropLogic
 
     logic = LabelPropLogic()
-    inputs = {use: getattr(options, use) for use in ("image", "annotations", "second_image", "scribbles")}
-    for path in filter(None, inputs.values()):
-        files.check_readable(path)
-    made_of = provenance(inputs, settings, axis=options.axis, missing=options.missing)  # they may change meanwhile
+    made_of = provenance_of(options, settings)  # before they are read: they may be changed while this computes
     volume_node, segmentation_node, scribbles_node, label_type = read_inputs(options)
     collected = logic.collect(
         volume_node,
@@ -424,6 +421,14 @@ def propagate(options):
 
     now = time.monotonic()
     summarise(collected.annotation, report, writing=now - computed, total=now - started)
+
+
+def provenance_of(options, settings: Settings) -> dict | None:
+    """What the result is made of; None where a file is missing, which reading it will tell the user."""
+    inputs = {use: getattr(options, use) for use in ("image", "annotations", "second_image", "scribbles")}
+    if not all(path.is_file() for path in inputs.values() if path is not None):
+        return None
+    return provenance(inputs, settings, axis=options.axis, missing=options.missing)
 
 
 def check_outputs(options) -> dict[str, Path]:

@@ -77,9 +77,11 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
 
 def check_free(folder: Path):
     """Raise InputError if something else than an earlier demo has left files of these names in the folder."""
-    earlier = (folder / SEGMENTATION).exists()
-    for name in (*(f"{volume}.nii.gz" for volume in VOLUMES), PICTURE):
-        if (folder / name).exists() and not earlier:
+    names = (SEGMENTATION, *(f"{volume}.nii.gz" for volume in VOLUMES))
+    if all((folder / name).exists() for name in names):
+        return
+    for name in (*names, PICTURE):
+        if (folder / name).exists():
             raise InputError(f"{folder / name} would be replaced, which is no demo's: choose another folder with -o.")
 
 

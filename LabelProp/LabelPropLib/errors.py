@@ -1,6 +1,6 @@
 """The ways a propagation ends early: the input cannot be used, the user cancelled, or memory ran out."""
 
-MEMORY_ADVICE = "Choose the preset 'fast' or the device 'cpu', close other applications, or crop the volume."
+MEMORY_ADVICE = "Close other applications, crop the volume, or take the preset 'fast' or the device 'cpu', if it can."
 
 
 class InputError(ValueError):

@@ -70,9 +70,9 @@ class LabelMaps:
     def __init__(self, annotation: SparseAnnotation, stack: Stack):
         self._axis = annotation.axis
         self._stack = stack
-        self._layers = exclusive_layers(annotation.labels, annotation.overlapping())
-        self._layer_of = {label: index for index, layer in enumerate(self._layers) for label in layer}
         overlapping = annotation.overlapping()
+        self._layers = exclusive_layers(annotation.labels, overlapping)
+        self._layer_of = {label: index for index, layer in enumerate(self._layers) for label in layer}
         self._rivals = {  # label -> other layer -> the labels there that exclude it all the same
             label: {
                 index: [other for other in layer if (min(label, other), max(label, other)) not in overlapping]
@@ -155,14 +155,20 @@ class LabelMaps:
         best, labels: of every layer, the values of what was entered before, and what that is. A label of another layer
         that has to give way leaves its voxels empty.
         """
-        own = self._layer_of[label]
+        own, rivals_of = self._layer_of[label], self._rivals[label]
         wins = values > best[own]
-        held = {layer: np.isin(labels[layer], rivals) for layer, rivals in self._rivals[label].items() if rivals}
-        for layer, by_rivals in held.items():
-            wins &= ~by_rivals | (values > best[layer])
-        for layer, by_rivals in held.items():
-            lost = wins & by_rivals & (values > 0)
-            labels[layer][lost], best[layer][lost] = 0, -DISTANCE_LIMIT
+        if rivals_of:
+            places = np.argwhere(wins & (values > 0))  # few, so that to look for rivals there costs little
+            scores = values[tuple(places.T)]
+            beaten = np.zeros(len(places), bool)
+            for layer, rivals in rivals_of.items():
+                there = tuple(places.T)
+                beaten |= np.isin(labels[layer][there], rivals) & (best[layer][there] >= scores)
+            wins[tuple(places[beaten].T)] = False
+            for layer, rivals in rivals_of.items():
+                won = places[~beaten]
+                lost = tuple(won[np.isin(labels[layer][tuple(won.T)], rivals)].T)
+                labels[layer][lost], best[layer][lost] = 0, -DISTANCE_LIMIT
         best[own][wins] = values[wins]
         labels[own][wins & (values > 0)] = label
 

@@ -53,12 +53,13 @@ def propagate(
         try:
             return compute(annotation, settings, clock, memory, plan)
         except (MemoryError, RuntimeError, TypeError) as error:
-            if planner.is_unsupported(error, plan.device):
-                last = planner.UNSUPPORTED
-                break
-            if not is_out_of_memory(error):
+            unsupported = planner.is_unsupported(error, plan.device)
+            if not (unsupported or is_out_of_memory(error)):
                 raise
         planner.release_memory(plan.device)
+        if unsupported:
+            last = planner.UNSUPPORTED
+            break
     return compute(annotation, settings, clock, memory, last)
 
 

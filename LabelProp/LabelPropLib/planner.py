@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import InputError
-from .machine import free_memory, held_memory
+from .machine import free_memory, held_memory, is_out_of_memory
 from .registration.instance import Level, Schedule
 
 BYTES_PER_BATCH_PIXEL = 320  # measured: of the graph of a pair's loss, per pixel of a plane
@@ -76,7 +76,9 @@ UNSUPPORTED = Plan(torch.device("cpu"), why="This PyTorch cannot do all of it on
 
 def is_unsupported(error: Exception, device: torch.device) -> bool:
     """Whether PyTorch lacks something on Apple's GPU: how much of it there is depends on the version."""
-    return device.type == "mps" and (isinstance(error, NotImplementedError) or "MPS" in str(error))
+    if device.type != "mps" or is_out_of_memory(error):
+        return False
+    return isinstance(error, NotImplementedError) or "MPS" in str(error)
 
 
 def plans(device: torch.device) -> Iterator[Plan]:

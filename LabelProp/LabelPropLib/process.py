@@ -205,7 +205,7 @@ class BackgroundPropagation:
             *_, checkpoint = self._submitted
             try:
                 propagation = read_propagation(folder) if checkpoint is None else None
-            except (OSError, ValueError, MemoryError) as error:
+            except (OSError, ValueError, EOFError, MemoryError) as error:
                 self._fail("failed", f"The result cannot be read from the temporary files: {error}. Try again.")
                 return
             self._job = self._submitted = None

@@ -487,18 +487,21 @@ def _voxels_on_planes(masks: Mapping[int, np.ndarray], axis: int) -> np.ndarray:
 def _match_scribbles(scribbles_node, segmentation, labels: Mapping[int, str]) -> Iterator[tuple[int, str]]:
     """(Label or BACKGROUND, ID of a segment of strokes), of all of them.
 
-    The IDs of the strokes do not count: Slicer numbers them in each segmentation anew. Raises InputError.
+    The IDs of named strokes do not count: Slicer numbers them in each segmentation anew. Raises InputError.
     """
-    label_of = {segment_id: label for label, segment_id in labels.items()}
-    label_of |= {segmentation.GetSegment(segment_id).GetName(): label for label, segment_id in labels.items()}
+    by_id = {segment_id: label for label, segment_id in labels.items()}
+    by_name = {segmentation.GetSegment(segment_id).GetName(): label for label, segment_id in labels.items()}
     strokes = scribbles_node.GetSegmentation()
     for segment_id in strokes.GetSegmentIDs():
         segment = strokes.GetSegment(segment_id)
-        label = BACKGROUND if read_roles(segment).background else label_of.get(segment.GetName())
+        name = segment.GetName()
+        label = (by_name | by_id if name == segment_id else by_id | by_name).get(name)
+        if read_roles(segment).background:
+            label = BACKGROUND
         if label is None:
             raise InputError(
-                f"Scribbles of '{segment.GetName()}', which no slice bears: draw it on at least one slice, or remove"
-                " its scribbles."
+                f"Scribbles of '{name}', which no slice bears: draw a segment of that name on at least one slice, or"
+                " rename or remove its scribbles."
             )
         yield label, segment_id
 

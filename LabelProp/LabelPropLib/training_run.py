@@ -37,7 +37,6 @@ SUFFIX = ".pt"
 SAMPLING = Sampling()
 HELD_BACK = 0.2  # of the images, to validate with
 LOG_COLUMNS = ("step", "training_loss", "validation_loss")
-LOG_HEAD = ",".join(LOG_COLUMNS)
 STATE_VERSION = 1
 
 Row = Mapping[str, float]
@@ -66,9 +65,9 @@ class RunFiles:
         """Raise InputError unless all can be written, and none of them is an input or a file of something else."""
         files.check_suffix(self.checkpoint, [SUFFIX])
         files.check_outputs([self.checkpoint, self.log, self.plot, self.state], inputs)
-        logged = self.log.is_file() and self.log.read_text(encoding="utf-8", errors="replace").startswith(LOG_HEAD)
+        trained_before = self.checkpoint.exists() or self.state.exists()
         for path in (self.log, self.plot):
-            if path.exists() and not logged:
+            if path.exists() and not trained_before:
                 raise InputError(f"{path} would be replaced, which is something else: give the weights another name.")
 
 

@@ -332,6 +332,19 @@ def test_a_file_of_another_program_in_the_place_of_a_report_is_kept(table, tmp_p
     assert in_this_process == []
 
 
+def test_a_report_of_a_suggestion_is_no_other_programs(table, tmp_path, in_this_process):
+    (tmp_path / "two.json").write_text('{"annotated_slices": [2, 9], "suggested_slice": null}')
+    assert run(table, tmp_path) == 0
+
+
+def test_directions_replace_no_input(table):
+    row = {"image": "one.nii.gz", "annotations": "one-drawn.nii.gz", "name": "result"}
+    files.write_volume(label_volume(drawn_masks(), LABELS), STRAIGHT, table.parent / "result_up.nii.gz")
+    other = {"image": "two.nii.gz", "annotations": "result_up.nii.gz", "name": "other"}
+    with pytest.raises(InputError, match="result_up.nii.gz would be replaced"):
+        batch.run(write_table(table, row, other), table.parent, Settings(directions=True))
+
+
 def test_a_checkpoint_is_found_wherever_a_row_runs(table, tmp_path, in_this_process, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
@@ -382,7 +395,8 @@ def test_processes_of_a_killed_batch_end(table, tmp_path, python):
     command = [sys.executable, *python, commands.WORKER, "propagate", *inputs, "-o", str(tmp_path / "out.nii.gz")]
     before = sorted(tmp_path.iterdir())
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr.readline().strip() == "Preparing"
+    while (line := process.stderr.readline()).strip() != "Preparing":
+        assert line, "it has ended before it began"
     process.stdin.close()
     assert process.wait(120) in (cli.CANCELLED, -signal.SIGTERM)
     assert sorted(tmp_path.iterdir()) == before

@@ -103,13 +103,16 @@ def test_demo_needs_a_folder_to_write_to(tmp_path):
         demo.run(taken / "folder")
 
 
-@pytest.mark.parametrize("name", ["image.nii.gz", "demo.png"])
+@pytest.mark.parametrize("name", ["image.nii.gz", "demo.png", "labelprop.seg.nrrd"])
 def test_demo_replaces_only_a_demo(tmp_path, name):
     (tmp_path / name).write_bytes(b"mine")
     with pytest.raises(InputError, match=f"{name} would be replaced, which is no demo's"):
         demo.run(tmp_path)
     assert (tmp_path / name).read_bytes() == b"mine"
-    (tmp_path / demo.SEGMENTATION).touch()
+    for written in (demo.SEGMENTATION, *(f"{volume}.nii.gz" for volume in demo.VOLUMES)):
+        with pytest.raises(InputError):
+            demo.check_free(tmp_path)
+        (tmp_path / written).touch()
     demo.check_free(tmp_path)
 
 

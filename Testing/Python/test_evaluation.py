@@ -121,10 +121,13 @@ def test_command_prints_a_line_for_each_label(tmp_path, capsys):
 def test_rounding_of_a_header_does_not_choose_the_axis(tmp_path, capsys):
     labels = np.zeros((12, 14, 16), np.uint8)
     labels[3:9, 4:10, 5:11] = 1
-    for spacing in ((1.0, 1.0, 1.0), (1.0, 1.0000001, 1.0)):
+    for spacing in ((1.0, 1.0, 1.0), (1.0, 1.0000001, 1.0), (0.0004, 0.0003, 0.0003)):
         path = write(tmp_path / "labels.nii.gz", labels, spacing)
         run(path, path)
         assert "12 of 12 slices across k" in capsys.readouterr().out
+    path = write(tmp_path / "labels.nii.gz", labels, (0.0002, 0.0004, 0.0001))
+    run(path, path)
+    assert "14 of 14 slices across j" in capsys.readouterr().out
 
 
 def test_bad_input_is_explained(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_pipeline import SPACING, dice, keep, tubes
 
-from LabelPropLib.annotation import annotate_from_label_volume
+from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_masks
 from LabelPropLib.errors import Cancelled
 from LabelPropLib.memory import Memory, fingerprint, fusion_fingerprint, resample
 from LabelPropLib.pipeline import propagate
@@ -212,6 +212,24 @@ def test_run_that_is_cancelled_while_it_registers_leaves_the_memory_as_it_was(vo
             memory=memory,
         )
     assert memory._remembered is first_run[0]._remembered
+
+
+def test_an_update_keeps_the_pull_of_gaps_that_share_pairs_with_what_is_refined(volume, monkeypatch):
+    """Those of labels that are drawn on other slices than the one that was corrected."""
+    image, labels = volume
+    masks = {3: keep(labels == 3, [0, 6, 12]), 700: keep(labels == 700, [3, 9, 15])}
+    memory, seen = Memory(), []
+    consistency_gradient = instance.consistency_gradient
+
+    def watched(velocity, ends, schedule, batch):
+        seen.append((len(velocity), ends.gaps))
+        return consistency_gradient(velocity, ends, schedule, batch)
+
+    for shift in (0, 2):
+        masks[700][9] = np.roll(masks[700][9], shift, axis=0)
+        monkeypatch.setattr(instance, "consistency_gradient", watched if shift else consistency_gradient)
+        propagate(annotate_from_masks(image, masks, SPACING, axis=0, missing="unknown"), FAST, memory=memory)
+    assert seen and all(found == (15, {(0, 6), (3, 9), (6, 12), (9, 15)}) for found in seen)
 
 
 def test_other_weights_in_the_same_file_are_another_way(volume, tmp_path):

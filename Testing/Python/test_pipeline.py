@@ -283,21 +283,29 @@ def test_a_stroke_that_agrees_with_what_was_extrapolated_changes_nothing(volume)
     np.testing.assert_array_equal(after.label_maps, before.label_maps)
 
 
-def test_what_a_gpu_cannot_do_is_done_on_the_processor(volume, monkeypatch):
+@pytest.mark.parametrize(
+    "error, devices, why",
+    [
+        (NotImplementedError("'aten::x' is not currently implemented for the MPS device."), "mps cpu", "cannot do all"),
+        (TypeError("the MPS framework doesn't support float64."), "mps cpu", "cannot do all of it on this GPU"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "mps mps cpu", "The GPU's memory ran out"),
+    ],
+)
+def test_what_a_gpu_cannot_do_is_done_on_the_processor(volume, monkeypatch, error, devices, why):
     image, labels = volume
     tried = []
 
     def compute(annotation, settings, clock, memory, plan):
         tried.append((plan.device.type, plan.why))
         if plan.device.type == "mps":
-            raise NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device.")
+            raise error
         return plan
 
     monkeypatch.setattr(pipeline, "compute", compute)
     monkeypatch.setattr(pipeline.planner, "choose_device", lambda name: torch.device("mps"))
     propagate(annotate_from_label_volume(image, keep(labels, [0, 8]), SPACING))
-    assert [device for device, _ in tried] == ["mps", "cpu"]
-    assert "cannot do all of it on this GPU" in tried[-1][1]
+    assert [device for device, _ in tried] == devices.split()
+    assert why in tried[-1][1]
 
 
 def test_intensities_beyond_all_reckoning_are_refused(volume):

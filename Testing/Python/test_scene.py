@@ -600,6 +600,17 @@ def test_strokes_belong_to_segments_by_name_whatever_the_ids():
         scene.collect(volume, node, scribbles_node=scribbles)
 
 
+def test_strokes_of_a_volume_belong_to_label_values_whatever_the_names():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    for name, other in (("left", "right"), ("right", "left")):
+        node.GetSegmentation().GetSegment(name).SetName(other)
+    strokes = np.zeros(SHAPE, np.uint8)
+    strokes[6, 3, 2:20] = 1
+    scribbles = scene.add_segmentation_of_scribbles(strokes, volume, "Scribbles", {1: "left", 2: "right"})
+    assert scene.collect(volume, node, scribbles_node=scribbles).annotation.scribbles.keys() == {1}
+
+
 @pytest.mark.parametrize("background", [False, True])
 def test_all_strokes_of_a_segment_count(background):
     volume = add_scan()

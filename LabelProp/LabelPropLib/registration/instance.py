@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from ..parallel import processors, side_by_side
 from ..preprocessing import channel_weights, local_contrast_normalise, smooth
-from .consistency import FarEnds, far_displacements, label_consistency, on_grid, within
+from .consistency import FarEnds, far_displacements, label_consistency, on_grid
 from .fields import resize, warp_along
 from .regularisation import diffusion
 from .similarity import robust_difference
@@ -108,14 +108,19 @@ def refine(
 ) -> torch.Tensor:
     """`velocity` with the fields of `pairs` optimised further on the finest level; those of the other pairs stay.
 
-    images, ends, on_step: see `register`; ends: of the gaps that lie within consecutive pairs, all others are left out.
+    images, ends, on_step: see `register`; ends: of the gaps that share a pair with `pairs`, all others are left out.
     velocity: (Z - 1, 2, h, w), of any size. pairs: indices of fields, ascending.
     """
     level = schedule.levels[-1]
     runs = consecutive(pairs)
     refined, done = None, 0
     for run in runs:
-        around = range(max(0, run.start - 1), min(len(velocity), run.stop + 1))  # with the fields they are coupled to
+        gaps = set() if ends is None else ends.gaps
+        bounds = {(lower, upper) for lower, upper in gaps if lower < run.stop and run.start < upper}
+        around = range(  # with the fields that they are coupled to, and all that the labels are carried along
+            min([max(0, run.start - 1), *(lower for lower, _ in bounds)]),
+            max([min(len(velocity), run.stop + 1), *(upper for _, upper in bounds)]),
+        )
         planes = appearance(images[around.start : around.stop + 1], level.reduction)
         if refined is None:
             refined = resize(velocity, field_size(planes)).clone()
@@ -124,7 +129,7 @@ def refine(
             on_step((before + fraction * cost) / len(pairs))
 
         active = torch.arange(run.start - around.start, run.stop - around.start, device=images.device)
-        here = None if ends is None else within(ends, range(run.start, run.stop + 1), around.start)
+        here = ends.of(bounds, around.start) if bounds else None
         fields = optimise(planes, refined[around.start : around.stop], level, schedule, here, report, active)
         refined[run.start : run.stop] = fields[active]
         done += len(run)
