@@ -190,6 +190,8 @@ def messages(annotation: SparseAnnotation, used: Iterable[int]) -> list[str]:
     """A sentence for the user about what became of the atlases."""
     if not annotation.atlases:
         return []
+    if len(annotation.planes) < 3:
+        return ["The atlases were not used: at least three annotated slices are needed to see whether they help."]
     if not used:
         return ["The atlases were not used: no label on a hidden annotated slice was found better with them."]
     return [f"The atlases were used for label {', '.join(map(str, sorted(used)))}, found better with them."]

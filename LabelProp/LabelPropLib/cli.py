@@ -469,7 +469,8 @@ def read_inputs(options):
     name = options.annotations.name
     if files.is_segmentation(options.annotations):
         segmentation_node = load_segmentation(options.annotations)
-        label_type = np.uint16
+        segment_ids, _ = scene.choose_segments(segmentation_node)
+        label_type = np.promote_types(np.uint16, np.min_scalar_type(max(segment_ids, default=0)))
     else:
         labels = read_labels(options.annotations)
         segmentation_node = scene.add_segmentation_of_labels(labels, volume_node, name)
@@ -490,7 +491,10 @@ def add_volume(path: Path):
     import slicer
 
     image = files.read_volume(path)
-    node = slicer.util.addVolumeFromArray(files.voxels(image), files.ijk_to_ras(image), path.name)
+    voxels = files.voxels(image)
+    if voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 8:  # Slicer has no volumes of these
+        voxels = voxels.astype(np.float64)
+    node = slicer.util.addVolumeFromArray(voxels, files.ijk_to_ras(image), path.name)
     return node, files.Grid.of(image)
 
 

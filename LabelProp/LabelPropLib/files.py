@@ -7,9 +7,10 @@ import gzip
 import math
 import os
 import re
+import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def read_volume(path: Path) -> sitk.Image:
     """The 3D scalar volume in a file. Raises InputError."""
     check_readable(path)
     try:
-        image = sitk.ReadImage(str(path))
+        with without_twin(path) as alone:
+            image = sitk.ReadImage(str(alone))
     except RuntimeError as error:
         raise InputError(f"{path}: the file is damaged: copy or export it again.") from error
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
@@ -46,6 +48,21 @@ def read_volume(path: Path) -> sitk.Image:
     if components != 1:
         raise InputError(f"{path}: {components} components a voxel (colour or vectors): give a scalar volume.")
     return image
+
+
+@contextlib.contextmanager
+def without_twin(path: Path) -> Iterator[Path]:
+    """The path; of x.nii.gz with an x.nii beside it another one: ITK would take its voxels from x.nii."""
+    if not (path.name.lower().endswith(".nii.gz") and path.with_name(path.name[:-3]).exists()):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="labelprop-") as folder:
+        alone = Path(folder, "volume.nii.gz")
+        try:
+            alone.symlink_to(path.resolve())
+        except OSError:  # Windows lets not everybody
+            shutil.copyfile(path, alone)
+        yield alone
 
 
 def read_labels(path: Path) -> sitk.Image:
@@ -218,6 +235,12 @@ def with_ending(path: Path, ending: str) -> Path:
     raise ValueError(path)
 
 
+def lower_suffix(name: str) -> str:
+    """A file's name with its suffix in small letters, without which ITK does not write."""
+    suffix = next((s for s in (SEGMENTATION_SUFFIX, *VOLUME_SUFFIXES) if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)] + suffix
+
+
 @contextlib.contextmanager
 def replacing(paths: Iterable[Path]):
     """Path -> temporary file to write in its stead; at the end all take their places, or on an error all vanish."""
@@ -225,7 +248,7 @@ def replacing(paths: Iterable[Path]):
         staged = {}
         for path in paths:
             folder = tempfile.TemporaryDirectory(prefix=".labelprop-", dir=path.resolve().parent)
-            staged[path] = Path(cleanup.enter_context(folder), path.name)
+            staged[path] = Path(cleanup.enter_context(folder), lower_suffix(path.name))
         yield staged
         for path, temporary in staged.items():
             os.replace(temporary, path.resolve())

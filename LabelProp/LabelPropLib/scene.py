@@ -57,11 +57,11 @@ def write_roles(segment: slicer.vtkSegment, roles: Roles):
         segment.RemoveTag(ROLES_TAG)
 
 
-def work_grid(volume_node, segmentation_node) -> slicer.vtkOrientedImageData:
+def work_grid(volume_node, segmentation_node, scribbles_node=None) -> slicer.vtkOrientedImageData:
     """The grid to work in, an image without voxels.
 
     As in the Segment Editor: the segmentation's reference geometry (the volume's, if it has none), grown along its
-    lattice to hold all segments. Its extent then need not start at 0.
+    lattice to hold all segments, and those of scribbles. Its extent then need not start at 0.
     """
     segmentation = segmentation_node.GetSegmentation()
     geometry = segmentation.GetConversionParameter(REFERENCE_GEOMETRY)
@@ -72,16 +72,22 @@ def work_grid(volume_node, segmentation_node) -> slicer.vtkOrientedImageData:
         image, _ = volume_image(volume_node, segmentation_node)
         grid.SetExtent(image.GetExtent())
         _copy_lattice(image, grid)
+    for node in filter(None, (segmentation_node, scribbles_node)):
+        grid.SetExtent(_extent_with(node.GetSegmentation(), grid))
+    return grid
+
+
+def _extent_with(segmentation, grid) -> tuple[int, ...]:
+    """The extent of the grid, grown to hold all segments of a segmentation."""
+    extent = grid.GetExtent()
     # Where the labelmaps reach no further than the reference geometry, their voxels need not be looked at.
     for only_content in (False, True):
         content = [0, -1, 0, -1, 0, -1]
         segmentation.DetermineCommonLabelmapExtent(content, grid, None, only_content)
-        extent = grid.GetExtent()
         grown = tuple((min, max)[n % 2](extent[n], content[n]) for n in range(6))
         if content[0] > content[1] or grown == extent:
-            return grid
-    grid.SetExtent(grown)
-    return grid
+            return extent
+    return grown
 
 
 def content_grid(grid, segmentation_nodes: Iterable, segment_ids: Iterable[str]) -> slicer.vtkOrientedImageData:
@@ -228,7 +234,7 @@ def collect(
         _check_volume(second_volume_node)
     _check_segmentation(segmentation_node)
     labels, background_ids = choose_segments(segmentation_node, segment_ids)
-    grid = work_grid(volume_node, segmentation_node)
+    grid = work_grid(volume_node, segmentation_node, scribbles_node)
     image = image_on_grid(volume_node, segmentation_node, grid)
     segmentation = segmentation_node.GetSegmentation()
     segments = stored_segments(segmentation_node, labels.values(), grid)
@@ -275,8 +281,12 @@ def collect(
 
 
 def check_target(volume_node, input_nodes: Iterable):
-    """Raise InputError if a volume node that is to be written, or None, is one of those that are read."""
-    if volume_node is not None and any(volume_node is node for node in input_nodes):
+    """Raise InputError if what is to be written, a volume node or None, is none or is one of those that are read."""
+    if volume_node is None:
+        return
+    if not (hasattr(volume_node, "IsA") and volume_node.IsA("vtkMRMLScalarVolumeNode")):
+        raise InputError("The map of uncertainty can be written into a scalar volume node only: choose one for it.")
+    if any(volume_node is node for node in input_nodes):
         raise InputError(
             f"The volume '{volume_node.GetName()}' would be replaced by the map of uncertainty: choose another one for"
             " it, or a new one."

@@ -387,6 +387,37 @@ def test_file_that_is_no_image(case, capsys, name):
     assert_refused(capsys, case, name, **{which: name})
 
 
+def test_nifti_with_another_one_of_its_name_unpacked_beside_it(case, nearest_slice_engine):
+    """ITK alone would read the voxels of the other."""
+    assert propagate(case, output="before.nii.gz") == 0
+    for name in ("image.nii", "annotations.nii"):
+        write(case / name, np.zeros(SHAPE, np.int16))
+    assert propagate(case) == 0
+    np.testing.assert_array_equal(read(case / "out.nii.gz"), read(case / "before.nii.gz"))
+
+
+@pytest.mark.parametrize("name", ["out.NII.GZ", "out.Nii", "out.MHA", "out.NRRD"])
+def test_output_with_a_suffix_in_capitals(case, nearest_slice_engine, name):
+    assert propagate(case, output=name) == 0
+    assert propagate(case) == 0
+    (case / name).rename(case / f"again{name[3:].lower()}")
+    np.testing.assert_array_equal(read(case / f"again{name[3:].lower()}"), read(case / "out.nii.gz"))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_scan_of_large_integers(case, nearest_slice_engine, kind):
+    write(case / "large.nrrd", (noise() - noise().min()).astype(kind))
+    assert propagate(case, "--second-image", case / "large.nrrd", image="large.nrrd") == 0
+
+
+def test_large_label_values_of_a_segmentation(case, nearest_slice_engine):
+    labels = label_volume(drawn_masks(), (257_000, 300_000)).astype(np.uint32)
+    node = scene.add_segmentation_of_labels(labels, add_scan(ijk_to_ras=OBLIQUE), "Large")
+    scene.save_segmentation(node, case / "large.seg.nrrd")
+    assert propagate(case, annotations="large.seg.nrrd") == 0
+    assert set(np.unique(read(case / "out.nii.gz"))) == {0, 257_000, 300_000}
+
+
 @pytest.mark.parametrize("header", ["pair.hdr", "pair.img"])
 def test_nifti_in_two_files(case, nearest_slice_engine, header):
     sitk.WriteImage(sitk.ReadImage(str(case / "image.nii.gz")), str(case / "pair.hdr"))

@@ -365,6 +365,8 @@ def test_uncertainty_does_not_replace_a_scan(panel, drawn):
         with pytest.raises(InputError, match="would be replaced by the map of uncertainty"):
             LabelPropLogic().propagate(volume, node, secondVolumeNode=fat, uncertaintyVolumeNode=target)
     assert not panel._job.running
+    with pytest.raises(InputError, match="scalar volume node"):
+        LabelPropLogic().propagate(volume, node, uncertaintyVolumeNode=node)
 
 
 def test_panel_when_a_segment_is_removed_meanwhile(panel, drawn):

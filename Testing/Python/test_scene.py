@@ -175,6 +175,19 @@ def test_reference_geometry_smaller_than_the_volume():
     np.testing.assert_array_equal(segment_array(node, "right", volume)[part], written["right"])
 
 
+def test_strokes_beyond_the_reference_geometry_are_not_lost():
+    volume = add_scan()
+    part = np.s_[1:11, 2:18, 0:20]
+    cropped = add_scan(noise()[part], shift(k=1, j=2, i=0) @ STRAIGHT, "Cropped")
+    node = add_segmentation(cropped, drawn_masks(noise()[part].shape))
+    strokes = np.zeros(SHAPE, np.uint8)
+    strokes[5, 15:20, 22] = 1
+    scribbles = scene.add_segmentation_of_scribbles(strokes, volume, "Scribbles", {1: "left"})
+    collected = scene.collect(volume, node, scribbles_node=scribbles)
+    first = np.subtract(scene.grid_start(collected.grid), scene.grid_start(scene.work_grid(cropped, node)))
+    np.testing.assert_array_equal(collected.annotation.scribbles[1] + first + (1, 2, 0), np.argwhere(strokes))
+
+
 def test_reference_geometry_finer_than_the_volume():
     k = np.arange(SHAPE[0])[:, None, None] * np.ones(SHAPE)
     volume = add_scan((100 * k).astype(np.int16))
