@@ -351,9 +351,9 @@ def suggest(options):
 def format_suggestions(report: dict) -> str:
     """A line for each slice to draw, for the user."""
     mean = report["expected_mean_dice"]
-    lines = [] if mean is None else [f"Expected Dice between the annotated slices: {mean:.3f}."]
+    lines = [] if mean is None else [f"Expected Dice on the slices that are not annotated: {mean:.3f}."]
     if not report["suggested_slices"]:
-        lines.append("No slice to suggest: none between annotated ones is likely to bear a label.")
+        lines.append("No slice to suggest: none of those in between is likely to bear a label.")
     for suggested in report["suggested_slices"]:
         labels = ", ".join(f"{label} ({report['segments'][str(label)]})" for label in suggested["labels"])
         lines.append(

@@ -23,6 +23,7 @@ from .exchange import read_propagation, write_in_parts
 from .settings import Settings
 
 CANCEL_TIMEOUT_MS = 1000
+IDLE_MINUTES = 10  # after which who uses the process gives it up, and its memory with it
 LOG_CHARACTERS = 2000  # of what the process printed, for the message when it ends unexpectedly
 
 

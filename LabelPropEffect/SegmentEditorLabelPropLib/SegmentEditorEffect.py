@@ -22,7 +22,7 @@ from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.errors import InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
-from LabelPropLib.process import BackgroundPropagation
+from LabelPropLib.process import IDLE_MINUTES, BackgroundPropagation
 from LabelPropLib.protection import masks_to_write
 from LabelPropLib.slices import expected_quality, mark_propagated, notice_corrections, survey
 
@@ -32,7 +32,6 @@ from .SlicesPanel import SlicesPanel
 PREVIEW_INPUT = "LabelProp.Input"  # reference from the preview to the segmentation that it was made of
 INPUT_OPACITY = "LabelProp.InputOpacity"  # attribute of the preview: what the user had set for the segmentation
 DEFAULT_PREVIEW_OPACITY = 0.6
-IDLE_MINUTES = 10  # after which the background process is given up, and its memory with it
 
 
 def explained(error):

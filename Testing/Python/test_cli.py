@@ -111,7 +111,7 @@ def test_suggestion_from_two_images(case, capsys):
     inputs = [str(case / name) for name in ("image.nii.gz", "annotations.nii.gz")]
     options = ["--second-image", inputs[0], "--preset", "fast", "--device", "cpu"]
     assert cli.main(["suggest", *inputs, *options]) == 0
-    assert "Expected Dice between the annotated slices" in capsys.readouterr().out
+    assert "Expected Dice on the slices that are not annotated" in capsys.readouterr().out
 
 
 def test_report(case, nearest_slice_engine):
