@@ -361,12 +361,9 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             parameters.segmentation,
             scene.visible_segments(parameters.segmentation) if parameters.segments == "visible" else None,
             parameters.axis,
-            parameters.missing,
         )
-        collected = self.logic.collect(*arguments, secondVolumeNode=parameters.secondVolume)
-        if slices.notice_corrections(parameters.segmentation, self._survey(collected)):
-            collected = self.logic.collect(*arguments, secondVolumeNode=parameters.secondVolume)
-        return collected
+        self.logic.noticeCorrections(*arguments)
+        return self.logic.collect(*arguments, parameters.missing, secondVolumeNode=parameters.secondVolume)
 
     def _survey(self, collected):
         """How the slices that were collected are annotated now."""
@@ -655,6 +652,15 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         return scene.collect(
             volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
         )
+
+    def noticeCorrections(self, volumeNode, segmentationNode, segmentIds=None, axis="auto"):
+        """
+        Let slices that were found by an earlier run, and edited since, be the user's own, so that `collect` reads them.
+        For the panel and the effect, which mark what they have found; the parameters are those of `propagate`.
+        """
+        if volumeNode is not None and segmentationNode is not None:  # else `collect` says what is missing
+            ids = segmentationNode.GetSegmentation().GetSegmentIDs() if segmentIds is None else segmentIds
+            slices.notice_corrections(segmentationNode, slices.survey(volumeNode, segmentationNode, ids, axis))
 
     def compute(self, collected, settings, progress=None, isCancelled=None):
         """

@@ -30,7 +30,8 @@ from .scene import (
 
 COMPLETE, ABSENT, IGNORED = "complete", "absent", "ignored"
 PROPAGATED_TAG = "LabelProp.Propagated"  # "k 3=1234 4=5678": slices that were not drawn, and their fingerprints
-LARGEST_CORRECTION = 0.25  # share of the propagated slices; what changes more was not one slice after the other
+MOST_EDITED = 0.8  # share of the propagated slices; what edits more was done to all of the segment, like smoothing
+MOST_ERASED = 0.25  # share of them; who erases more begins anew
 ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S directions
 
 
@@ -155,14 +156,18 @@ def mark_propagated(segmentation_node, overview: SliceOverview):
     for name, stored in stored_segments(segmentation_node, overview.roles, overview.grid).items():
         drawn = {index for index, role in overview.roles[name].items() if role != IGNORED}
         found = {index: number for index, number in fingerprints(stored, overview.axis).items() if index not in drawn}
+        segment = segmentation_node.GetSegmentation().GetSegment(name)
+        empty = _read_propagated(segment, overview.axis).keys() - found.keys() - drawn
+        set_role(segmentation_node, name, overview.axis, COMPLETE, empty)  # what is drawn there next is to be read
         set_role(segmentation_node, name, overview.axis, IGNORED, found)
-        _write_propagated(segmentation_node.GetSegmentation().GetSegment(name), overview.axis, found)
+        _write_propagated(segment, overview.axis, found)
 
 
 def notice_corrections(segmentation_node, overview: SliceOverview) -> bool:
     """Propagated slices that were edited since are the user's own from then on. Returns whether there are some.
 
-    Complete, or absent where all was erased. overview: of the slices as they are now.
+    Complete, or absent where all was erased; of a segment that was cleared, nothing is known where it was. What was
+    done to a whole segment, like smoothing, corrects nothing. overview: of the slices as they are now.
     """
     segmentation = segmentation_node.GetSegmentation()
     propagated = {name: _read_propagated(segmentation.GetSegment(name), overview.axis) for name in overview.roles}
@@ -170,14 +175,18 @@ def notice_corrections(segmentation_node, overview: SliceOverview) -> bool:
     corrected = False
     for name, stored in stored_segments(segmentation_node, propagated, overview.grid).items():
         known, found = propagated[name], fingerprints(stored, overview.axis)
-        changed = {index for index, number in known.items() if found.get(index) != number}
-        if changed and len(changed) <= max(1, LARGEST_CORRECTION * len(known)):
-            set_role(segmentation_node, name, overview.axis, COMPLETE, changed & found.keys())
-            set_role(segmentation_node, name, overview.axis, ABSENT, changed - found.keys())
+        left, erased = known.keys() & found.keys(), known.keys() - found.keys()
+        edited = {index for index in left if found[index] != known[index]}
+        if len(erased) > max(1, MOST_ERASED * len(known)):
+            set_role(segmentation_node, name, overview.axis, COMPLETE, erased | edited)
+            left -= edited
             corrected = True
-        if changed:
-            left = {index: found[index] for index in known.keys() & found.keys()}
-            _write_propagated(segmentation.GetSegment(name), overview.axis, left)
+        elif (erased or edited) and len(edited) <= max(1, MOST_EDITED * len(left)):
+            set_role(segmentation_node, name, overview.axis, COMPLETE, edited)
+            set_role(segmentation_node, name, overview.axis, ABSENT, erased)
+            corrected = True
+        if erased or edited:
+            _write_propagated(segmentation.GetSegment(name), overview.axis, {index: found[index] for index in left})
     return corrected
 
 

@@ -155,7 +155,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
     def _showMessage(self):
         text = self._failure or self._message
         if not self._failure and self.previewOutOfDate:
-            text = _("Out of date: segments were edited since this preview was started. Update includes the changes.")
+            text = _(
+                "Out of date: since this preview was started segments were edited, or another volume was chosen."
+                " Update includes the changes."
+            )
         self.messageLabel.text = text or ""
         self.messageLabel.setVisible(bool(text))
 
@@ -272,8 +275,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     @property
     def previewOutOfDate(self):
-        """Whether the segments were edited since what the preview shows was read."""
-        return self.getPreviewNode() is not None and self._previewed is not None and not self._previewed.unchanged
+        """Whether the segments were edited, or another volume was chosen, since what the preview shows was read."""
+        if self.getPreviewNode() is None or self._previewed is None:
+            return False
+        sourceVolume = self.scriptedEffect.parameterSetNode().GetSourceVolumeNode()
+        return sourceVolume != self._previewed.volume_node or not self._previewed.unchanged
 
     def inputSegmentIds(self):
         """The segments to propagate: those a script has chosen as `selectedSegmentIds`, else the visible ones."""
@@ -316,13 +322,14 @@ Editable area, editable intensity range, and the segments that may be overwritte
         if not installPyTorchIfMissing():
             return
         parameterSetNode = self.scriptedEffect.parameterSetNode()
-        collected = LabelPropLogic().collect(
+        arguments = (
             parameterSetNode.GetSourceVolumeNode(),
             parameterSetNode.GetSegmentationNode(),
             self.inputSegmentIds(),
             self.scriptedEffect.parameter("Direction"),
-            self.scriptedEffect.parameter("Missing"),
         )
+        LabelPropLogic().noticeCorrections(*arguments)
+        collected = LabelPropLogic().collect(*arguments, self.scriptedEffect.parameter("Missing"))
         settings = self.settingsPanel.settings()
         self._observeInputs()
         self._running = collected
@@ -395,6 +402,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
         previewNode = self.getPreviewNode()
         if previewNode is not None and list(previewNode.GetSegmentation().GetSegmentIDs()) == segmentIds:
             target = dataclasses.replace(collected, segmentation_node=previewNode)
+            previewNode.SetAndObserveTransformNodeID(collected.segmentation_node.GetTransformNodeID())
+            for segmentId in segmentIds:
+                segment = collected.segmentation_node.GetSegmentation().GetSegment(segmentId)
+                previewNode.GetSegmentation().GetSegment(segmentId).DeepCopyMetadata(segment)
             scene.write_segments(target, propagation.label_maps)
         else:
             opacity = self.getPreviewOpacity()
@@ -541,7 +552,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         if overview is not None:
             self.settingsPanel.setDirections(self.slicesPanel.planes())
             segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
-            state = scene.segmentation_state(segmentationNode)
+            state = (overview.axis, *overview.roles, scene.segmentation_state(segmentationNode))
             before, self._lookedAt = self._lookedAt, state
             if state != before and notice_corrections(segmentationNode, overview):
                 self.slicesPanel.refresh()

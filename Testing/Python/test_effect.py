@@ -144,9 +144,45 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
 
     def test_bad_input_of_an_automatic_update_is_shown(self):
         self.preview()
-        self.scriptedEffect.setParameter("AutoUpdate", 1)
+        self.effect.autoUpdateCheckBox.checked = True
         self.setVoxels("tube", np.zeros_like(self.drawn))
         self.processEvents(lambda: not self.effect.messageLabel.text.startswith("No annotated slice"))
+
+    def test_corrections_that_nobody_has_looked_at_are_read(self):
+        """Of a segment that was hidden when the effect looked, and of a script that goes on at once."""
+        self.preview()
+        self.effect.onApply()
+        corrected = self.voxels("tube")
+        corrected[3] = np.roll(corrected[3], 4, axis=0)
+        self.editor.setActiveEffect(None)
+        self.segmentationNode.GetDisplayNode().SetSegmentVisibility("tube", False)
+        self.setVoxels("tube", corrected)
+        self.editor.setActiveEffectByName("LabelProp")
+        self.effect.slicesPanel.refresh()
+        self.segmentationNode.GetDisplayNode().SetSegmentVisibility("tube", True)
+        corrected[9] = np.roll(corrected[9], 4, axis=0)
+        self.setVoxels("tube", corrected)
+        self.preview()
+        self.effect.onApply()
+        self.assertSame(self.voxels("tube")[[3, 9]], corrected[[3, 9]])
+
+    def test_preview_follows_the_segmentation(self):
+        self.preview()
+        transformNode = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+        for node in (self.volumeNode, self.segmentationNode):
+            node.SetAndObserveTransformNodeID(transformNode.GetID())
+        self.segmentation.GetSegment("tube").SetName("Renamed")
+        self.preview()
+        previewNode = self.effect.getPreviewNode()
+        self.assertEqual(previewNode.GetTransformNodeID(), transformNode.GetID())
+        self.assertEqual(previewNode.GetSegmentation().GetSegment("tube").GetName(), "Renamed")
+
+    def test_preview_of_another_volume_is_out_of_date(self):
+        self.preview()
+        self.assertNotIn("Out of date", self.effect.messageLabel.text)
+        self.editor.setSourceVolumeNode(slicer.util.addVolumeFromArray(np.zeros((13, 40, 48))))
+        self.effect.updateGUIFromMRML()
+        self.assertIn("Out of date", self.effect.messageLabel.text)
 
     def test_what_goes_wrong_is_read_in_the_panel(self):
         """Whatever it is: the application shows nobody the exceptions of a slot."""

@@ -20,6 +20,8 @@ from LabelPropLib.slices import (
     background_segments,
     expected_quality,
     fingerprints,
+    mark_propagated,
+    notice_corrections,
     set_background,
     set_role,
     slice_roles,
@@ -106,6 +108,66 @@ def test_expected_quality_is_told_in_slices_of_the_segmentation():
 @pytest.mark.parametrize("report", [{}, {"suggested_slice": None}])
 def test_runs_need_not_estimate_their_quality(report):
     assert expected_quality(collect_box(), report) == ExpectedQuality(axis=0)
+
+
+@pytest.fixture
+def applied():
+    """Volume, segmentation and mask of a segment that was drawn on slices 0 and 11 of 12, and found on the others."""
+    shape = (12, 6, 7)
+    volume = slicer.util.addVolumeFromArray(np.random.default_rng(0).random(shape))
+    mask = np.zeros(shape, np.uint8)
+    mask[[0, 11], 1:4, 1:5] = 1
+    node = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
+    drawn = survey(volume, node, ["a"])
+    mask[:, 1:4, 1:5] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+    mark_propagated(node, drawn)
+    return volume, node, mask
+
+
+def corrected_slices(volume, node, mask):
+    """The slices that are read as drawn ones, and as absent ones, after the segment has become the mask."""
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+    notice_corrections(node, survey(volume, node, ["a"]))
+    roles = survey(volume, node, ["a"]).roles["a"]
+    return tuple([index for index, role in sorted(roles.items()) if role == which] for which in ("complete", "absent"))
+
+
+def test_what_was_found_is_no_input(applied):
+    assert corrected_slices(*applied) == ([0, 11], [])
+
+
+def test_several_slices_may_be_corrected_at_once(applied):
+    volume, node, mask = applied
+    mask[[2, 4, 8], 4] = 1
+    mask[[5, 6]] = 0
+    assert corrected_slices(volume, node, mask) == ([0, 2, 4, 8, 11], [5, 6])
+
+
+def test_what_is_done_to_the_whole_segment_corrects_nothing(applied):
+    volume, node, mask = applied
+    mask[:, 1, 1] = 0
+    assert corrected_slices(volume, node, mask)[0] == [0, 11]
+
+
+@pytest.mark.parametrize("seen_empty", [False, True])
+def test_what_is_drawn_after_the_segment_was_cleared_is_read(applied, seen_empty):
+    volume, node, mask = applied
+    mask[:] = 0
+    if seen_empty:
+        assert corrected_slices(volume, node, mask) == ([], [])
+    mask[[3, 9], 2:5, 2:5] = 1
+    assert corrected_slices(volume, node, mask) == ([3, 9], [])
+
+
+def test_what_is_drawn_where_a_later_run_found_nothing_is_read(applied):
+    volume, node, mask = applied
+    before = survey(volume, node, ["a"])
+    mask[6:11] = 0  # as the next run found
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+    mark_propagated(node, before)
+    mask[8, 2:5, 2:5] = 1
+    assert corrected_slices(volume, node, mask) == ([0, 8, 11], [])
 
 
 def test_background_role_is_kept_beside_those_of_slices():
