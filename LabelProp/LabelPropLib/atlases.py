@@ -172,8 +172,16 @@ def _surroundings(image: np.ndarray, mask: np.ndarray, matrix: np.ndarray) -> tu
 
 def signed_distances(atlas: AtlasVolume, label: int, transform: sitk.Transform, grid: sitk.Image) -> np.ndarray:
     """(K, J, I) float32 mm on the grid, positive inside the atlas' label as the transform brings it here."""
-    mask = _sitk_image((atlas.labels == label).astype(np.uint8), atlas.matrix)
-    distances = sitk.SignedMaurerDistanceMap(mask, insideIsPositive=True, squaredDistance=False, useImageSpacing=True)
+    inside, around = (
+        sitk.SignedMaurerDistanceMap(
+            _sitk_image((atlas.labels == label).astype(np.uint8) ^ inverted, atlas.matrix),
+            insideIsPositive=True,
+            squaredDistance=False,
+            useImageSpacing=True,
+        )
+        for inverted in (0, 1)
+    )
+    distances = (inside - around) / 2  # each is 0 on the voxels along its own side of the contour
     outside = float(sitk.GetArrayViewFromImage(distances).min())
     return sitk.GetArrayFromImage(sitk.Resample(distances, grid, transform, sitk.sitkLinear, outside))
 

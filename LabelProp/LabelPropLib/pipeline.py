@@ -187,9 +187,10 @@ def register_core(
         return training.register(images, ends, settings.seed, course, network, on_step)
     if settings.registration == "pretrained":
         if network is None:
+            mend = "leave out the second image" if images.shape[1] > 1 else "give a checkpoint"
             raise InputError(
-                "No weights for the registration 'pretrained', which looks at a single image: give a checkpoint, leave"
-                " out the second image, or choose another registration."
+                "No weights for the registration 'pretrained', which takes those of a network that looks at one image:"
+                f" {mend}, or choose another registration."
             )
         return training.predict(network.to(images.device), images, training.PREDICTION_REDUCTIONS)
     return instance.register(images, ends, schedule, on_step=on_step)

@@ -28,16 +28,17 @@ from .machine import thread_count
 from .parallel import threads
 from .planner import EFFORTS, choose_device
 from .preprocessing import prepare
+from .provenance import identify
 from .registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, weights
 from .registration.training import FROM_SCRATCH, course_for, fit
 from .registration_weights import load_network, save_network
-from .settings import Settings
+from .settings import NAMED_CHECKPOINTS, Settings
 
 SUFFIX = ".pt"
 SAMPLING = Sampling()
 HELD_BACK = 0.2  # of the images, to validate with
 LOG_COLUMNS = ("step", "training_loss", "validation_loss")
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 Row = Mapping[str, float]
 Progress = Callable[[float, str], None]
@@ -146,8 +147,23 @@ def pretrain(
 def describe(entries: Sequence[Entry], plan: Plan, sampling: Sampling, start: str) -> dict[str, Any]:
     """What makes a training this one and no other, as plain values: a state of another one is not gone on with."""
     rows = [[str(e.image), str(e.annotations), str(e.axis)] for e in entries]
+    paths = [path for entry in entries for path in (entry.image, entry.annotations) if path is not None]
+    if start not in NAMED_CHECKPOINTS:
+        paths.append(Path(start))
     choices = {name: repr(value) for name, value in {**asdict(plan), **asdict(sampling)}.items()}
-    return {"version": STATE_VERSION, "rows": rows, "choices": choices, "start": start}
+    return {
+        "version": STATE_VERSION,
+        "rows": rows,
+        "files": [identify(path) for path in paths],
+        "choices": choices,
+        "start": start,
+        "processes": process_count(),
+    }
+
+
+def process_count() -> int:
+    """That share the training, as torchrun tells each of them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def read_state(path: Path, description: dict[str, Any]) -> dict[str, Any] | None:
@@ -157,8 +173,8 @@ def read_state(path: Path, description: dict[str, Any]) -> dict[str, Any] | None
     state = checkpoint.read_plain(path)
     if state.pop("description", None) != description:
         raise InputError(
-            f"{path}: state of a training with another table or other options: finish that one, or remove this file to"
-            " begin anew."
+            f"{path}: state of a training with another table, other files or other options: finish that one, or remove"
+            " this file to begin anew."
         )
     return state
 
@@ -262,7 +278,7 @@ def from_first(read: Callable[[], Any], rank: int) -> Any:
 @contextlib.contextmanager
 def processes(device: str) -> Iterator[tuple[int, torch.device]]:
     """This process's rank and device; under torchrun all processes form a group inside. Raises InputError."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if process_count() == 1:
         yield 0, choose_device(device)
         return
     chosen = choose_device(device)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +69,15 @@ def turned(image, labels, order, flipped, spacing=SPACING):
         matrix[:, axis] *= -1
     image, labels = (np.ascontiguousarray(np.flip(array, flipped).transpose(order)) for array in (image, labels))
     return AtlasVolume(image, labels, matrix[:, [*order, 3]])
+
+
+def test_an_atlas_where_the_scan_lies_is_as_it_was_drawn(scan, standing):
+    """Its contour runs between voxels, as those of drawn slices do: it loses no layer of them."""
+    annotation = standing[0]
+    grid = atlases._sitk_image(scan[0], atlases.grid_matrix(annotation))
+    identity = sitk.AffineTransform(3)
+    distances = atlases.signed_distances(atlas(*scan), 4, identity, grid)
+    np.testing.assert_array_equal(distances > 0, scan[1] == 4)
 
 
 @settings(max_examples=5)

@@ -199,7 +199,7 @@ def test_a_state_of_another_training_is_not_gone_on_with(tmp_path):
     with pytest.raises(Stop):
         pretrain(entries, run, SHORT, stop, "none", "cpu", sampling=SMALL)
     assert run.state.exists()
-    with pytest.raises(InputError, match="another table or other options"):
+    with pytest.raises(InputError, match="another table, other files or other options"):
         run_quickly(tmp_path, replace(SHORT, seed=1))
     content = run.state.read_bytes()
     run.state.write_bytes(content[:1000])
@@ -225,6 +225,23 @@ def test_two_processes_follow_the_loss_curve_of_one_with_twice_the_batch(tmp_pat
     for here, there in zip(two, one):
         assert here == pytest.approx(there, rel=0.02)
     assert checkpoint.load(tmp_path / "two.pt", "registration")[1]["training"]["processes"] == 2
+
+
+def test_other_files_or_processes_are_another_training(tmp_path, monkeypatch):
+    entries = dataset.read_table(write_table(tmp_path))
+    start = tmp_path / "start.pt"
+    start.write_bytes(b"one")
+
+    def described():
+        return repr(training_run.describe(entries, SHORT, SMALL, str(start)))
+
+    seen = {described()}
+    for path in (entries[0].image, entries[0].annotations or entries[1].annotations, start):
+        path.write_bytes(path.read_bytes() + b"more")
+        seen.add(described())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen.add(described())
+    assert len(seen) == 5
 
 
 def test_only_the_first_process_need_see_the_state(monkeypatch):
