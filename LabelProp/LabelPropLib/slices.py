@@ -31,7 +31,7 @@ from .scene import (
 COMPLETE, ABSENT, IGNORED = "complete", "absent", "ignored"
 PROPAGATED_TAG = "LabelProp.Propagated"  # "k 3=1234 4=5678": slices that were not drawn, and their fingerprints
 MOST_EDITED = 0.8  # share of the propagated slices; what edits more was done to all of the segment, like smoothing
-MOST_ERASED = 0.25  # share of them; who erases more begins anew
+MOST_ERASED = 0.25  # share of them; who erases more, and leaves none as it was, begins anew
 ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S directions
 
 
@@ -177,7 +177,7 @@ def notice_corrections(segmentation_node, overview: SliceOverview) -> bool:
         known, found = propagated[name], fingerprints(stored, overview.axis)
         left, erased = known.keys() & found.keys(), known.keys() - found.keys()
         edited = {index for index in left if found[index] != known[index]}
-        if len(erased) > max(1, MOST_ERASED * len(known)):
+        if len(erased) > max(1, MOST_ERASED * len(known)) and edited == left:
             set_role(segmentation_node, name, overview.axis, COMPLETE, erased | edited)
             left -= edited
             corrected = True
