@@ -28,6 +28,7 @@ CONNECT_SECONDS = 30
 TRIES = 2
 COMPLAINT = "labelprop: "  # how the line begins that says why a command failed
 CANCELLED = 130  # exit status of `labelprop`
+WINDOWS_ERROR = 0xC0000000  # from here on the exit status is that of a process which Windows has ended
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,14 @@ class Ended:
     @property
     def was_killed(self) -> bool:
         """Whether something from outside ended it, so that it may work when tried again."""
-        return self.status < 0 or self.status == CANCELLED
+        return self.status < 0 or self.status == CANCELLED or self.status >= WINDOWS_ERROR
+
+    @property
+    def reason(self) -> str:
+        """What killed it: the signal, or what Windows says instead."""
+        if self.status >= WINDOWS_ERROR:
+            return f"{self.status:#x}"
+        return signal.Signals(-self.status).name if self.status < 0 else "SIGTERM"
 
     @property
     def failure(self) -> str:
@@ -51,8 +59,7 @@ class Ended:
         if self.status == 0:
             return ""
         if self.was_killed:
-            name = signal.Signals(-self.status).name if self.status < 0 else "SIGTERM"
-            return f"the process was killed ({name}) {TRIES} times, most often for want of memory"
+            return f"the process was killed ({self.reason}) {TRIES} times, most often for want of memory"
         return self.said.removeprefix(COMPLAINT) or f"the process ended with exit status {self.status}"
 
 

@@ -373,6 +373,12 @@ def test_the_application_runs_itself(monkeypatch):
     assert commands.interpreter()[0] == "itself"
 
 
+@pytest.mark.parametrize("status, reason", [(-9, "SIGKILL"), (130, "SIGTERM"), (3221225477, "0xc0000005")])
+def test_what_was_killed_is_told_from_what_failed(status, reason):
+    assert Ended(status).was_killed and f"was killed ({reason})" in Ended(status).failure
+    assert not Ended(1, "labelprop: bad").was_killed and Ended(1, "labelprop: bad").failure == "bad"
+
+
 def test_a_batch_that_is_interrupted_says_how_far_it_came(table, tmp_path, monkeypatch):
     def run_here(all_commands, jobs, threads):
         yield "one", Ended(2, "labelprop: bad")
