@@ -657,10 +657,12 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         """
         Let slices that were found by an earlier run, and edited since, be the user's own, so that `collect` reads them.
         For the panel and the effect, which mark what they have found; the parameters are those of `propagate`.
+
+        :raises InputError: as `propagate` does; nothing was changed.
         """
-        if volumeNode is not None and segmentationNode is not None:  # else `collect` says what is missing
-            ids = segmentationNode.GetSegmentation().GetSegmentIDs() if segmentIds is None else segmentIds
-            slices.notice_corrections(segmentationNode, slices.survey(volumeNode, segmentationNode, ids, axis))
+        labels, _ = scene.check_inputs(volumeNode, segmentationNode, segmentIds)
+        overview = slices.survey(volumeNode, segmentationNode, labels.values(), axis)
+        slices.notice_corrections(segmentationNode, overview)
 
     def compute(self, collected, settings, progress=None, isCancelled=None):
         """

@@ -8,6 +8,7 @@ kept in, and results are written in it. Coordinates are those of the segmentatio
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def work_grid(volume_node, segmentation_node, scribbles_node=None) -> slicer.vtk
     """The grid to work in, an image without voxels.
 
     As in the Segment Editor: the segmentation's reference geometry (the volume's, if it has none), grown along its
-    lattice to hold all segments, and those of scribbles. Its extent then need not start at 0.
+    lattice to hold all segments, and those of scribbles as far as the volume goes. Its extent then need not start at 0.
     """
     segmentation = segmentation_node.GetSegmentation()
     geometry = segmentation.GetConversionParameter(REFERENCE_GEOMETRY)
@@ -72,9 +73,24 @@ def work_grid(volume_node, segmentation_node, scribbles_node=None) -> slicer.vtk
         image, _ = volume_image(volume_node, segmentation_node)
         grid.SetExtent(image.GetExtent())
         _copy_lattice(image, grid)
-    for node in filter(None, (segmentation_node, scribbles_node)):
-        grid.SetExtent(_extent_with(node.GetSegmentation(), grid))
+    grid.SetExtent(_extent_with(segmentation, grid))
+    if scribbles_node is not None:
+        image, _ = volume_image(volume_node, segmentation_node)
+        extents = grid.GetExtent(), _extent_with(scribbles_node.GetSegmentation(), grid), _extent_on(image, grid)
+        grid.SetExtent([(min(a, max(b, c)), max(a, min(b, c)))[n % 2] for n, (a, b, c) in enumerate(zip(*extents))])
     return grid
+
+
+def _extent_on(image, grid) -> tuple[int, ...]:
+    """The part of the grid's lattice that an image covers, as an extent."""
+    to_world, to_grid = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(to_world)
+    grid.GetWorldToImageMatrix(to_grid)
+    extent = image.GetExtent()
+    corners = np.array([(*corner, 1) for corner in itertools.product(extent[:2], extent[2:4], extent[4:])])
+    matrix = slicer.util.arrayFromVTKMatrix(to_grid) @ slicer.util.arrayFromVTKMatrix(to_world)
+    points = np.rint(corners @ matrix[:3].T).astype(int)
+    return tuple(int(bound) for pair in zip(points.min(axis=0), points.max(axis=0)) for bound in pair)
 
 
 def _extent_with(segmentation, grid) -> tuple[int, ...]:
@@ -229,11 +245,9 @@ def collect(
 
     Raises InputError.
     """
-    _check_volume(volume_node)
+    labels, background_ids = check_inputs(volume_node, segmentation_node, segment_ids)
     if second_volume_node is not None:
         _check_volume(second_volume_node)
-    _check_segmentation(segmentation_node)
-    labels, background_ids = choose_segments(segmentation_node, segment_ids)
     grid = work_grid(volume_node, segmentation_node, scribbles_node)
     image = image_on_grid(volume_node, segmentation_node, grid)
     segmentation = segmentation_node.GetSegmentation()
@@ -463,6 +477,15 @@ def _check_segmentation(segmentation_node):
             f"The segmentation '{segmentation_node.GetName()}' is made of surfaces:"
             " make the binary labelmap its source representation (Segmentations module, Representations)."
         )
+
+
+def check_inputs(
+    volume_node, segmentation_node, segment_ids: Iterable[str] | None = None
+) -> tuple[dict[int, str], list[str]]:
+    """Raise InputError unless the nodes can be read; returns what `choose_segments` does."""
+    _check_volume(volume_node)
+    _check_segmentation(segmentation_node)
+    return choose_segments(segmentation_node, segment_ids)
 
 
 def choose_segments(segmentation_node, segment_ids: Iterable[str] | None = None) -> tuple[dict[int, str], list[str]]:

@@ -7,7 +7,7 @@ labelmap are looked at, so that this can be asked for after every brush stroke.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,7 +31,7 @@ from .scene import (
 COMPLETE, ABSENT, IGNORED = "complete", "absent", "ignored"
 PROPAGATED_TAG = "LabelProp.Propagated"  # "k 3=1234 4=5678": slices that were not drawn, and their fingerprints
 MOST_EDITED = 0.8  # share of the propagated slices; what edits more was done to all of the segment, like smoothing
-MOST_ERASED = 0.25  # share of them; who erases more, and leaves none as it was, begins anew
+MOST_ERASED = 0.25  # share of them; who erases more, and leaves none as it was, may have begun anew
 ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S directions
 
 
@@ -177,7 +177,7 @@ def notice_corrections(segmentation_node, overview: SliceOverview) -> bool:
         known, found = propagated[name], fingerprints(stored, overview.axis)
         left, erased = known.keys() & found.keys(), known.keys() - found.keys()
         edited = {index for index in left if found[index] != known[index]}
-        if len(erased) > max(1, MOST_ERASED * len(known)) and edited == left:
+        if len(erased) > max(1, MOST_ERASED * len(known)) and edited == left and stand_alone(left, erased, known):
             set_role(segmentation_node, name, overview.axis, COMPLETE, erased | edited)
             left -= edited
             corrected = True
@@ -188,6 +188,11 @@ def notice_corrections(segmentation_node, overview: SliceOverview) -> bool:
         if erased or edited:
             _write_propagated(segmentation.GetSegment(name), overview.axis, {index: found[index] for index in left})
     return corrected
+
+
+def stand_alone(left: Set[int], erased: Set[int], known: Collection[int]) -> bool:
+    """Whether slices were drawn anew, few or with erased ones in between, and not left over where a segment shrank."""
+    return len(left) <= MOST_ERASED * len(known) or any(min(left) < index < max(left) for index in erased)
 
 
 def _write_propagated(segment, axis: int, found: Mapping[int, int]):

@@ -66,7 +66,8 @@ class RunFiles:
         """Raise InputError unless all can be written, and none of them is an input or a file of something else."""
         files.check_suffix(self.checkpoint, [SUFFIX])
         files.check_outputs([self.checkpoint, self.log, self.plot, self.state], inputs)
-        trained_before = self.checkpoint.exists() or self.state.exists()
+        logged = self.log.is_file() and self.log.read_text("utf-8-sig", errors="replace").startswith(LOG_COLUMNS[0])
+        trained_before = logged or self.checkpoint.exists() or self.state.exists()
         for path in (self.log, self.plot):
             if path.exists() and not trained_before:
                 raise InputError(f"{path} would be replaced, which is something else: give the weights another name.")

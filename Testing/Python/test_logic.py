@@ -26,7 +26,7 @@ from samples import (
 
 import LabelProp
 from LabelProp import LabelPropLogic, LabelPropTest  # noqa: F401  the self test is run here too
-from LabelPropLib import checkpoint, cli, scene
+from LabelPropLib import checkpoint, cli, scene, slices
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.settings import Settings
 
@@ -367,6 +367,20 @@ def test_uncertainty_does_not_replace_a_scan(panel, drawn):
     assert not panel._job.running
     with pytest.raises(InputError, match="scalar volume node"):
         LabelPropLogic().propagate(volume, node, uncertaintyVolumeNode=node)
+
+
+def test_what_is_known_of_slices_survives_bad_input(drawn):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    slices.set_role(node, "left", 0, "absent", [5])
+    node.CreateClosedSurfaceRepresentation()
+    node.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    with pytest.raises(InputError, match="binary labelmap"):
+        logic.noticeCorrections(volume, node)
+    node.GetSegmentation().SetSourceRepresentationName("Binary labelmap")
+    with pytest.raises(InputError, match="No segment gone"):
+        logic.noticeCorrections(volume, node, ["gone"])
+    assert scene.read_roles(node.GetSegmentation().GetSegment("left")).of(0, "absent") == {5}
 
 
 def test_panel_when_a_segment_is_removed_meanwhile(panel, drawn):

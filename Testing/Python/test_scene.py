@@ -188,6 +188,17 @@ def test_strokes_beyond_the_reference_geometry_are_not_lost():
     np.testing.assert_array_equal(collected.annotation.scribbles[1] + first + (1, 2, 0), np.argwhere(strokes))
 
 
+def test_strokes_beyond_the_volume_do_not_enlarge_the_grid():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    elsewhere = add_scan(ijk_to_ras=shift(k=300, j=0, i=0) @ STRAIGHT, name="Elsewhere")
+    strokes = np.zeros(SHAPE, np.uint8)
+    strokes[5, 15:20, 22] = 1
+    scribbles = scene.add_segmentation_of_scribbles(strokes, elsewhere, "Scribbles", {1: "left"})
+    collected = scene.collect(volume, node, scribbles_node=scribbles)
+    assert collected.annotation.image.shape == SHAPE and not collected.annotation.scribbles
+
+
 def test_reference_geometry_finer_than_the_volume():
     k = np.arange(SHAPE[0])[:, None, None] * np.ones(SHAPE)
     volume = add_scan((100 * k).astype(np.int16))

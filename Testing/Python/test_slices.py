@@ -157,6 +157,13 @@ def test_what_is_done_to_the_whole_segment_corrects_nothing(applied):
     assert corrected_slices(volume, node, mask) == ([0, 11], [])
 
 
+def test_what_is_left_of_a_segment_that_shrank_is_no_input(applied):
+    volume, node, mask = applied
+    mask[:4] = mask[8:] = 0
+    mask[4:8, 1] = 0
+    assert corrected_slices(volume, node, mask) == ([], [])
+
+
 @pytest.mark.parametrize("seen_empty", [False, True])
 def test_what_is_drawn_after_the_segment_was_cleared_is_read(applied, seen_empty):
     volume, node, mask = applied
