@@ -57,9 +57,8 @@ class Job:
     @property
     def output(self) -> Path:
         """The segmentation to write, of the annotations' kind."""
-        suffixes = (files.SEGMENTATION_SUFFIX, *files.VOLUME_SUFFIXES)
-        name = self.row.inputs["annotations"].name.lower()
-        return self.folder / (self.row.name + next((s for s in suffixes if name.endswith(s)), ".nii.gz"))
+        _, suffix = files.split_suffix(self.row.inputs["annotations"].name)
+        return self.folder / (self.row.name + (suffix.lower() or ".nii.gz"))
 
     @property
     def report(self) -> Path:
@@ -230,9 +229,8 @@ def with_names(table: Path, rows: list[Row]) -> list[Row]:
 
 def stem(path: Path) -> str:
     """The file's name without its suffix, both parts of it where there are two."""
-    suffixes = (files.SEGMENTATION_SUFFIX, *files.VOLUME_SUFFIXES)
-    length = next((len(s) for s in suffixes if path.name.lower().endswith(s)), len(path.suffix))
-    return path.name[: len(path.name) - length]
+    name, suffix = files.split_suffix(path.name)
+    return name if suffix else path.stem
 
 
 def read_report(path: Path) -> dict:

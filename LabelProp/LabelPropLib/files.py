@@ -228,17 +228,17 @@ def check_suffix(path: Path, suffixes: Iterable[str]):
 
 def with_ending(path: Path, ending: str) -> Path:
     """The path with `ending` added to the name, before its suffix: out.nii.gz -> out_up.nii.gz."""
-    for suffix in (SEGMENTATION_SUFFIX, *VOLUME_SUFFIXES):
-        if path.name.lower().endswith(suffix):
-            stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
-            return path.with_name(stem + ending + suffix)
-    raise ValueError(path)
+    stem, suffix = split_suffix(path.name)
+    if not suffix:
+        raise ValueError(path)
+    return path.with_name(stem + ending + suffix)
 
 
-def lower_suffix(name: str) -> str:
-    """A file's name with its suffix in small letters, without which ITK does not write."""
-    suffix = next((s for s in (SEGMENTATION_SUFFIX, *VOLUME_SUFFIXES) if name.lower().endswith(s)), "")
-    return name[: len(name) - len(suffix)] + suffix
+def split_suffix(name: str) -> tuple[str, str]:
+    """A file's name without its suffix, and the suffix, both parts of .nii.gz; empty if it is of no kind we write."""
+    suffixes = (SEGMENTATION_SUFFIX, *VOLUME_SUFFIXES)
+    length = next((len(suffix) for suffix in suffixes if name.lower().endswith(suffix)), 0)
+    return name[: len(name) - length], name[len(name) - length :]
 
 
 @contextlib.contextmanager
@@ -248,7 +248,8 @@ def replacing(paths: Iterable[Path]):
         staged = {}
         for path in paths:
             folder = tempfile.TemporaryDirectory(prefix=".labelprop-", dir=path.resolve().parent)
-            staged[path] = Path(cleanup.enter_context(folder), lower_suffix(path.name))
+            stem, suffix = split_suffix(path.name)
+            staged[path] = Path(cleanup.enter_context(folder), stem + suffix.lower())  # ITK writes no .NII.GZ
         yield staged
         for path, temporary in staged.items():
             os.replace(temporary, path.resolve())

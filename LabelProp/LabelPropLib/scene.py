@@ -83,13 +83,9 @@ def work_grid(volume_node, segmentation_node, scribbles_node=None) -> slicer.vtk
 
 def _extent_on(image, grid) -> tuple[int, ...]:
     """The part of the grid's lattice that an image covers, as an extent."""
-    to_world, to_grid = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
-    image.GetImageToWorldMatrix(to_world)
-    grid.GetWorldToImageMatrix(to_grid)
     extent = image.GetExtent()
     corners = np.array([(*corner, 1) for corner in itertools.product(extent[:2], extent[2:4], extent[4:])])
-    matrix = slicer.util.arrayFromVTKMatrix(to_grid) @ slicer.util.arrayFromVTKMatrix(to_world)
-    points = np.rint(corners @ matrix[:3].T).astype(int)
+    points = np.rint(corners @ _lattice_to_lattice(image, grid)[:3].T).astype(int)
     return tuple(int(bound) for pair in zip(points.min(axis=0), points.max(axis=0)) for bound in pair)
 
 
@@ -168,6 +164,14 @@ def _copy_lattice(source, target):
     image_to_world = vtk.vtkMatrix4x4()
     source.GetImageToWorldMatrix(image_to_world)
     target.SetGeometryFromImageToWorldMatrix(image_to_world)
+
+
+def _lattice_to_lattice(image, grid) -> np.ndarray:
+    """(4, 4) from voxel indices (i, j, k) of an image to those of the grid."""
+    to_world, to_grid = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(to_world)
+    grid.GetWorldToImageMatrix(to_grid)
+    return slicer.util.arrayFromVTKMatrix(to_grid) @ slicer.util.arrayFromVTKMatrix(to_world)
 
 
 def grid_shape(grid) -> tuple[int, int, int]:
@@ -354,11 +358,7 @@ def atlas_of(volume_node, atlas_node, segmentation_node, segment_ids: Mapping[in
 
 def _index_to_grid(image, grid) -> np.ndarray:
     """(4, 4) from voxel indices (k, j, i) of an image to mm along the array axes of the grid."""
-    to_world, to_grid = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
-    image.GetImageToWorldMatrix(to_world)
-    grid.GetWorldToImageMatrix(to_grid)
-    matrix = slicer.util.arrayFromVTKMatrix(to_grid) @ slicer.util.arrayFromVTKMatrix(to_world)
-    matrix = matrix[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+    matrix = _lattice_to_lattice(image, grid)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
     matrix[:3] *= np.array(grid.GetSpacing()[::-1])[:, None]
     return matrix
 

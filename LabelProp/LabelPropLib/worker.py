@@ -36,6 +36,7 @@ if __name__ == "__main__":  # run as a file: make the package that the file lies
 
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.exchange import read_annotation, write_propagation
+from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.settings import Settings
 
 PROGRESS_INTERVAL_S = 0.1
@@ -89,8 +90,6 @@ class Worker:
         except InputError as error:
             self._fail(job, "input", str(error))
         except Exception as error:
-            from LabelPropLib.machine import is_out_of_memory
-
             traceback.print_exc()
             kind = "memory" if is_out_of_memory(error) else "failed"
             self._fail(job, kind, f"{type(error).__name__}: {error}".partition("\n")[0])
