@@ -119,7 +119,7 @@ def choiceTitles():
     """Parameter -> its values and what they are called in panels."""
     fusions = {
         "auto": _("Automatic"),
-        "majority": _("Majority vote"),
+        "majority": _("All slices alike"),
         "distance": _("By distance"),
         "similarity": _("By similarity of the slices"),
         "appearance": _("By similarity and intensity"),

@@ -6,7 +6,7 @@ Unknown is never background. A *scribble* says only "these voxels are this label
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -151,6 +151,11 @@ class SparseAnnotation:
             if np.sum(list(masks.values()), axis=0, dtype=np.uint16).max() > 1:
                 pairs |= {pair for pair in combinations(sorted(masks), 2) if (masks[pair[0]] & masks[pair[1]]).any()}
         return pairs
+
+
+def exclude(label: int, other: int, overlapping: Collection[tuple[int, int]]) -> bool:
+    """Whether no voxel can bear both labels; overlapping: pairs of labels, ascending, that may share voxels."""
+    return (min(label, other), max(label, other)) not in overlapping
 
 
 def annotate_from_masks(
@@ -301,7 +306,7 @@ def coarsest_axis(spacing: Sequence[float]) -> int:
 
 
 def run_length(planes: np.ndarray) -> tuple[float, int]:
-    """Mean length of the runs of consecutive indices in `planes`, ascending, and their number.
+    """Mean length of the runs of consecutive indices in `planes`, ascending, and the number of `planes`.
 
     Least along the axis across which slices were drawn: drawn slices stand alone, with others in between, while
     structures fill many consecutive planes along the two axes within them.

@@ -188,8 +188,7 @@ def signed_distances(atlas: AtlasVolume, label: int, transform: sitk.Transform, 
 
 def _on_stack(volume: np.ndarray, annotation: SparseAnnotation, stack: Stack) -> torch.Tensor:
     """A (K, J, I) volume of mm on the working grid's planes, (Z, H, W) pixels."""
-    rows, columns = stack.box
-    planes = np.moveaxis(volume, annotation.axis, 0)[stack.first : stack.first + len(stack.images), rows, columns]
+    planes = np.moveaxis(volume, annotation.axis, 0)[stack.crop]
     pixels = (torch.from_numpy(np.ascontiguousarray(planes)) / stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
     return stack.to_working_grid(pixels[:, None])[:, 0].to(stack.images)
 

@@ -17,16 +17,9 @@ import torch
 
 from .annotation import SparseAnnotation
 from .ends import Growth
+from .filters import NOISE_WINDOW, channel_weights, local_contrast_normalise, smooth
 from .parallel import processors, side_by_side
-from .preprocessing import (
-    NOISE_WINDOW,
-    Stack,
-    channel_weights,
-    local_contrast_normalise,
-    signed_distance_nearby,
-    smooth,
-    unevenness,
-)
+from .preprocessing import Stack, signed_distance_nearby, unevenness
 from .presence import INTENSITY_BINS, INTENSITY_RANGE, intensity_odds, likeness_inside
 from .registration.consistency import FarEnds
 from .registration.fields import compose, identity, integrate, resize, sample
@@ -475,13 +468,15 @@ def _candidate(label: int, carried: Carried, box: tuple[slice, slice], planes: L
     distances = planes.distances(label, carried.source)
     coordinates = carried.coordinates[..., box[0], box[1]]
     sampled = sample(distances[None, None].expand(len(coordinates), -1, -1, -1), coordinates)[:, 0]
+    inside, around = planes.histograms(label, carried.source)
     return Candidate(
-        carried.source,
-        sampled,
-        float(distances.max()),
-        float((distances > 0).sum().clamp(min=1)),
-        planes.unevenness(label, carried.source),
-        *planes.histograms(label, carried.source),
+        source=carried.source,
+        distances=sampled,
+        depth=float(distances.max()),
+        area=float((distances > 0).sum().clamp(min=1)),
+        unevenness=planes.unevenness(label, carried.source),
+        inside=inside,
+        around=around,
     )
 
 

@@ -11,6 +11,11 @@ from .errors import Cancelled
 Progress = Callable[[float, str], None]
 
 
+def portion(on_step: Callable[[float], None], done: float, cost: float, total: float) -> Callable[[float], None]:
+    """For a part of a work of the cost `total`, after `done` of it: told the part's fraction, it tells the whole's."""
+    return lambda fraction: on_step((done + fraction * cost) / total)
+
+
 class Clock:
     """Seconds by stage; progress and cancellation on the way."""
 

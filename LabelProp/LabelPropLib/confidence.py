@@ -9,7 +9,8 @@ Where a label ends, what was found tells more, and the Dice to expect is blended
 they are, and the slice how much of the label it shows.
 
 The few coefficients of `PRIOR` were fitted to many scans with a reference, by Testing/Benchmarks/fit_confidence.py; the
-drift is then scaled to what was seen of it on this very scan, on annotated slices that were hidden and found again.
+drift is then scaled a little towards what was seen of it on this very scan, on annotated slices that were hidden and
+found again: they lie further apart than the slices to be found, and the fit trusts them by a few per cent only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scipy import special
 
 from .annotation import SparseAnnotation
 from .candidates import Arrivals, Carried
-from .ends import AROUND, EXPONENT, Growth
+from .ends import AROUND, Growth, depth_left
 from .preprocessing import Stack, around, signed_distance
 from .presence import correlation
 from .visibility import contrast, sharpness
@@ -45,7 +46,7 @@ CROFTON = np.pi / 4  # length of a contour per length of its pixels' edges, for 
 class Prior:
     """Coefficients of what to expect, from scans with a reference.
 
-    drift: of log mm where both sides bear the label: 1, log bridge (mm), log disagreement (mm), unlikeness, log
+    drift: of log mm where both sides bear the label: 1, log bridge, log disagreement (mm), unlikeness, log
         sharpness.
     drift_of_one: where one does: 1, log distance (mm), unlikeness.
     end: mean of the logit of the way to a label's end: 1, trend, known before, log(1 + depth in pixels), the same of
@@ -273,7 +274,10 @@ def implied_dice(score: torch.Tensor) -> np.ndarray:
 
 
 def disagreement_between(lower: torch.Tensor, upper: torch.Tensor) -> np.ndarray:
-    """(T,) mean difference of two signed distances (T, h, w) within BAND of the contour half-way between them."""
+    """(T,) pixels that two signed distances (T, h, w) differ by, in the mean within BAND of the contour half-way.
+
+    From LEAST_DISAGREEMENT for none, so that it has a logarithm; MOST_DISAGREEMENT more where there is no contour.
+    """
     band = (((lower + upper) / 2).abs() < BAND).float()
     difference = (lower - upper).abs().clamp(max=MOST_DISAGREEMENT)
     count = band.sum(dim=(1, 2))
@@ -282,7 +286,7 @@ def disagreement_between(lower: torch.Tensor, upper: torch.Tensor) -> np.ndarray
 
 
 def bridge(below: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """sqrt(a b / (a + b)): standard deviation, up to a factor, of a random walk tied at both ends; mm."""
+    """sqrt(a b / (a + b)): standard deviation, up to a factor, of a random walk tied at both ends: sqrt(mm) of mm."""
     return np.sqrt(below * above / (below + above))
 
 
@@ -331,8 +335,7 @@ def remaining(ending: Ending) -> np.ndarray:
     """(T, T + 1) share of the label's depth that is left on each plane for each end: a superellipse, see `ends`."""
     count = len(ending.steps)
     extent = (np.arange(count + 1) + 0.5) * ending.length / (count + 1)
-    q = np.minimum(ending.steps[:, None] / extent, 1)
-    return (1 - q**EXPONENT) ** (1 / EXPONENT)
+    return depth_left(ending.steps[:, None] / extent)
 
 
 def expect(prior: Prior, evidence: Evidence, contours: Contours, scale: float = 1.0) -> Stretch:
@@ -479,8 +482,7 @@ def assess(
 
 def crop(volume: np.ndarray, annotation: SparseAnnotation, stack: Stack) -> np.ndarray:
     """The planes of a volume (K, J, I) that the stack holds, (Z, rows, columns)."""
-    rows, columns = stack.box
-    return np.moveaxis(volume, annotation.axis, 0)[stack.first : stack.first + len(stack.images), rows, columns]
+    return np.moveaxis(volume, annotation.axis, 0)[stack.crop]
 
 
 @dataclass(frozen=True)
@@ -579,15 +581,24 @@ class Confidence:
             stretch.evidence.ending,
         )
         window, distances = self.stack.window_to_volume_grid(ending.distances, ending.box)
-        thresholds = ending.by_plane(ending.depth * (1 - remaining(ending)))[:, ::-1]  # the further end the smaller
-        likelihood = np.concatenate([[0], np.cumsum(stretch.ends[::-1])])
+        thresholds = ending.by_plane(ending.depth * (1 - remaining(ending)))
         for index, (labels, depth) in enumerate(zip(self._layer(stretch), ending.by_plane(distances), strict=True)):
             labels, doubt = labels[window], wrong[first + index][window]
             found = labels == label
             depth = np.where(found, np.maximum(depth, LEAST_DEPTH), depth)
-            there = likelihood[np.searchsorted(thresholds[index], depth)]
+            there = reached(depth, thresholds[index], stretch.ends)
             ended = np.where(found, 1 - there, there)
             enter(1 - (1 - ended) * (1 - np.where(found, doubt, 0)), label, labels, doubt)
+
+
+def reached(depth: np.ndarray, thresholds: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(h, w) probability that a label is at a depth (h, w), mm inside the carried contour: that of ends beyond it.
+
+    thresholds: (T + 1,) mm by which the contour has moved inwards if the label ends there, the less the further it goes
+    on. ends: (T + 1,) probability of each end.
+    """
+    outlasted = np.searchsorted(thresholds[::-1], depth)  # counted from the furthest end
+    return np.concatenate([[0], np.cumsum(ends[::-1])])[outlasted]
 
 
 def enter(probability: np.ndarray, label: int, labels: np.ndarray, wrong: np.ndarray):

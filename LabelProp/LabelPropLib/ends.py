@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from .annotation import SparseAnnotation
+from .filters import masked_correlation
 
 EXTENT = 0.65  # of the gap, where the shape has closed
 EXPONENT = 4.0
@@ -31,8 +32,8 @@ PERSISTENCE = (-0.4, 0.3)  # log-odds, of a label that does not grow, and per tr
 class Growth:
     """How a label came to the plane that bears it, of the two around a gap the only one that does.
 
-    trend: log ratio of its area there to that on the known plane before it, seen from the gap. known_before: whether
-    there is one; 0 is the trend without.
+    trend: log ratio of its area there to that on the known plane before it, seen from the gap, damped so that one that
+    was absent before gives a number. known_before: whether there is such a plane; 0 is the trend without.
     """
 
     trend: float
@@ -57,6 +58,14 @@ class Growth:
         return still + per_trend * self.trend if self.known_before else PERSISTENCE_OF_FIRST
 
 
+def depth_left(way):
+    """Share of its depth that a shape keeps where it has gone `way` of the way on which it closes: (1 - q^n)^(1/n).
+
+    A superellipse; array or tensor, 0 from a way of 1 on.
+    """
+    return (1 - way.clip(max=1) ** EXPONENT) ** (1 / EXPONENT)
+
+
 def round_off(distances: torch.Tensor, depth: float, way: torch.Tensor) -> torch.Tensor:
     """Signed distances of a carried shape that closes on its way to a plane without it.
 
@@ -65,8 +74,7 @@ def round_off(distances: torch.Tensor, depth: float, way: torch.Tensor) -> torch
     The contour moves inwards by depth * (1 - (1 - q^n)^(1/n)), q = way / EXTENT; once closed, further by the way.
     """
     q = way / EXTENT
-    remaining = (1 - q.clamp(max=1) ** EXPONENT) ** (1 / EXPONENT)
-    shrunk = depth * (1 - remaining) + 2 * depth * (q - 1).clamp(min=0)
+    shrunk = depth * (1 - depth_left(q)) + 2 * depth * (q - 1).clamp(min=0)
     return distances - shrunk
 
 
@@ -76,15 +84,7 @@ def way_to_dissimilarity(distances: torch.Tensor, carried: torch.Tensor, targets
     distances: (T, h, w) pixels; carried, targets: (T, h, w), the carried image and the slices. The shape closes at the
     first slice whose correlation with the carried image, in and around the label, is below half that of the first one.
     """
-    around = (distances > -AROUND).float()
-    count = around.sum(dim=(1, 2)).clamp(min=1)
-
-    def centred(images: torch.Tensor) -> torch.Tensor:
-        return around * (images - ((around * images).sum(dim=(1, 2)) / count)[:, None, None])
-
-    first, second = centred(carried), centred(targets)
-    norm = ((first**2).sum(dim=(1, 2)) * (second**2).sum(dim=(1, 2))).sqrt().clamp(min=1e-6)
-    correlation = (first * second).sum(dim=(1, 2)) / norm
+    correlation = masked_correlation(carried[:, None], targets[:, None], distances > -AROUND)[:, 0]
     unlike = torch.nonzero(correlation < correlation[0] / 2).flatten()
     length = float(unlike[0]) + 1 if len(unlike) else len(correlation) + 1
     return (EXTENT * torch.arange(1, len(correlation) + 1).to(correlation) / length).clamp(max=FURTHEST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -171,13 +171,6 @@ def arrive(labels: Sequence[int], crossing: Crossing, planes: LabelPlanes) -> li
     return side_by_side(lambda label: arrivals(label, crossing, planes), labels, crossing.targets.device)
 
 
-def scribbled_within(scan: Scan, label: int, gap: Gap) -> np.ndarray:
-    """(N, 3) voxels of the label's scribbles on the planes of a gap."""
-    strokes = scan.annotation.scribbles[label]
-    planes = strokes[:, scan.annotation.axis] - scan.stack.first
-    return strokes[(gap.first <= planes) & (planes <= gap.last)]
-
-
 def fuse_gaps(
     scan: Scan,
     networks: DeepLabelFusion | None,
@@ -185,14 +178,14 @@ def fuse_gaps(
     clock: Clock,
 ) -> Fusion:
     """Choose the rules and fuse what arrives in all gaps; what leads to a scribble alone stays as it was carried."""
-    annotation, stack, planes = scan.annotation, scan.stack, scan.planes
+    annotation, stack = scan.annotation, scan.stack
     with clock.stage("Choosing"):
         rules, factors = choose_rules(scan, networks, settings.fusion)
     priors: Mapping[int, torch.Tensor] = {}
     if annotation.atlases:
         with clock.stage("Aligning atlases"):
             chosen = {label: rule_alone(rule, networks) for label, rule in rules.items()}
-            priors = atlases.helpful(annotation, stack, planes, scan.chains, chosen)
+            priors = atlases.helpful(annotation, stack, scan.planes, scan.chains, chosen)
     maps = LabelMaps(annotation, stack)
     sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
     fused: list[FusedScore] = []
@@ -202,31 +195,64 @@ def fuse_gaps(
         for number, (gap, labels) in enumerate(labels_of.items()):
             crossing = scan.chains.cross(gap)
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
-            arrived = arrive(labels, crossing, planes)
-            found = [
-                atlases.blend(score, label, priors[label.label], planes) if label.label in priors else score
-                for label, score in zip(arrived, scores(arrived, rules, networks, scan.overlapping), strict=True)
-            ]
-            evidence += side_by_side(
-                lambda scored: confidence.observe(scored[0], stack, scored[1], settings.uncertainty),
-                list(zip(arrived, found, strict=True)),
-                stack.images.device,
-            )
-            for label, score in zip(arrived, found, strict=True):
-                fused.append(FusedScore(label.label, gap.targets, label.box, score, label.votes))
-                for name, candidate in (("up", label.lower), ("down", label.upper)):
-                    if name in sides and candidate is not None:
-                        sides[name].enter(FusedScore(label.label, gap.targets, label.box, candidate.distances))
+            arrived = arrive(labels, crossing, scan.planes)
+            found = with_priors(arrived, scores(arrived, rules, networks, scan.overlapping), priors, scan.planes)
+            evidence += observe(arrived, found, stack, settings.uncertainty)
+            for own, score in zip(arrived, found, strict=True):
+                fused.append(FusedScore(own.label, gap.targets, own.box, score, own.votes))
+            enter_sides(arrived, sides)
         for score in fused:
             maps.enter(score)
-        for gap, labels in gaps_to_scribbles(annotation, stack).items():
-            crossing = scan.chains.cross(gap)
-            for label in labels:
-                if maps.bears(label, scribbled_within(scan, label, gap)).all():  # it was extrapolated to them
-                    continue
-                arrived = arrivals(label, crossing, planes)
-                carried = arrived.lower or arrived.upper
-                fused.append(FusedScore(label, gap.targets, arrived.box, carried.distances.clone(), arrived.votes))
-                maps.enter(fused[-1])
+        fused += led_to_scribbles(scan, maps)
     image_weights = scan.chains.weights[[stack.order.index(image) for image in range(len(stack.order))]]
     return Fusion(rules, factors, priors, fused, maps, sides, evidence, image_weights)
+
+
+def with_priors(
+    arrived: Sequence[Arrivals], scores: Sequence[torch.Tensor], priors: Mapping[int, torch.Tensor], planes: LabelPlanes
+) -> list[torch.Tensor]:
+    """The labels' scores, blended with what atlases say of those that they help to find."""
+    return [
+        atlases.blend(score, own, priors[own.label], planes) if own.label in priors else score
+        for own, score in zip(arrived, scores, strict=True)
+    ]
+
+
+def observe(
+    arrived: Sequence[Arrivals], scores: Sequence[torch.Tensor], stack: Stack, keep_distances: bool
+) -> list[confidence.Evidence]:
+    """What tells how well each label of a gap was found."""
+    return side_by_side(
+        lambda scored: confidence.observe(scored[0], stack, scored[1], keep_distances),
+        list(zip(arrived, scores, strict=True)),
+        stack.images.device,
+    )
+
+
+def enter_sides(arrived: Sequence[Arrivals], sides: Mapping[str, LabelMaps]):
+    """Enter what was carried up alone, and down alone, into the maps of that side, where they are asked for."""
+    for own in arrived:
+        for name, candidate in (("up", own.lower), ("down", own.upper)):
+            if name in sides and candidate is not None:
+                sides[name].enter(FusedScore(own.label, own.gap.targets, own.box, candidate.distances))
+
+
+def led_to_scribbles(scan: Scan, maps: LabelMaps) -> Iterator[FusedScore]:
+    """Enter labels into the maps, as they were carried, up to scribbles beyond their outermost plane."""
+    for gap, labels in gaps_to_scribbles(scan.annotation, scan.stack).items():
+        crossing = scan.chains.cross(gap)
+        for label in labels:
+            if maps.bears(label, scribbled_within(scan, label, gap)).all():  # it was extrapolated to them
+                continue
+            own = arrivals(label, crossing, scan.planes)
+            carried = own.lower or own.upper
+            score = FusedScore(label, gap.targets, own.box, carried.distances.clone(), own.votes)
+            maps.enter(score)
+            yield score
+
+
+def scribbled_within(scan: Scan, label: int, gap: Gap) -> np.ndarray:
+    """(N, 3) voxels of the label's scribbles on the planes of a gap."""
+    strokes = scan.annotation.scribbles[label]
+    planes = strokes[:, scan.annotation.axis] - scan.stack.first
+    return strokes[(gap.first <= planes) & (planes <= gap.last)]

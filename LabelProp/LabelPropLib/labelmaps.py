@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .annotation import BACKGROUND, SparseAnnotation
+from . import boxes
+from .annotation import BACKGROUND, SparseAnnotation, exclude
 from .candidates import DISTANCE_LIMIT
 from .preprocessing import Stack
 
@@ -35,19 +36,17 @@ class FusedScore:
 
         Values (T, R, C), votes (2, T, R, C).
         """
-        rows_and_columns = _overlap(stack.working_box(within[1:]), self.box)
-        planes = slice(self.targets.start + stack.first, self.targets.stop + stack.first)
-        (planes,) = _overlap((planes,), within[:1])
-        first = (self.targets.start + stack.first, *(part.start for part in self.box))
-        inside = _shift((planes, *rows_and_columns), first)
+        scored = (slice(self.targets.start + stack.first, self.targets.stop + stack.first), *self.box)
+        working = boxes.overlap(scored, (within[0], *stack.working_box(within[1:])))
+        inside = boxes.within(working, scored)
         values = self.values[inside]
         if not values.numel():
             return (slice(0, 0),) * 3, np.empty((0, 0, 0), np.float32), np.empty((2, 0, 0, 0), bool)
         votes = self.votes[(slice(None), *inside)].to(values)
-        window, layers = stack.window_to_volume_grid(torch.cat([values, *votes]), rows_and_columns)
-        place = (planes, *(slice(w.start + b.start, w.stop + b.start) for w, b in zip(window, stack.box, strict=True)))
-        covered = _overlap(place, within)
-        values, *votes = (layer[_shift(covered, [part.start for part in place])] for layer in np.split(layers, 3))
+        window, layers = stack.window_to_volume_grid(torch.cat([values, *votes]), working[1:])
+        found = (working[0], *boxes.of_whole(window, stack.box))
+        covered = boxes.overlap(found, within)
+        values, *votes = (layer[boxes.within(covered, found)] for layer in np.split(layers, 3))
         return covered, values, np.stack(votes) > 0.5
 
 
@@ -56,7 +55,7 @@ def exclusive_layers(labels: tuple[int, ...], overlapping: set[tuple[int, int]])
     layers: list[list[int]] = []
     for label in labels:
         for layer in layers:
-            if not any((min(label, other), max(label, other)) in overlapping for other in layer):
+            if all(exclude(label, other, overlapping) for other in layer):
                 layer.append(label)
                 break
         else:
@@ -75,7 +74,7 @@ class LabelMaps:
         self._layer_of = {label: index for index, layer in enumerate(self._layers) for label in layer}
         self._rivals = {  # label -> other layer -> the labels there that exclude it all the same
             label: {
-                index: [other for other in layer if (min(label, other), max(label, other)) not in overlapping]
+                index: [other for other in layer if exclude(label, other, overlapping)]
                 for index, layer in enumerate(self._layers)
                 if label not in layer
             }
@@ -105,9 +104,8 @@ class LabelMaps:
 
         scores: label -> score in the box.
         """
-        inside = _overlap(box, self._stack.crop)
-        here = _shift(inside, [part.start for part in box])
-        there = _shift(inside, [part.start for part in self._stack.crop])
+        inside = boxes.overlap(box, self._stack.crop)
+        here, there = boxes.within(inside, box), boxes.within(inside, self._stack.crop)
         best = [np.full(where.shape, -DISTANCE_LIMIT, np.float32) for _ in self._layers]
         found = [np.zeros(where.shape, volume.dtype) for volume in self._volumes]
         for label, values in scores.items():
@@ -180,15 +178,3 @@ class LabelMaps:
 def _without(labels: Sequence[int], values: np.ndarray) -> np.ndarray:
     """The values, 0 for those that are one of the labels."""
     return np.where(np.isin(values, labels), 0, values)
-
-
-def _overlap(first: Sequence[slice], second: Sequence[slice]) -> tuple[slice, ...]:
-    """The part of two boxes that they share, of no size where there is none."""
-    starts = [max(a.start, b.start) for a, b in zip(first, second, strict=True)]
-    stops = [min(a.stop, b.stop) for a, b in zip(first, second, strict=True)]
-    return tuple(slice(start, max(start, stop)) for start, stop in zip(starts, stops, strict=True))
-
-
-def _shift(box: Sequence[slice], origin: Sequence[int]) -> tuple[slice, ...]:
-    """The box counted from `origin`."""
-    return tuple(slice(part.start - first, part.stop - first) for part, first in zip(box, origin, strict=True))

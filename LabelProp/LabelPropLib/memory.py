@@ -19,6 +19,7 @@ import torch
 
 from .annotation import SparseAnnotation
 from .candidates import gaps_to_scribbles, shared_gaps
+from .clock import portion
 from .preprocessing import Stack, crop_box
 from .provenance import identify_weights
 from .registration import instance
@@ -64,10 +65,7 @@ class Update:
         velocity = self.velocity.clone()
         share, done = len(self.coarse) / (len(self.coarse) + len(self.pairs)), 0
         for run in instance.consecutive(self.coarse):
-
-            def report(fraction: float, before: int = done, cost: int = len(run)):
-                on_step(share * (before + fraction * cost) / len(self.coarse))
-
+            report = portion(lambda fraction: on_step(share * fraction), done, len(run), len(self.coarse))
             images, start = stack.images[run.start : run.stop + 1], velocity[run.start : run.stop]
             fields = instance.register(images, None, replace(schedule, levels=tuple(coarse)), start, report)
             velocity[run.start : run.stop] = resize(fields, velocity.shape[-2:])

@@ -14,7 +14,8 @@ from .candidates import Chains, LabelPlanes, far_ends
 from .clock import Clock, Progress
 from .errors import InputError
 from .fusion import deep
-from .gap_fusion import DEEP, REGISTRATION_SHARE, Scan, fuse_gaps
+from .gap_fusion import DEEP, REGISTRATION_SHARE, Fusion, Scan, fuse_gaps
+from .labelmaps import LabelMaps
 from .machine import is_out_of_memory, peak_memory_gb, thread_count
 from .memory import Memory, Update
 from .parallel import threads
@@ -96,12 +97,7 @@ def compute(
                 if memory is not None:
                     memory.keep_fusion(annotation, settings, stack, fusion)
             with clock.stage("Scribbling"):
-                maps, sides = fusion.maps, fusion.sides
-                if memory is not None:
-                    maps, sides = maps.copy(), {name: side.copy() for name, side in sides.items()}
-                scribbles.spread(annotation, stack, fusion.scores, maps, settings.graph_cut)
-                for result in (maps, *sides.values()):
-                    result.keep_given(annotation)
+                maps, sides = corrected(annotation, stack, fusion, settings.graph_cut, in_place=memory is None)
                 label_maps = maps.volumes()
             with clock.stage("Assessing"):
                 expected = confidence.assess(annotation, stack, fusion.evidence, label_maps, fusion.factors)
@@ -112,21 +108,14 @@ def compute(
         directions={name: side.volumes() for name, side in sides.items()},
         uncertainty=expected.uncertainty() if settings.uncertainty else None,
         report={
-            "axis": AXIS_NAMES[annotation.axis],
-            "annotated_slices": annotation.planes,
-            "labels": list(annotation.labels),
+            **report_of_input(annotation, settings, device),
             "volume_ml": volume_ml(annotation, label_maps),
-            "missing": annotation.missing,
-            "device": planner.describe_device(device),
-            "preset": settings.preset,
             "registration": ("instance" if settings.registration == "auto" else settings.registration)
             + (", reused" if update else ""),
-            "fusion": {str(label): rule for label, rule in fusion.rules.items()},
+            **report_of_fusion(fusion),
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
-            "image_shares": [round(w / len(fusion.image_weights), 3) for w in fusion.image_weights.tolist()],
-            "atlases_used": sorted(fusion.priors),
-            "messages": planner.messages(plan, pixels, effort)
+            "messages": planner.messages(plan, stack.size, pixels, effort)
             + messages(annotation, settings, fusion.image_weights, update)
             + atlases.messages(annotation, fusion.priors)
             + scribbles.contradictions(annotation, maps),
@@ -134,6 +123,43 @@ def compute(
             **suggestion.report(suggestions),
         },
     )
+
+
+def corrected(
+    annotation: SparseAnnotation, stack: Stack, fusion: Fusion, follow_edges: bool, in_place: bool
+) -> tuple[LabelMaps, dict[str, LabelMaps]]:
+    """The fused label maps, and those of the sides, with the scribbles' corrections and what was given.
+
+    in_place: whether the fusion's own maps may be changed; one that a memory keeps may not.
+    """
+    maps, sides = fusion.maps, dict(fusion.sides)
+    if not in_place:
+        maps, sides = maps.copy(), {name: side.copy() for name, side in sides.items()}
+    scribbles.spread(annotation, stack, fusion.scores, maps, follow_edges)
+    for result in (maps, *sides.values()):
+        result.keep_given(annotation)
+    return maps, sides
+
+
+def report_of_input(annotation: SparseAnnotation, settings: Settings, device: torch.device) -> dict:
+    """How the input was read, and what it was computed with: plain values."""
+    return {
+        "axis": AXIS_NAMES[annotation.axis],
+        "annotated_slices": annotation.planes,
+        "labels": list(annotation.labels),
+        "missing": annotation.missing,
+        "device": planner.describe_device(device),
+        "preset": settings.preset,
+    }
+
+
+def report_of_fusion(fusion: Fusion) -> dict:
+    """Which rules, images and atlases took part: plain values."""
+    return {
+        "fusion": {str(label): rule for label, rule in fusion.rules.items()},
+        "image_shares": [round(w / len(fusion.image_weights), 3) for w in fusion.image_weights.tolist()],
+        "atlases_used": sorted(fusion.priors),
+    }
 
 
 def register(

@@ -112,11 +112,14 @@ def fitting_pixels(pixels: int, planes: int, free: float) -> int:
     return max(LEAST_PIXELS, min(pixels, int(fitting)))
 
 
-def messages(plan: Plan, pixels: int, effort: Effort) -> list[str]:
-    """Sentences for the user about what was done for want of memory."""
+def messages(plan: Plan, size: tuple[int, int], pixels: int, effort: Effort) -> list[str]:
+    """Sentences for the user about what was done for want of memory.
+
+    size: of the working planes; pixels: the most along a side for which there was memory.
+    """
     said = [plan.why] if plan.why else []
-    if pixels < effort.pixels:
-        said.append(f"Little memory is free: slices of {pixels} pixels instead of {effort.pixels} were registered.")
+    if pixels < effort.pixels and max(size) >= pixels:
+        said.append(f"Little memory is free: slices were registered at {pixels} pixels along their longer side.")
     return said
 
 

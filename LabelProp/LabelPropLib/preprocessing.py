@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from .annotation import BACKGROUND, SparseAnnotation
+from .filters import channel_weights, smooth
 from .registration.fields import sample
 
 MARGIN_FRACTION = 0.15  # of the labels' extent
 MARGIN_MM = 12.0
-NOISE_WINDOW = 0.7  # pixels, standard deviation of the Gaussian that takes noise off intensities looked at one by one
 OUTLINE_WINDOW = 2.0  # pixels, standard deviation of the Gaussian that takes away what is uneven of an outline
 
 
@@ -31,7 +31,7 @@ class Stack:
     images: (Z, C, H, W) float32, about 0 to 1, square pixels; the most trustworthy channel first.
     order: which of the given images each channel is, 0 the scan, 1 the second image.
     intensities: those of the scan that became 0 and 1.
-    first: plane index of images[0] in the volume; given: stack indices of annotated planes, ascending.
+    first: plane index of images[0] in the volume.
     core: stack indices of the planes that are worked on whatever is scribbled; the others lead to scribbles beyond.
     box: the crop's slices (rows, columns) in a plane of the volume; shape: its (rows, columns).
     pixel: mm of a working pixel; slice_spacing: mm from plane to plane.
@@ -41,7 +41,6 @@ class Stack:
     order: tuple[int, ...]
     intensities: tuple[float, float]
     first: int
-    given: tuple[int, ...]
     core: range
     box: tuple[slice, slice]
     pixel: float
@@ -135,7 +134,6 @@ def prepare(
         order=tuple(order),
         intensities=intensities[0],
         first=first,
-        given=tuple(p - first for p in annotation.planes),
         core=range(inner.start, inner.stop),
         box=box,
         pixel=pixel,
@@ -199,40 +197,6 @@ def percentiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:
     ordered = np.partition(values, sorted({index for pair in neighbours for index in pair}), axis=None)
     lower, upper = ([float(ordered[pair[side]]) for pair in neighbours] for side in (0, 1))
     return [a + (b - a) * (place % 1) for a, b, place in zip(lower, upper, places, strict=True)]
-
-
-def smooth(images: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian of `sigma` pixels over the last two axes."""
-    axes = (images.ndim - 2, images.ndim - 1)
-    filtered = ndimage.gaussian_filter(images.cpu().numpy(), sigma, mode="nearest", axes=axes, truncate=3)
-    return torch.from_numpy(filtered).to(images.device)
-
-
-def local_contrast_normalise(images: torch.Tensor, sigma: float = 4.0, floor: float = 0.05) -> torch.Tensor:
-    """(I - mean) / sqrt(variance + floor^2) in a Gaussian window of `sigma` pixels.
-
-    The mean squared difference of two such images is, for small deformations, an affine function of their local
-    normalised cross-correlation, at the cost of two filters once instead of five in every step.
-    """
-    mean = smooth(images, sigma)
-    variance = smooth((images - mean) ** 2, sigma)
-    return (images - mean) / (variance + floor**2).sqrt()
-
-
-def channel_weights(images: torch.Tensor) -> torch.Tensor:
-    """How far each channel of `images` (Z, C, H, W) can be trusted: weights (C,) of mean 1.
-
-    The ratio of signal to noise r / (1 - r), where r is the median correlation of the local contrast of neighbouring
-    planes: anatomy goes on from plane to plane, noise does not. Inverse-variance weights, therefore. On a single plane
-    all count the same.
-    """
-    if len(images) == 1 or images.shape[1] == 1:
-        return images.new_ones(images.shape[1])
-    contrast = local_contrast_normalise(images)
-    contrast = F.normalize((contrast - contrast.mean(dim=(2, 3), keepdim=True)).flatten(2), dim=2)
-    correlation = (contrast[1:] * contrast[:-1]).sum(dim=2).median(dim=0).values.clamp(0.0, 0.99)
-    ratio = correlation / (1 - correlation) + 1e-6
-    return ratio / ratio.mean()
 
 
 def unevenness(masks: torch.Tensor) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .preprocessing import NOISE_WINDOW, smooth
+from .filters import NOISE_WINDOW, masked_correlation, smooth
 
 if TYPE_CHECKING:  # candidates ask for this module
     from .candidates import Arrivals, Candidate, Carried
@@ -73,14 +73,6 @@ def correlation(carried: Carried, arrivals: Arrivals, region: torch.Tensor) -> t
     """(T,) correlation of carried images and slices over `region` (T, h, w), channels by their weights."""
     rows, columns = arrivals.box
     weights = arrivals.crossing.weights
-    region = region[:, None].float()
-    count = region.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-
-    def centred(images: torch.Tensor) -> torch.Tensor:
-        images = images[..., rows, columns]
-        return region * (images - (region * images).sum(dim=(2, 3), keepdim=True) / count)
-
-    first, second = centred(carried.channels), centred(arrivals.crossing.channels)
-    norm = ((first**2).sum(dim=(2, 3)) * (second**2).sum(dim=(2, 3))).sqrt().clamp(min=1e-6)
-    by_channel = (first * second).sum(dim=(2, 3)) / norm
+    carried_here, slices = (images[..., rows, columns] for images in (carried.channels, arrivals.crossing.channels))
+    by_channel = masked_correlation(carried_here, slices, region)
     return (by_channel * weights).sum(dim=1) / weights.sum()

@@ -10,6 +10,8 @@ import torch
 
 from . import checkpoint
 from .errors import InputError
+from .filters import CONTRAST_WINDOW, LEAST_CONTRAST
+from .registration.instance import INTENSITY_WEIGHT
 from .registration.network import DECODER, ENCODER, RegistrationNetwork
 
 KIND = "registration"
@@ -22,7 +24,10 @@ ARCHITECTURE = {
 }
 PREPROCESSING = {
     "intensity": "1st percentile at 0, 99th at 1, cut off at -0.2 and 1.2",
-    "channels": ["(I - mean) / sqrt(variance + 0.05^2) in a Gaussian window of 4 pixels", "4 I"],
+    "channels": [
+        f"(I - mean) / sqrt(variance + {LEAST_CONTRAST}^2) in a Gaussian window of {CONTRAST_WINDOW:g} pixels",
+        f"{INTENSITY_WEIGHT:g} I",
+    ],
     "pixels": "square",
 }
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from .annotation import SparseAnnotation
 from .confidence import INSET, PRIOR, Confidence, Stretch, bridge, present
-from .ends import EXPONENT, EXTENT
+from .ends import EXTENT, depth_left
 
 OVERHEAD = 3.0  # cost of going to a slice, in mean lengths to trace on one
 CUT_OFF = 2.0  # what a slice that turns out to be without a label puts right, per mm^2 that the model says
@@ -122,23 +122,31 @@ class Span:
         at = int(np.flatnonzero(self.planes == plane)[0])
         nearer, further = slice(0, at), slice(at + 1, None)
         to_plane = np.abs(self.near - self.near[at])
-        tied = self._part(nearer, self.near, to_plane, None)
+        tied = self._between(nearer, self.near, to_plane)
         if self.end is None:
-            return [(1.0, [tied, self._part(further, to_plane, self.far, None)])]
+            return [(1.0, [tied, self._between(further, to_plane, self.far)])]
         likely = float(self.presence[at])
         outcomes = []
         if likely > 0:
             end = self.end.beyond(at, to_plane[further] / self.far[at])
-            outcomes.append((likely, [tied, self._part(further, to_plane, self.far, end)]))
+            outcomes.append((likely, [tied, self._towards(end, further, to_plane, self.far)]))
         if likely < 1:
             end = self.end.before(at, self.near[nearer] / self.near[at])
-            outcomes.append((1 - likely, [self._part(nearer, self.near, self.near[at] - self.near, end)]))
+            outcomes.append((1 - likely, [self._towards(end, nearer, self.near, to_plane)]))
         return outcomes
 
-    def _part(self, part: slice, near: np.ndarray, far: np.ndarray, end: End | None) -> Span:
-        before = (self.near if self.end else bridge(self.near, self.far))[part]
-        after = near[part] if end else bridge(near[part], far[part])
-        drift = self.drift[part] * (after / before) ** PRIOR.growth
+    def _between(self, part: slice, near: np.ndarray, far: np.ndarray) -> Span:
+        """A part of the span, once the label is drawn on both its sides, `near` and `far` mm (T,) away."""
+        return self._with_drift(part, near, far, bridge(near[part], far[part]), None)
+
+    def _towards(self, end: End, part: slice, near: np.ndarray, far: np.ndarray) -> Span:
+        """A part of the span in which the label ends, once drawn `near` mm away and absent `far` mm away, (T,)."""
+        return self._with_drift(part, near, far, near[part], end)
+
+    def _with_drift(self, part: slice, near: np.ndarray, far: np.ndarray, way: np.ndarray, end: End | None) -> Span:
+        """A part of the span; its drift goes with a power of the way (mm, or bridged) that contours are carried."""
+        before = (bridge(self.near, self.far) if self.end is None else self.near)[part]
+        drift = self.drift[part] * (way / before) ** PRIOR.growth
         return Span(self.label, self.planes[part], near[part], far[part], drift, self.perimeter[part], end, self.scale)
 
 
@@ -181,7 +189,7 @@ class End:
 
 def closing(way: np.ndarray) -> np.ndarray:
     """Share of its area that the fusion rules leave to a carried shape on its way to a plane without it, see `ends`."""
-    return (1 - np.minimum(way / EXTENT, 1) ** EXPONENT) ** (INSET / EXPONENT)
+    return depth_left(way / EXTENT) ** INSET
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,15 @@ Testing/Benchmarks/fit_scribbles.py. Lengths are pixels of the working grid.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage, spatial
 
-from .annotation import BACKGROUND, SparseAnnotation
+from . import boxes
+from .annotation import BACKGROUND, SparseAnnotation, exclude
 from .candidates import DISTANCE_LIMIT, SURROUND, computed_once
 from .confidence import bridge
 from .labelmaps import Box, FusedScore
@@ -72,6 +73,8 @@ class Prior:
     sharpness: float
 
 
+TERMS = tuple(field.name for field in fields(Prior) if field.name != "constant")  # in the columns of `terms`
+
 PRIOR = Prior(
     constant=-0.850,
     depth=-1.153,
@@ -107,8 +110,7 @@ class Surroundings:
 
     def log_odds(self) -> np.ndarray:
         """(N,) that a voxel is wrong, too."""
-        constant, *coefficients = astuple(PRIOR)
-        return constant + self.terms @ np.array(coefficients)
+        return PRIOR.constant + self.terms @ np.array([getattr(PRIOR, name) for name in TERMS])
 
 
 def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> Iterator[Surroundings]:
@@ -174,23 +176,21 @@ def terms_of(
     depth = np.log(np.maximum(-standing.margin[here], LEAST_DEPTH))
     stroke_depth = np.log(np.maximum(-standing.margin[there], LEAST_STROKE_DEPTH))
     bridged, stroke_bridged = (window.bridge(standing.missed[place], place[0]) for place in (here, there))
-    return np.stack(
-        [
-            depth,
-            stroke_depth,
-            depth * stroke_depth,
-            np.log(np.hypot(way[:, 1], way[:, 2]) + 0.5),
-            np.full(len(voxels), np.log(length / window.stack.pixel + 1)),
-            np.abs(voxels[:, 0] - nearest[:, 0]),
-            np.log(bridged / stroke_bridged),
-            standing.voted[here],
-            standing.voted[there] & ~standing.voted[here],
-            window.log_likelihood_ratio(standing.label, standing.rival[here], here, nearest[:, 0]),
-            np.abs(window.smoothed[here] - window.smoothed[there]),
-            np.log(sharpness + LEAST_SHARPNESS),
-        ],
-        axis=1,
-    )
+    terms = {
+        "depth": depth,
+        "stroke_depth": stroke_depth,
+        "both_depths": depth * stroke_depth,
+        "distance": np.log(np.hypot(way[:, 1], way[:, 2]) + 0.5),
+        "length": np.full(len(voxels), np.log(length / window.stack.pixel + 1)),
+        "slices": np.abs(voxels[:, 0] - nearest[:, 0]),
+        "bridge": np.log(bridged / stroke_bridged),
+        "voted": standing.voted[here],
+        "outvoted": standing.voted[there] & ~standing.voted[here],
+        "likelihood": window.log_likelihood_ratio(standing.label, standing.rival[here], here, nearest[:, 0]),
+        "dissimilarity": np.abs(window.smoothed[here] - window.smoothed[there]),
+        "sharpness": np.log(sharpness + LEAST_SHARPNESS),
+    }
+    return np.stack([terms[name] for name in TERMS], axis=1)
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class Window:
         self._computed: dict[tuple[str, int, int], object] = {}  # see `computed_once`
         for part in fused:
             place, values, votes = part.on_volume(stack, box)
-            inside = tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(place, box, strict=True))
+            inside = boxes.within(place, box)
             score = self.scores[part.label][inside]
             np.maximum(score, values, out=score)
             self._votes[part.label][(slice(None), *inside)] |= votes
@@ -271,7 +271,7 @@ class Window:
     def excluded_by(self, label: int) -> list[int]:
         """The labels that are not where this one is: background excludes all, a label those it shares no voxel with."""
         others = (other for other in self.annotation.labels if other != label)
-        return [other for other in others if (min(label, other), max(label, other)) not in self._overlapping]
+        return [other for other in others if exclude(label, other, self._overlapping)]
 
     def drawn(self, label: int) -> np.ndarray:
         """(T, R, C) bool: where the label, or BACKGROUND, was drawn, on planes on which all is known of it."""

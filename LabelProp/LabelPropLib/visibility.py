@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .preprocessing import NOISE_WINDOW, smooth
+from .filters import NOISE_WINDOW, smooth
 
 CONTOUR = 1.0  # pixels from the contour that count as on it
 STEEPEST = 3.0  # score next to a contour, of a rule that is surer than a distance
@@ -33,7 +33,7 @@ def sharpness(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
 
 
 def contrast(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
-    """(T, C) difference of the rims on both sides of the contour, in standard deviations of both; about 2 at most.
+    """(T, C) difference of the rims on both sides of the contour, in standard deviations of both; 0 to about 2 or 3.
 
     score, slices: see `sharpness`.
     """

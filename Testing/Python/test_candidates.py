@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from LabelPropLib import ends
 from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import BOX_MARGIN, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
+from LabelPropLib.filters import channel_weights
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.choice import LeftOut, choose
 from LabelPropLib.gap_fusion import Scan, hide_slices, leave_one_out
 from LabelPropLib.labelmaps import exclusive_layers
-from LabelPropLib.preprocessing import channel_weights, prepare, signed_distance, signed_distance_nearby
+from LabelPropLib.preprocessing import prepare, signed_distance, signed_distance_nearby
 from LabelPropLib.registration.fields import sample
 
 SIZE = 40

@@ -9,9 +9,10 @@ from scipy import ndimage
 
 from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
+from LabelPropLib.filters import smooth
 from LabelPropLib.fusion import outlines
 from LabelPropLib.fusion.distance import fuse
-from LabelPropLib.preprocessing import prepare, smooth, unevenness
+from LabelPropLib.preprocessing import prepare, unevenness
 
 SIZE = 96
 

@@ -51,10 +51,16 @@ def test_batches_do_not_change_the_fields(annotation):
     torch.testing.assert_close(single, whole, rtol=0, atol=0)
 
 
-def test_little_memory_makes_slices_coarser_and_says_so(annotation, monkeypatch):
+def test_little_memory_makes_slices_coarser_and_says_so(annotation, found, monkeypatch):
+    """Slices that are small enough stay as they are, and nothing is said of them."""
     monkeypatch.setattr(planner, "memory_to_use", lambda device, limit: 1000)
-    result = propagate(annotation, FAST)
-    assert any("slices of 64 pixels instead of 160" in message for message in result.report["messages"])
+    small = propagate(annotation, FAST)
+    np.testing.assert_array_equal(small.label_maps[0], found.label_maps[0])
+    assert not any("memory" in message for message in small.report["messages"])
+
+    image, labels = (np.repeat(np.repeat(volume, 3, axis=1), 3, axis=2) for volume in tubes())
+    large = annotate_from_label_volume(image, keep(labels, [0, 4, 8]), SPACING)
+    assert any("registered at 64 pixels" in message for message in propagate(large, FAST).report["messages"])
 
 
 @pytest.mark.parametrize("preset", planner.EFFORTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..candidates import Arrivals
-from ..preprocessing import NOISE_WINDOW, smooth
+from ..filters import NOISE_WINDOW, smooth
 from ..presence import log_odds
 from . import similarity
 

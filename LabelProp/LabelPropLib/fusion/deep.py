@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .. import checkpoint
+from .. import boxes, checkpoint
+from ..annotation import exclude
 from ..candidates import DISTANCE_LIMIT, Arrivals, bounding_box
 from ..errors import InputError
 from ..parallel import side_by_side
@@ -25,7 +26,9 @@ from .distance import distance_way, pool
 from .similarity import similarity_way
 from .subnets import DeepLabelFusion, resized
 
-DISTANCE_SCALE = 4.0  # pixels; the networks see distances in this unit, at most three of it
+DISTANCE_SCALE = 4.0  # pixels; the networks see distances in this unit
+MOST_DISTANCE = 3.0  # of these units
+MOST_DEVIATIONS = 4.0  # of intensities from those in and around the label
 LABEL_DEPTH = 8.0  # of the networks' pixels, from a label's contour to its middle, that it is scaled to
 SCALES = (0.8, 1.4)  # least and most of the networks' pixels along a pixel
 LEAST_SIZE = 8  # of the networks' pixels along a window
@@ -122,8 +125,8 @@ class Votes:
 ARCHITECTURE = {"name": "DeepLabelFusion", "revision": 1}
 PREPROCESSING = {
     "candidates": "the nearest annotated plane on either side, pooled by the similarity rule",
-    "distances": f"pixels / {DISTANCE_SCALE}, cut off at 3",
-    "intensity": "relative to mean and standard deviation in and around the label, cut off at 4",
+    "distances": f"pixels / {DISTANCE_SCALE}, cut off at {MOST_DISTANCE:g}",
+    "intensity": f"relative to mean and standard deviation in and around the label, cut off at {MOST_DEVIATIONS:g}",
     "pixels": "square",
 }
 
@@ -242,32 +245,27 @@ def best_rival(
     overlapping: Collection[tuple[int, int]],
 ) -> torch.Tensor:
     """(T, h, w) highest consensus of the labels that exclude `arrivals[index]`, in its box; else -DISTANCE_LIMIT."""
-    label, (rows, columns) = arrivals[index].label, arrivals[index].box
+    label, box = arrivals[index].label, arrivals[index].box
     best = torch.full_like(consensus[index], -DISTANCE_LIMIT)
     for arrived, score in zip(arrivals, consensus, strict=True):
-        other = arrived.label
-        if other == label or (min(label, other), max(label, other)) in overlapping:
+        if arrived.label == label or not exclude(label, arrived.label, overlapping):
             continue
-        (first_row, first_column) = (part.start for part in arrived.box)
-        top, bottom = max(rows.start, first_row), min(rows.stop, arrived.box[0].stop)
-        left, right = max(columns.start, first_column), min(columns.stop, arrived.box[1].stop)
-        if top >= bottom or left >= right:
-            continue
-        here = best[:, top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
-        there = score[:, top - first_row : bottom - first_row, left - first_column : right - first_column]
+        shared = boxes.overlap(box, arrived.box)
+        here = best[(slice(None), *boxes.within(shared, box))]
+        there = score[(slice(None), *boxes.within(shared, arrived.box))]
         torch.maximum(here, there, out=here)
     return best
 
 
 def bounded(distances: torch.Tensor) -> torch.Tensor:
     """Distances in units of DISTANCE_SCALE, at most three."""
-    return (distances / DISTANCE_SCALE).clamp(-3, 3)
+    return (distances / DISTANCE_SCALE).clamp(-MOST_DISTANCE, MOST_DISTANCE)
 
 
 def relative(images: torch.Tensor, intensity: tuple[float, float]) -> torch.Tensor:
     """Intensities relative to their mean and standard deviation in and around the label."""
     mean, deviation = intensity
-    return ((images - mean) / deviation).clamp(-4, 4)
+    return ((images - mean) / deviation).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
 
 def label_intensity(arrivals: Arrivals) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..candidates import CONTRAST, Arrivals, Atlas, Crossing
-from ..preprocessing import local_contrast_normalise
+from ..filters import local_contrast_normalise
 from . import distance
 from .pooling import pool, same_source
 
@@ -22,10 +22,10 @@ BATCH = 2**14  # pixels whose patches are held at once
 class Parameters:
     """Of joint label fusion, in the notation of its paper.
 
-    alpha: error of a source that images do not show, relative to the mean of M's diagonal; large values make weights
-    equal. beta: exponent of the expected joint errors; large values make weights sharp. patch_radius: of the patches in
-    which atlases are compared with the slice, pixels. search_radius: how far around a pixel the patch of an atlas that
-    is most like the slice's is looked for, pixels.
+    alpha: error of a source that images do not show, relative to the mean of M's diagonal; with large values weights
+    go with 1 / hops alone. beta: exponent of the expected joint errors; large values make weights sharp. patch_radius:
+    of the patches in which atlases are compared with the slice, pixels. search_radius: how far around a pixel the patch
+    of an atlas that is most like the slice's is looked for, pixels.
     """
 
     alpha: float = 0.3
@@ -49,7 +49,7 @@ def fuse(arrivals: Arrivals, parameters: Parameters = Parameters()) -> torch.Ten
     band = disagreement(atlases)
     if band.any():
         shares = joint_weights(atlases, target, crossing, torch.nonzero(band), parameters)
-        score[band] = pool([_at(atlas, band) for atlas in atlases], shares.to(score))
+        score[band] = pool(atlases, shares.to(score), band)
     return score
 
 
@@ -106,7 +106,7 @@ def joint_weights(
 
 
 def joint_errors(residuals: torch.Tensor, pixels: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-    """(P, N, N) (mean over a patch of |A_i - T| |A_j - T|)^beta, the diagonal's mean over all pixels being 1.
+    """(P, N, N) (mean over a patch of |A_i - T| |A_j - T| / s)^beta, s the mean of the diagonal's over all pixels.
 
     residuals: (T, N, C, h, w) of N atlases; pixels: (P, 3) plane, row and column of the patches' centres.
     """
@@ -128,8 +128,9 @@ def with_prior(
 ) -> torch.Tensor:
     """(P, N, N) float64: M_ij = (errors_ij + alpha [i and j of one source]) sqrt(hops_i hops_j), with a small ridge.
 
-    The error of a chain grows with its hops, all else being equal: two atlases that look alike get the distance rule's
-    weights. hops: (P, N); same_source: (N, N) bool, so that duplicates get no more weight than one of them would.
+    The error of a chain grows with its hops, all else being equal: two atlases that look like the slice get the
+    distance rule's weights. hops: (P, N); same_source: (N, N) bool, so that duplicates get no more weight than one of
+    them would.
     """
     errors, hops = errors.double(), hops.double()
     ridge = RIDGE * torch.eye(errors.shape[1], dtype=errors.dtype, device=errors.device)
@@ -160,8 +161,3 @@ def _solve(matrices: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     reduced = torch.where(both, matrices, torch.eye(matrices.shape[1]).to(matrices))
     found = torch.linalg.solve(reduced, kept.to(matrices)[..., None])[..., 0]
     return found / found.sum(dim=1, keepdim=True)
-
-
-def _at(atlas: Atlas, band: torch.Tensor) -> Atlas:
-    """The atlas' distances at the pixels of a band alone, (P,)."""
-    return atlas if atlas.distances is None else replace(atlas, distances=atlas.distances[band])

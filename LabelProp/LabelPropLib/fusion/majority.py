@@ -1,4 +1,7 @@
-"""Majority voting: every source has one vote, near or far, alike or not. The least that other rules have to beat."""
+"""Every source counts alike, near or far, like the slice or not: majority voting on signed distances.
+
+The least that other rules have to beat.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from .pooling import copies, pool
 
 
 def fuse(arrivals: Arrivals) -> torch.Tensor:
-    """Score (T, h, w): mean of the signed distances of all sources (Rohlfing et al., NeuroImage 2004, on distances).
+    """Score (T, h, w): mean of the signed distances of all sources.
 
-    Atlases of one source share its vote. Beyond the outermost annotated planes there is one source, and nothing to
-    vote on: there the distance rule stands.
+    Shape-based averaging (Rohlfing & Maurer, IEEE TIP 2007): a source far from its contour counts more than one near
+    it, so a pixel may go to the label that fewer sources give it.
+
+    Atlases of one source share its weight. Beyond the outermost annotated planes there is one source, and nothing to
+    average: there the distance rule stands.
     """
     if arrivals.gap.lower is None or arrivals.gap.upper is None:
         return distance.fuse(arrivals)
-    votes = 1 / torch.tensor(copies(arrivals.atlases)).to(arrivals.crossing.targets)
-    return pool(arrivals.atlases, (votes / votes.sum())[:, None, None, None])
+    shares = 1 / torch.tensor(copies(arrivals.atlases)).to(arrivals.crossing.targets)
+    return pool(arrivals.atlases, (shares / shares.sum())[:, None, None, None])

@@ -12,7 +12,8 @@ from statistics import fmean
 import torch
 
 from ..candidates import Arrivals
-from ..preprocessing import smooth, unevenness
+from ..filters import smooth
+from ..preprocessing import unevenness
 
 THIN = 5.0  # pixels from contour to middle, up to which a label is not smoothed
 SMOOTHING = 0.15  # pixels, standard deviation of the Gaussian, per pixel that a label is deeper than that

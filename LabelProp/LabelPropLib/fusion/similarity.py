@@ -15,11 +15,11 @@ PRESENCE = (0.3, 0.7)  # log-odds, per log-odds of the intensities in such a lab
 def fuse(arrivals: Arrivals) -> torch.Tensor:
     """Score (T, h, w): signed distances pooled with distance weights times local similarity.
 
-    Weights w_s ~ d_s exp(-b D_s / (D_lower + D_upper)), d the distance weight, D the absolute difference of carried
-    image and slice in a Gaussian window, relative to its mean over the label's box: spatially varying weighted voting
-    (Artaechevarria et al., IEEE TMI 2009) on signed distances. Channels count as far as they can be trusted. A label
-    that only one side bears ends, pixel by pixel, where the slice begins to look more like the other side; its growth
-    (see `ends`) and what the slice shows in it as a whole (see `presence`) say how soon that is to be believed.
+    Weights w_s ~ d_s exp(-b D_s / mean(D_lower + D_upper)), d the distance weight, D the absolute difference of carried
+    image and slice in a Gaussian window, the mean that over the label's box on the slice: spatially varying weighted
+    voting (Artaechevarria et al., IEEE TMI 2009) on signed distances. Channels count as far as they can be trusted. A
+    label that only one side bears ends, pixel by pixel, where the slice begins to look more like the other side; its
+    growth (see `ends`) and what the slice shows in it as a whole (see `presence`) say how soon that is to be believed.
     """
     return pool(arrivals, similarity_way(arrivals))
 

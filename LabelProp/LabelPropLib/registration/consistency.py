@@ -35,6 +35,11 @@ class FarEnds:
         """(Lower, upper) plane of each."""
         return {tuple(sorted(bounds)) for bounds in zip(self.moving, self.fixed, strict=True)}
 
+    @property
+    def hops(self) -> torch.Tensor:
+        """(G,) pairs of neighbouring planes in each gap."""
+        return (torch.tensor(self.moving) - torch.tensor(self.fixed)).abs().to(self.labels_moving.device)
+
     def of(self, gaps: Collection[tuple[int, int]], origin: int) -> FarEnds:
         """Some of the gaps, their indices counted from the plane `origin`."""
         bounds = zip(self.moving, self.fixed, strict=True)

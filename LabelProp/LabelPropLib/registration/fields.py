@@ -1,4 +1,4 @@
-"""Fields on a batch of planes: warp, compose, integrate, Jacobian.
+"""Fields on a batch of planes: sample, warp, compose, integrate, resize.
 
 Conventions. A plane is (H, W). A displacement or velocity field is (N, 2, H, W) in pixels of its own grid, channel 0
 along H (rows) and channel 1 along W (columns). A displacement u maps the point x of the fixed plane to x + u(x) in the

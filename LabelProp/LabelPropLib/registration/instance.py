@@ -3,7 +3,7 @@
 Symmetric stationary velocity fields, optimised coarse to fine by Adam on a robust difference of local contrast
 normalised and raw intensities; the fields of consecutive pairs are coupled. A pair that has stopped improving leaves
 the batch of a coarse level. On the finest level labels carried across a gap are pulled onto those drawn at its far end.
-Related: Vercauteren et al. 2009 (symmetric log-demons), Siebert et al. 2021 (ConvexAdam), Jena et al. 2024 (FireANTs).
+Related: Vercauteren et al. 2008 (symmetric log-demons), Siebert et al. 2021 (ConvexAdam), Jena et al. 2024 (FireANTs).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from ..clock import portion
+from ..filters import channel_weights, local_contrast_normalise, smooth
 from ..parallel import processors, side_by_side
-from ..preprocessing import channel_weights, local_contrast_normalise, smooth
 from .consistency import FarEnds, far_displacements, label_consistency, on_grid
 from .fields import resize, warp_along
 from .regularisation import diffusion
@@ -26,6 +27,9 @@ from .similarity import robust_difference
 PLANES_AT_ONCE = 16  # that are filtered, which bounds the memory
 LABEL_INTERVAL = 2  # steps from one look at the labels to the next; to look at each of them gained nothing
 FEWEST_STEPS = 4  # on a level: with fewer, what the finest one adds is lost
+INTENSITY_WEIGHT = 4.0  # of raw intensity against local contrast
+ADAM = (0.9, 0.99)  # decay of the first and the second moment
+ANTIALIASING = 0.4  # pixels per pixel of a coarser grid, standard deviation of the Gaussian before
 LEAST_SHARE = 2**16  # pixels of planes for a processor, below which it is not worth to begin
 
 
@@ -89,11 +93,7 @@ def register(
         size = field_size(planes)
         velocity = images.new_zeros(len(images) - 1, 2, *size) if velocity is None else resize(velocity, size)
         finest = number == len(schedule.levels) - 1
-        before, cost = sum(costs[:number]), costs[number]
-
-        def report(fraction: float, before: float = before, cost: float = cost):
-            on_step((before + fraction * cost) / sum(costs))
-
+        report = portion(on_step, sum(costs[:number]), costs[number], sum(costs))
         velocity = optimise(planes, velocity, level, schedule, ends if finest else None, report)
     return velocity
 
@@ -124,10 +124,7 @@ def refine(
         planes = appearance(images[around.start : around.stop + 1], level.reduction)
         if refined is None:
             refined = resize(velocity, field_size(planes)).clone()
-
-        def report(fraction: float, before: int = done, cost: int = len(run)):
-            on_step((before + fraction * cost) / len(pairs))
-
+        report = portion(on_step, done, len(run), len(pairs))
         active = torch.arange(run.start - around.start, run.stop - around.start, device=images.device)
         here = ends.of(bounds, around.start) if bounds else None
         fields = optimise(planes, refined[around.start : around.stop], level, schedule, here, report, active)
@@ -147,9 +144,10 @@ def consecutive(indices: Sequence[int]) -> list[range]:
     return runs
 
 
-def field_size(planes: torch.Tensor) -> list[int]:
+def field_size(planes: torch.Tensor) -> tuple[int, int]:
     """(h, w) of the velocity fields for planes (Z, C, H, W): half their resolution."""
-    return [max(4, (n + 1) // 2) for n in planes.shape[-2:]]
+    height, width = (max(4, (n + 1) // 2) for n in planes.shape[-2:])
+    return height, width
 
 
 def appearance(images: torch.Tensor, reduction: int) -> torch.Tensor:
@@ -165,8 +163,12 @@ def appearance(images: torch.Tensor, reduction: int) -> torch.Tensor:
     def fill(part: slice):
         planes = images[part]
         if reduction > 1:
-            planes = F.interpolate(smooth(planes, 0.4 * reduction), size=size, mode="bilinear", align_corners=True)
-        compared[part] = torch.cat([weights * local_contrast_normalise(planes), 4 * weights * planes], dim=1)
+            planes = F.interpolate(
+                smooth(planes, ANTIALIASING * reduction), size=size, mode="bilinear", align_corners=True
+            )
+        compared[part] = torch.cat(
+            [weights * local_contrast_normalise(planes), INTENSITY_WEIGHT * weights * planes], dim=1
+        )
 
     share = max(1, PLANES_AT_ONCE // processors(images.device))
     side_by_side(fill, [slice(first, first + share) for first in range(0, len(images), share)], images.device)
@@ -192,6 +194,7 @@ def optimise(
     ends = on_grid(ends, velocity.shape[-2:])
     pixels = planes[0, 0].numel()
     batch = max(1, schedule.batch_pixels // pixels // processors(planes.device))
+    first_decay, second_decay = ADAM
     momentum, power = torch.zeros_like(velocity), torch.zeros_like(velocity)
     active = torch.arange(len(velocity), device=velocity.device) if pairs is None else pairs
     best = torch.full((len(velocity),), torch.inf, device=velocity.device)
@@ -201,11 +204,11 @@ def optimise(
         loss, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
         if ends is not None and step % LABEL_INTERVAL == 0:
             gradient = gradient + consistency_gradient(velocity, ends, schedule, batch)[active]
-        first_moment = momentum[active].lerp_(gradient, 0.1)
-        second_moment = power[active].lerp_(gradient.square(), 0.01)
+        first_moment = momentum[active].lerp_(gradient, 1 - first_decay)
+        second_moment = power[active].lerp_(gradient.square(), 1 - second_decay)
         momentum[active], power[active] = first_moment, second_moment
-        scale = (second_moment / (1 - 0.99**step)).sqrt_().add_(1e-8)
-        velocity[active] -= level.rate_at(step) / (1 - 0.9**step) * first_moment / scale
+        scale = (second_moment / (1 - second_decay**step)).sqrt_().add_(1e-8)
+        velocity[active] -= level.rate_at(step) / (1 - first_decay**step) * first_moment / scale
         on_step(step / level.steps)
         if ends is None and step % schedule.interval == 0:
             improving = loss < (1 - schedule.patience) * best[active]
@@ -265,7 +268,7 @@ def consistency_gradient(velocity: torch.Tensor, ends: FarEnds, schedule: Schedu
 
 
 def spans(gaps: Iterable[tuple[int, int]], batch: int) -> list[tuple[range, list[tuple[int, int]]]]:
-    """Runs of gaps, as few as there are with at most `batch` pairs or one gap each: their planes, and the gaps."""
+    """Runs of gaps, their planes and the gaps: few, each of at most `batch` pairs unless a single gap has more."""
     found: list[tuple[range, list[tuple[int, int]]]] = []
     for lower, upper in sorted(gaps):
         planes, together = found[-1] if found else (range(0), [])
@@ -279,7 +282,6 @@ def spans(gaps: Iterable[tuple[int, int]], batch: int) -> list[tuple[range, list
 def gradient_within(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule) -> torch.Tensor:
     """The gradient of `consistency_gradient` for gaps that are computed at once."""
     field = velocity.detach().requires_grad_(True)
-    hops = torch.tensor([abs(m - f) for m, f in zip(ends.moving, ends.fixed, strict=True)], device=field.device)
     loss = label_consistency(far_displacements(field, ends, schedule.squarings), ends)
-    (gradient,) = torch.autograd.grad(schedule.consistency * (hops * loss).sum(), field)
+    (gradient,) = torch.autograd.grad(schedule.consistency * (ends.hops * loss).sum(), field)
     return gradient

@@ -6,7 +6,7 @@ import torch
 
 
 def diffusion(velocity: torch.Tensor) -> torch.Tensor:
-    """Mean squared forward difference along rows plus that along columns, |grad v|^2, per field: -> (N,).
+    """Mean squared forward difference along rows plus that along columns, |grad v|^2 / 2, per field: -> (N,).
 
     The H1 regulariser of diffusion registration (Fischer & Modersitzki, 2002) and of VoxelMorph.
     """

@@ -33,8 +33,8 @@ class _Charbonnier(torch.autograd.Function):
 def soft_dice_loss(carried: torch.Tensor, drawn: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
     """1 - (2 sum ab + s) / (sum a + sum b + s), averaged over labels: two (N, L, H, W) of [0, 1] -> (N,).
 
-    Milletari et al., 3DV 2016. In LabelProp (Decaux et al., 2023) it compares labels carried from one annotated slice
-    to the next with the labels drawn there.
+    The Dice loss of Milletari et al. (3DV 2016) without their squares, as in VoxelMorph. In LabelProp (Decaux et al.,
+    2023) it compares labels carried from one annotated slice to the next with the labels drawn there.
     """
     overlap = (carried * drawn).sum(dim=(2, 3))
     total = carried.sum(dim=(2, 3)) + drawn.sum(dim=(2, 3))

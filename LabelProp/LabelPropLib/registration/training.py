@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ..clock import portion
 from .consistency import FarEnds, far_displacements, image_consistency, label_consistency, on_grid
 from .fields import resize, warp_along
-from .instance import appearance
+from .instance import appearance, field_size
 from .network import RegistrationNetwork
 from .regularisation import diffusion, through_plane
 from .similarity import robust_difference
@@ -90,11 +91,7 @@ def fit(
     network = network.to(images.device)
     costs = [phase.steps / phase.reduction**2 for phase in course.phases]
     for number, phase in enumerate(course.phases):
-        before, cost = sum(costs[:number]), costs[number]
-
-        def report(fraction: float, before: float = before, cost: float = cost):
-            on_step((before + fraction * cost) / sum(costs))
-
+        report = portion(on_step, sum(costs[:number]), costs[number], sum(costs))
         planes = appearance(images, phase.reduction)
         train(network, planes, on_grid(ends, planes.shape[-2:]), course, phase, report, on_loss)
     return network
@@ -113,7 +110,7 @@ def predict(
     velocity = None
     for number, reduction in enumerate(reductions):
         planes = appearance(images, reduction)
-        grid = tuple((n + 1) // 2 for n in planes.shape[-2:])
+        grid = field_size(planes)
         velocity = images.new_zeros(len(images) - 1, 2, *grid) if velocity is None else resize(velocity, grid)
         for pairs in torch.arange(len(velocity)).split(max(1, batch_pixels // planes[0, 0].numel())):
             half = velocity[pairs] / 2
@@ -167,8 +164,7 @@ def training_loss(velocity: torch.Tensor, planes: torch.Tensor, ends: FarEnds | 
     loss = (upwards + downwards).sum() / 2
     loss = loss + course.smoothness * diffusion(velocity).sum() + course.coupling * through_plane(velocity).sum()
     if ends is not None:
-        hops = torch.tensor([abs(m - f) for m, f in zip(ends.moving, ends.fixed)], device=velocity.device)
         far = far_displacements(velocity, ends, course.squarings)
-        loss = loss + course.label_consistency * (hops * label_consistency(far, ends)).sum()
-        loss = loss + course.image_consistency * (hops * image_consistency(far, ends, planes)).sum()
+        loss = loss + course.label_consistency * (ends.hops * label_consistency(far, ends)).sum()
+        loss = loss + course.image_consistency * (ends.hops * image_consistency(far, ends, planes)).sum()
     return loss / len(velocity)

@@ -1,0 +1,22 @@
+"""Boxes of an array: a slice for each axis, all of them with a start and a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def overlap(first: Sequence[slice], second: Sequence[slice]) -> tuple[slice, ...]:
+    """The part that two boxes share, of no size where there is none."""
+    starts = [max(a.start, b.start) for a, b in zip(first, second, strict=True)]
+    stops = [min(a.stop, b.stop) for a, b in zip(first, second, strict=True)]
+    return tuple(slice(start, max(start, stop)) for start, stop in zip(starts, stops, strict=True))
+
+
+def within(part: Sequence[slice], box: Sequence[slice]) -> tuple[slice, ...]:
+    """`part`, a box of the whole array, as an index of what `box` cuts out of it."""
+    return tuple(slice(p.start - b.start, p.stop - b.start) for p, b in zip(part, box, strict=True))
+
+
+def of_whole(part: Sequence[slice], box: Sequence[slice]) -> tuple[slice, ...]:
+    """The inverse of `within`."""
+    return tuple(slice(p.start + b.start, p.stop + b.start) for p, b in zip(part, box, strict=True))
