@@ -42,7 +42,7 @@ except ModuleNotFoundError:  # plain Python with slicer-core
 from LabelPropLib import scene, slices
 from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError
-from LabelPropLib.process import IDLE_MINUTES, BackgroundPropagation
+from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings
 
 AXES = ("auto", "k", "j", "i")
@@ -200,7 +200,6 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._job = None
-        self._idleTimer = None
         self._collected = None  # what the running job was given
         self._uncertaintyVolume = None  # where it is to write
         self._checkpoint = None  # where weights are saved that it trains
@@ -224,11 +223,10 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget.setMRMLScene(slicer.mrmlScene)
 
         self.logic = LabelPropLogic()
-        self._job = self._newJob()
-        self._idleTimer = qt.QTimer()
-        self._idleTimer.setSingleShot(True)
-        self._idleTimer.setInterval(IDLE_MINUTES * 60 * 1000)
-        self._idleTimer.connect("timeout()", self._stopIdleProcess)
+        self._job = BackgroundPropagation(qt.QProcess(), qt.QTimer.singleShot)
+        self._job.on_progress = self._onProgress
+        self._job.on_done = self._onDone
+        self._job.on_failed = self._onFailed
         self._batch = BackgroundCommand(qt.QProcess())
         self._batch.on_line = self.ui.resultText.appendPlainText
         self._batch.on_ended = self._onBatchEnded
@@ -244,39 +242,20 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._showRunning(False)
         self.initializeParameterNode()
 
-    def _newJob(self):
-        import qt
-
-        job = BackgroundPropagation(qt.QProcess(), qt.QTimer.singleShot)
-        job.on_progress = self._onProgress
-        job.on_done = self._onDone
-        job.on_failed = self._onFailed
-        return job
-
-    def _stopIdleProcess(self):
-        """Give up the background process, which holds PyTorch and the last scan; the next job starts another one."""
-        if self._job.running:
-            self._idleTimer.start()
-        else:
-            self._job.close()
-            self._job = self._newJob()
-
     def cleanup(self):
         """Called when the application closes and the module widget is destroyed."""
-        self._idleTimer.stop()
-        self._idleTimer.disconnect("timeout()", self._stopIdleProcess)
         self._job.close()
         self._batch.close()
         self.removeObservers()
 
     def enter(self):
         """Called each time the user opens this module."""
-        self._idleTimer.stop()
+        self._job.wake()
         self.initializeParameterNode()
 
     def exit(self):
         """Called each time the user opens a different module; a job goes on."""
-        self._idleTimer.start()
+        self._job.rest()
         self.setParameterNode(None)
 
     def onSceneStartClose(self, caller, event):

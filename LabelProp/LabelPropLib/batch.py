@@ -139,7 +139,7 @@ def run(
     rows = read_table(table, say)
     folder = files.writable_folder(folder)
     all_jobs = {row.name: Job(row, folder.resolve(), settings, missing) for row in rows}
-    check_outputs(all_jobs.values(), table, folder)
+    check_nothing_is_lost(all_jobs.values(), table, folder)
     results = {name: job.result() for name, job in all_jobs.items() if job.is_done()}
     if results:
         say(f"{len(results)} of {len(rows)} volumes are there already, made of the same files with the same settings.")
@@ -165,15 +165,16 @@ def run(
     return ranked
 
 
-def check_outputs(jobs: Collection[Job], table: Path, folder: Path):
-    """Raise InputError if a file to be written is one that the batch reads, or a report JSON of another program."""
-    read = {path.resolve() for job in jobs for path in job.row.inputs.values()} | {table.resolve()}
-    written = [path for job in jobs for path in job.written]
-    for path in (*written, folder / overview.TABLE, folder / overview.PAGE):
-        if path.resolve() in read:
-            raise InputError(
-                f"{path} would be replaced, which this batch reads: choose another folder for the results."
-            )
+def check_nothing_is_lost(jobs: Collection[Job], table: Path, folder: Path):
+    """Raise InputError if a file that is read, another row's result, or JSON of another program would be replaced."""
+    read = (table, *(path for job in jobs for path in job.row.inputs.values()))
+    written = (*(path for job in jobs for path in job.written), folder / overview.TABLE, folder / overview.PAGE)
+    clash = files.first_clash(written, read)
+    if clash:
+        raise InputError(
+            f"{clash} would be replaced, which this batch reads, or writes for another row: choose another folder for"
+            " the results, or other names."
+        )
     for job in jobs:
         if job.report_is_of_another_program():
             raise InputError(

@@ -37,6 +37,7 @@ from LabelPropLib.provenance import provenance
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+ATLAS = ("image", "labels")
 ALLOCATIONS = 50_000  # of objects between two searches for garbage
 
 
@@ -120,7 +121,7 @@ def parser() -> Parser:
     add("--picture", metavar="FILE.png", type=Path, help="picture of the slice that needs a look most")
 
     verb = verbs.add_parser("suggest", help="which slice to annotate next, and what it would gain")
-    verb.set_defaults(run=suggest)
+    verb.set_defaults(run=suggest, atlases=())
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
@@ -195,7 +196,7 @@ def add_settings(add: Callable):
 def add_training(verbs):
     """The verbs `train` and `pretrain`."""
     verb = verbs.add_parser("train", help="train the registration network on one scan and keep it")
-    verb.set_defaults(run=train, scribbles=None, second_image=None)
+    verb.set_defaults(run=train, scribbles=None, second_image=None, atlases=())
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
@@ -281,11 +282,7 @@ def train(options):
     run = RunFiles(options.output)
     run.check([options.image, options.annotations])
 
-    with uninterrupted():
-        from LabelProp import LabelPropLogic
-
-    volume_node, segmentation_node, _, _ = read_inputs(options)
-    collected = LabelPropLogic().collect(volume_node, segmentation_node, axis=options.axis, missing=options.missing)
+    collected, _ = collect(options)
     with shown_progress() as progress:
         train(collected.annotation, run, settings, options.licence, progress)
     print(f"Written: {run.checkpoint}, log {run.log.name}.", file=sys.stderr)
@@ -325,22 +322,13 @@ def suggest(options):
     inputs = (options.image, options.annotations, options.scribbles, options.second_image)
     files.check_outputs(filter(None, [options.report]), filter(None, inputs))
 
-    with uninterrupted():
-        from LabelProp import LabelPropLogic
+    collected, _ = collect(options)
 
-    logic = LabelPropLogic()
-    volume_node, segmentation_node, scribbles_node, _ = read_inputs(options)
-    collected = logic.collect(
-        volume_node,
-        segmentation_node,
-        axis=options.axis,
-        missing=options.missing,
-        scribbles=scribbles_node,
-        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
-    )
+    from LabelProp import LabelPropLogic
+
     with shown_progress() as progress:
-        report = logic.compute(collected, settings, progress).report
-    report["segments"] = {str(label): segment_id for label, segment_id in collected.segment_ids.items()}
+        report = LabelPropLogic().compute(collected, settings, progress).report
+    report["segments"] = {str(label): name for label, name in collected.names.items()}
     if options.report:
         with files.replacing([options.report]) as staged:
             staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -391,16 +379,7 @@ def propagate(options):
 
     logic = LabelPropLogic()
     made_of = provenance_of(options, settings)  # before they are read: they may be changed while this computes
-    volume_node, segmentation_node, scribbles_node, label_type = read_inputs(options)
-    collected = logic.collect(
-        volume_node,
-        segmentation_node,
-        axis=options.axis,
-        missing=options.missing,
-        scribbles=scribbles_node,
-        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
-        atlases=[read_atlas(*paths) for paths in options.atlases],
-    )
+    collected, label_type = collect(options)
     check_overlap(collected, options.output)
     read = time.monotonic()
 
@@ -415,7 +394,7 @@ def propagate(options):
     report = logic.write(collected, propagation, uncertainty_node)
     report["seconds"] = {"reading": round(read - started, 3), **report["seconds"]}
     report["made_of"] = made_of
-    segmentation_nodes = {options.output: segmentation_node}
+    segmentation_nodes = {options.output: collected.segmentation_node}
     segmentation_nodes |= {path: direction_nodes[name] for name, path in directions.items()}
     write_outputs(options, collected, propagation, segmentation_nodes, uncertainty_node, report, label_type)
 
@@ -426,6 +405,7 @@ def propagate(options):
 def provenance_of(options, settings: Settings) -> dict | None:
     """What the result is made of; None where a file is missing, which reading it will tell the user."""
     inputs = {use: getattr(options, use) for use in ("image", "annotations", "second_image", "scribbles")}
+    inputs |= {f"atlas {n}, {use}": path for n, pair in enumerate(options.atlases) for use, path in zip(ATLAS, pair)}
     if not all(path.is_file() for path in inputs.values() if path is not None):
         return None
     return provenance(inputs, settings, axis=options.axis, missing=options.missing)
@@ -448,6 +428,24 @@ def check_outputs(options) -> dict[str, Path]:
     return directions
 
 
+def collect(options):
+    """What the input files hold, see `LabelPropLogic.collect`, and the type for label values. Raises InputError."""
+    with uninterrupted():
+        from LabelProp import LabelPropLogic
+
+    volume_node, segmentation_node, scribbles_node, label_type = read_inputs(options)
+    collected = LabelPropLogic().collect(
+        volume_node,
+        segmentation_node,
+        axis=options.axis,
+        missing=options.missing,
+        scribbles=scribbles_node,
+        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
+        atlases=[read_atlas(*paths) for paths in options.atlases],
+    )
+    return collected, label_type
+
+
 def read_inputs(options):
     """Volume node, segmentation node, segmentation node of scribbles or None, and the type for label values."""
     import vtk
@@ -456,34 +454,42 @@ def read_inputs(options):
 
     vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
     volume_node, grid = add_volume(options.image)
-
-    def read_labels(path: Path) -> np.ndarray:
-        labels = files.read_labels(path)
-        files.check_same_grid(files.Grid.of(labels), path, grid, options.image)
-        return files.voxels(labels)
-
-    def load_segmentation(path: Path):
-        files.check_readable(path)
-        return scene.load_segmentation(path)
-
-    name = options.annotations.name
-    if files.is_segmentation(options.annotations):
-        segmentation_node = load_segmentation(options.annotations)
-        segment_ids, _ = scene.choose_segments(segmentation_node)
-        label_type = np.promote_types(np.uint16, np.min_scalar_type(max(segment_ids, default=0)))
-    else:
-        labels = read_labels(options.annotations)
-        segmentation_node = scene.add_segmentation_of_labels(labels, volume_node, name)
-        label_type = labels.dtype
-
+    segmentation_node, label_type = add_segmentation(options.annotations, volume_node, grid, options.image)
     scribbles_node = None
     if options.scribbles and files.is_segmentation(options.scribbles):
         scribbles_node = load_segmentation(options.scribbles)
     elif options.scribbles:
         segment_ids, _ = scene.choose_segments(segmentation_node)
-        strokes = read_labels(options.scribbles)
+        strokes = read_labels(options.scribbles, grid, options.image)
         scribbles_node = scene.add_segmentation_of_scribbles(strokes, volume_node, options.scribbles.name, segment_ids)
     return volume_node, segmentation_node, scribbles_node, label_type
+
+
+def add_segmentation(path: Path, volume_node, grid: files.Grid, image_path: Path):
+    """The segmentation node of a .seg.nrrd file, or a label volume on the image's grid; the type for label values."""
+    from LabelPropLib import scene
+
+    if files.is_segmentation(path):
+        node = load_segmentation(path)
+        segment_ids, _ = scene.choose_segments(node)
+        return node, np.promote_types(np.uint16, np.min_scalar_type(max(segment_ids, default=0)))
+    labels = read_labels(path, grid, image_path)
+    return scene.add_segmentation_of_labels(labels, volume_node, path.name), labels.dtype
+
+
+def load_segmentation(path: Path):
+    """The segmentation node of a .seg.nrrd file. Raises InputError."""
+    from LabelPropLib import scene
+
+    files.check_readable(path)
+    return scene.load_segmentation(path)
+
+
+def read_labels(path: Path, grid: files.Grid, image_path: Path) -> np.ndarray:
+    """(K, J, I) of a label volume on the image's grid. Raises InputError."""
+    labels = files.read_labels(path)
+    files.check_same_grid(files.Grid.of(labels), path, grid, image_path)
+    return files.voxels(labels)
 
 
 def add_volume(path: Path):
@@ -500,15 +506,9 @@ def add_volume(path: Path):
 
 def read_atlas(image_path: Path, labels_path: Path):
     """Volume node and segmentation node of a finished volume. Raises InputError."""
-    from LabelPropLib import scene
-
     volume_node, grid = add_volume(image_path)
-    if files.is_segmentation(labels_path):
-        files.check_readable(labels_path)
-        return volume_node, scene.load_segmentation(labels_path)
-    labels = files.read_labels(labels_path)
-    files.check_same_grid(files.Grid.of(labels), labels_path, grid, image_path)
-    return volume_node, scene.add_segmentation_of_labels(files.voxels(labels), volume_node, labels_path.name)
+    segmentation_node, _ = add_segmentation(labels_path, volume_node, grid, image_path)
+    return volume_node, segmentation_node
 
 
 def check_overlap(collected, output: Path):

@@ -191,11 +191,11 @@ def write_volume(array: np.ndarray, ijk_to_ras: np.ndarray, path: Path):
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]):
     """Raise InputError unless all `outputs` can be written, and none takes the place of another file of the job."""
-    taken = {path.resolve() for path in inputs}
+    outputs = list(outputs)
+    clash = first_clash(outputs, inputs)
+    if clash:
+        raise InputError(f"{clash} is in use as another file of this job: give it another name.")
     for path in outputs:
-        if path.resolve() in taken:
-            raise InputError(f"{path} is in use as another file of this job: give it another name.")
-        taken.add(path.resolve())
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file.")
         if not path.parent.is_dir():
@@ -206,6 +206,16 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]):
             raise InputError(
                 f"{path.parent}: cannot be written to ({error.strerror}): choose another folder."
             ) from error
+
+
+def first_clash(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
+    """The first of `outputs` that would replace an input or an output before it."""
+    taken = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in taken:
+            return path
+        taken.add(path.resolve())
+    return None
 
 
 def writable_folder(path: str | os.PathLike) -> Path:

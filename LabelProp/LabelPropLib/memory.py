@@ -10,8 +10,8 @@ is fused again, either, when only scribbles were, or how far a scribble's correc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,19 @@ if TYPE_CHECKING:
 KEPT_MARGIN = 0.5  # of the margin around the labels; with less of it left the crop is made anew
 LEAST_OVERLAP = 0.5  # of a new crop with the one that was registered
 REFINING_STEPS = 0.5  # of the steps of the finest level: it begins near its goal
+
+# What of the settings changes nothing about the fields, and about what is fused from them before scribbles have a say.
+NOT_OF_REGISTRATION = (
+    "fusion",
+    "device",
+    "extrapolate",
+    "graph_cut",
+    "directions",
+    "uncertainty",
+    "suggestions",
+    "memory_gb",
+)
+NOT_OF_FUSION = ("graph_cut", "suggestions")
 
 # A gap whose labels on both sides pull its fields: the planes in the volume that bound it, and a digest of the labels.
 Pull = tuple[int, int, str]
@@ -151,40 +164,46 @@ class Memory:
 
 def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:
     """Equal for runs whose fields may be taken over: the same voxels, axis, and way of registration."""
-    way = replace(
-        settings,
-        fusion="auto",
-        device="auto",
-        extrapolate=False,
-        graph_cut=False,
-        directions=False,
-        uncertainty=False,
-        suggestions=1,
-        memory_gb=None,
-    )
-    digest = hashlib.blake2b(digest_size=16)
-    for image in (annotation.image, annotation.second_image):
-        if image is not None:
-            digest.update(np.ascontiguousarray(image).data)
-    weights = str(identify_weights(settings))
-    return digest.hexdigest(), annotation.image.shape, annotation.spacing, annotation.axis, weights, astuple(way)
+    images = [image for image in (annotation.image, annotation.second_image) if image is not None]
+    return digest(*images), annotation.spacing, annotation.axis, chosen(settings, NOT_OF_REGISTRATION)
 
 
 def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: Stack) -> tuple:
     """Equal for runs on the same fields, without atlases, that fuse the same."""
-    digest = hashlib.blake2b(digest_size=16)
-    for label in annotation.labels:
-        for plane, mask in sorted(annotation.complete[label].items()):
-            digest.update(f"{label} {plane} {mask.shape}".encode())
-            digest.update(np.packbits(mask).data)
+    drawn = [
+        digest(label, plane, mask.shape, np.packbits(mask))
+        for label in annotation.labels
+        for plane, mask in sorted(annotation.complete[label].items())
+    ]
     absent = {label: sorted(planes) for label, planes in annotation.absent.items()}
     leading = sorted(gaps_to_scribbles(annotation, stack).items(), key=repr)
+    strokes = {}
     if settings.extrapolate:  # then it depends on the strokes, too, whether the label is carried to them
-        for label in sorted({label for _, labels in leading for label in labels}):
-            digest.update(np.ascontiguousarray(annotation.scribbles[label]).data)
-    said = digest.hexdigest(), str(absent), str(leading)
-    way = replace(settings, graph_cut=False, suggestions=1)
-    return *said, way, identify_weights(settings), stack.crop, stack.size
+        strokes = {label: digest(annotation.scribbles[label]) for _, labels in leading for label in labels}
+    return (
+        digest(drawn, absent, leading, sorted(strokes.items())),
+        chosen(settings, NOT_OF_FUSION),
+        stack.crop,
+        stack.size,
+    )
+
+
+def digest(*parts: object) -> str:
+    """Of arrays, and of values that are equal where their text is."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.shape} {part.dtype}".encode())
+            found.update(np.ascontiguousarray(part).data)
+        else:
+            found.update(f"{part!r};".encode())
+    return found.hexdigest()
+
+
+def chosen(settings: Settings, unimportant: Collection[str]) -> tuple:
+    """The other settings, and what is known of the file of weights."""
+    values = {name: value for name, value in asdict(settings).items() if name not in unimportant}
+    return tuple(values.items()), repr(identify_weights(settings))
 
 
 def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:
@@ -215,8 +234,6 @@ def pulls(annotation: SparseAnnotation) -> frozenset[Pull]:
     """The gaps whose labels pull their fields."""
     found = set()
     for bounds, shared in shared_gaps(annotation).items():
-        digest = hashlib.blake2b(digest_size=16)
-        for label in shared:
-            digest.update(np.packbits([annotation.complete[label][plane] for plane in bounds]).data)
-        found.add((*bounds, digest.hexdigest()))
+        drawn = (np.packbits([annotation.complete[label][plane] for plane in bounds]) for label in shared)
+        found.add((*bounds, digest(*drawn)))
     return frozenset(found)

@@ -23,7 +23,7 @@ from .exchange import read_propagation, write_in_parts
 from .settings import Settings
 
 CANCEL_TIMEOUT_MS = 1000
-IDLE_MINUTES = 10  # after which who uses the process gives it up, and its memory with it
+IDLE_MINUTES = 10  # without anybody there, after which the process is given up, and its memory with it
 LOG_CHARACTERS = 2000  # of what the process printed, for the message when it ends unexpectedly
 
 
@@ -51,6 +51,7 @@ class BackgroundPropagation:
         self._submitted = None
         self._unwritten = None  # the parts of the job's input that the process does not have yet
         self._unanswered = set()  # cancelled jobs that the process has not let go of yet
+        self._rest = None  # told apart from those before it; None while somebody is there
         self._received = b""
         self._log = ""
         self._connections = (
@@ -85,6 +86,27 @@ class BackgroundPropagation:
             self._log = ""
             worker = Path(__file__).with_name("worker.py")
             self._process.start(sys.executable, ["-u", str(worker), str(self._folder)])
+
+    def wake(self):
+        """Somebody is there who may want the process: keep it."""
+        self._rest = None
+
+    def rest(self):
+        """Nobody is there any more: give the process up after a while, but not before its job is done."""
+        self._rest = rest = object()
+        self._call_later(int(IDLE_MINUTES * 60 * 1000), lambda: self._give_up(rest))
+
+    def _give_up(self, rest: object):
+        if rest is not self._rest:
+            return
+        if self.running:
+            self.rest()
+        else:
+            self._end()
+
+    def _end(self):
+        self._process.kill()
+        self._process.waitForFinished(CANCEL_TIMEOUT_MS)
 
     def submit(self, annotation: SparseAnnotation, settings: Settings, checkpoint: str | None = None):
         """Begin a job; one that is under way is cancelled.
@@ -160,12 +182,11 @@ class BackgroundPropagation:
     def close(self):
         """End the process and the job, remove the temporary files, forget the callbacks; safe to call at any time."""
         self.on_ready = self.on_progress = self.on_done = self.on_failed = lambda *arguments: None
-        self._job = None
+        self._job = self._rest = None
         for signal, slot in self._connections:
             self._process.disconnect(signal, slot)
         self._connections = ()
-        self._process.kill()
-        self._process.waitForFinished(CANCEL_TIMEOUT_MS)
+        self._end()
         self._clean_up()
 
     def _send(self, **message):

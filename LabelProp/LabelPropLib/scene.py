@@ -76,9 +76,23 @@ def work_grid(volume_node, segmentation_node, scribbles_node=None) -> slicer.vtk
     grid.SetExtent(_extent_with(segmentation, grid))
     if scribbles_node is not None:
         image, _ = volume_image(volume_node, segmentation_node)
-        extents = grid.GetExtent(), _extent_with(scribbles_node.GetSegmentation(), grid), _extent_on(image, grid)
-        grid.SetExtent([(min(a, max(b, c)), max(a, min(b, c)))[n % 2] for n, (a, b, c) in enumerate(zip(*extents))])
+        first, last = _bounds(grid.GetExtent())
+        first_stroke, last_stroke = _bounds(_extent_with(scribbles_node.GetSegmentation(), grid))
+        first_voxel, last_voxel = _bounds(_extent_on(image, grid))
+        first = np.minimum(first, np.maximum(first_stroke, first_voxel))
+        last = np.maximum(last, np.minimum(last_stroke, last_voxel))
+        grid.SetExtent(_extent(first, last))
     return grid
+
+
+def _bounds(extent: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last index (i, j, k) of an extent as VTK has it."""
+    return np.array(extent[::2]), np.array(extent[1::2])
+
+
+def _extent(first: Iterable[int], last: Iterable[int]) -> tuple[int, ...]:
+    """The extent, as VTK has it, from the first to the last index (i, j, k)."""
+    return tuple(int(index) for pair in zip(first, last) for index in pair)
 
 
 def _extent_on(image, grid) -> tuple[int, ...]:
@@ -86,7 +100,7 @@ def _extent_on(image, grid) -> tuple[int, ...]:
     extent = image.GetExtent()
     corners = np.array([(*corner, 1) for corner in itertools.product(extent[:2], extent[2:4], extent[4:])])
     points = np.rint(corners @ _lattice_to_lattice(image, grid)[:3].T).astype(int)
-    return tuple(int(bound) for pair in zip(points.min(axis=0), points.max(axis=0)) for bound in pair)
+    return _extent(points.min(axis=0), points.max(axis=0))
 
 
 def _extent_with(segmentation, grid) -> tuple[int, ...]:
@@ -116,7 +130,7 @@ def content_grid(grid, segmentation_nodes: Iterable, segment_ids: Iterable[str])
         first = np.maximum(first, np.min([start for start, _ in reached], axis=0))
         last = np.minimum(last, np.max([stop for _, stop in reached], axis=0) - 1)
     part = slicer.vtkOrientedImageData()
-    part.SetExtent([int(index) for pair in zip(first[::-1], last[::-1]) for index in pair])
+    part.SetExtent(_extent(first[::-1], last[::-1]))
     _copy_lattice(grid, part)
     return part
 
@@ -149,9 +163,8 @@ def voxels(image) -> np.ndarray:
 def image_from_array(array: np.ndarray, grid, first=(0, 0, 0)) -> slicer.vtkOrientedImageData:
     """The (K, J, I) array as an image on the lattice of `grid`, beginning `first` voxels (k, j, i) into its extent."""
     start = np.add(grid_start(grid), first)[::-1]
-    stop = start + array.shape[::-1] - 1
     image = slicer.vtkOrientedImageData()
-    image.SetExtent([int(index) for pair in zip(start, stop) for index in pair])
+    image.SetExtent(_extent(start, start + array.shape[::-1] - 1))
     scalars = numpy_to_vtk(array.ravel(), deep=True)
     scalars.SetName("ImageScalars")
     image.GetPointData().SetScalars(scalars)
@@ -409,11 +422,13 @@ class StoredSegment:
 def _paste(values: np.ndarray, value: int, start: Iterable[int], shape: Iterable[int]) -> np.ndarray:
     """Bool of `shape`: where `values`, the first of which comes to lie at `start`, are `value`."""
     array = np.zeros(shape, bool)
-    stop = np.minimum(np.add(start, values.shape), array.shape)
-    skipped = np.maximum(np.negative(start), 0)  # of a layer that reaches beyond
-    target = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(start, stop))
-    source = tuple(slice(low, max(low, low + s.stop - s.start)) for low, s in zip(skipped, target))
-    np.equal(values[source], value, out=array[target])
+    source, target = [], []  # the part of both that they have in common
+    for first, length, room in zip(start, values.shape, array.shape):
+        low = max(first, 0)
+        high = max(low, min(first + length, room))
+        source.append(slice(low - first, high - first))
+        target.append(slice(low, high))
+    np.equal(values[tuple(source)], value, out=array[tuple(target)])
     return array
 
 

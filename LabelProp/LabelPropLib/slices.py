@@ -7,7 +7,7 @@ labelmap are looked at, so that this can be asked for after every brush stroke.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -177,22 +177,32 @@ def notice_corrections(segmentation_node, overview: SliceOverview) -> bool:
         known, found = propagated[name], fingerprints(stored, overview.axis)
         left, erased = known.keys() & found.keys(), known.keys() - found.keys()
         edited = {index for index in left if found[index] != known[index]}
-        if len(erased) > max(1, MOST_ERASED * len(known)) and edited == left and stand_alone(left, erased, known):
+        if not erased and not edited:
+            continue
+        if was_begun_anew(left, edited, erased):  # nothing is known any more of what was erased
             set_role(segmentation_node, name, overview.axis, COMPLETE, erased | edited)
-            left -= edited
-            corrected = True
-        elif (erased or edited) and len(edited) <= max(1, MOST_EDITED * len(left)):
+            left, corrected = set(), True
+        elif were_edited_singly(left, edited):
             set_role(segmentation_node, name, overview.axis, COMPLETE, edited)
             set_role(segmentation_node, name, overview.axis, ABSENT, erased)
             corrected = True
-        if erased or edited:
-            _write_propagated(segmentation.GetSegment(name), overview.axis, {index: found[index] for index in left})
+        _write_propagated(segmentation.GetSegment(name), overview.axis, {index: found[index] for index in left})
     return corrected
 
 
-def stand_alone(left: Set[int], erased: Set[int], known: Collection[int]) -> bool:
-    """Whether slices were drawn anew, few or with erased ones in between, and not left over where a segment shrank."""
-    return len(left) <= MOST_ERASED * len(known) or any(min(left) < index < max(left) for index in erased)
+def was_begun_anew(left: Set[int], edited: Set[int], erased: Set[int]) -> bool:
+    """Whether the segment was cleared and drawn anew: much is gone, and nothing that is left is as it was.
+
+    So it is where a segment shrank, too; but what is drawn anew is little, or has slices in between that are not drawn.
+    """
+    most = MOST_ERASED * (len(left) + len(erased))
+    with_gaps = any(min(left) < index < max(left) for index in erased) if left else False
+    return len(erased) > max(1, most) and edited == left and (len(left) <= most or with_gaps)
+
+
+def were_edited_singly(left: Set[int], edited: Set[int]) -> bool:
+    """Whether slices were corrected; who edits nearly all of them did something to the segment, like smoothing it."""
+    return len(edited) <= max(1, MOST_EDITED * len(left))
 
 
 def _write_propagated(segment, axis: int, found: Mapping[int, int]):

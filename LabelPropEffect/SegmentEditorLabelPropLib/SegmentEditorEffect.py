@@ -22,7 +22,7 @@ from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.errors import InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
-from LabelPropLib.process import IDLE_MINUTES, BackgroundPropagation
+from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.protection import masks_to_write
 from LabelPropLib.slices import expected_quality, mark_propagated, notice_corrections, survey
 
@@ -66,10 +66,6 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKOb
         self._failure = None  # why there is no preview, or none of the last input
         self._message = None
         self._lookedAt = None  # state of the segmentation when corrections were looked for
-        self._idleTimer = qt.QTimer()
-        self._idleTimer.setSingleShot(True)
-        self._idleTimer.setInterval(IDLE_MINUTES * 60 * 1000)
-        self._idleTimer.connect("timeout()", self._stopIdleProcess)
 
     def clone(self):
         # It should not be necessary to modify this method
@@ -99,10 +95,6 @@ The strip shows the drawn slices; click on it to go to a slice. The buttons belo
 on the current slice is: drawn completely, a scribble (a hint only), absent from the slice, or to be ignored.
 Editable area, editable intensity range, and the segments that may be overwritten are respected on Apply.
 <p>""")
-
-    def createCursor(self, widget):
-        # The cursor of the views is left as it is; there need not be a main window to take it from.
-        return qt.QCursor()
 
     def setMRMLDefaults(self):
         self.scriptedEffect.setParameterDefault("AutoUpdate", 0)  # computing takes more than a moment
@@ -138,6 +130,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
         slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onApplicationQuits)
 
     def updateGUIFromMRML(self):
+        # First: the base class keeps what the box shows when it toggles 'Show 3D', and sets the box only afterwards.
+        wasBlocked = self.autoUpdateCheckBox.blockSignals(True)
+        self.autoUpdateCheckBox.checked = self.scriptedEffect.integerParameter("AutoUpdate") != 0
+        self.autoUpdateCheckBox.blockSignals(wasBlocked)
         AbstractScriptedSegmentEditorAutoCompleteEffect.updateGUIFromMRML(self)
         self.settingsPanel.updateGUIFromMRML()
         if self.scriptedEffect.active():
@@ -167,7 +163,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
     #
 
     def activate(self):
-        self._idleTimer.stop()
+        self._process().wake()
         self._observeInputs()
         self.slicesPanel.observe()
         if importlib.util.find_spec("torch") is not None:
@@ -175,7 +171,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def deactivate(self):
         self.slicesPanel.stopObserving()
-        self._idleTimer.start()
+        self._process().rest()
 
     def sourceVolumeNodeChanged(self):
         self._refreshIfActive()
@@ -194,8 +190,6 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._removePreview()  # nobody could apply it any more
         self.removeObservers()
         self.slicesPanel.cleanup()
-        self._idleTimer.stop()
-        self._idleTimer.disconnect("timeout()", self._stopIdleProcess)
         slicer.app.moduleManager().disconnect("moduleAboutToBeUnloaded(QString)", self._onApplicationQuits)
         self._endProcess()
 
@@ -238,12 +232,6 @@ Editable area, editable intensity range, and the segments that may be overwritte
         if self.scriptedEffect.parameterSetNode() is not None and self.getPreviewNode() is not None:
             self.reset()
 
-    def _stopIdleProcess(self):
-        if self.running:
-            self._idleTimer.start()
-        else:
-            self._endProcess()
-
     def _endProcess(self):
         self._running = None
         if self._background is not None:
@@ -283,12 +271,16 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def inputSegmentIds(self):
         """The segments to propagate: those a script has chosen as `selectedSegmentIds`, else the visible ones."""
-        if self.selectedSegmentIds is not self._previewedSegmentIds:
-            self._chosenSegmentIds = self.selectedSegmentIds
-        if self._chosenSegmentIds is not None:
-            return [self._chosenSegmentIds.GetValue(n) for n in range(self._chosenSegmentIds.GetNumberOfValues())]
+        chosen = self._segmentIdsChosenByScript()
+        if chosen is not None:
+            return [chosen.GetValue(n) for n in range(chosen.GetNumberOfValues())]
         segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
         return scene.visible_segments(segmentationNode) if segmentationNode else []
+
+    def _segmentIdsChosenByScript(self):
+        """What a script has set `selectedSegmentIds` to, None if none has; a preview sets it too, to what it shows."""
+        previewed = self.selectedSegmentIds is self._previewedSegmentIds
+        return self._chosenSegmentIds if previewed else self.selectedSegmentIds
 
     def onPreviewButton(self):
         """The button starts, and while it runs stops."""
@@ -412,6 +404,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             show3D = self._shownIn3D(previewNode or collected.segmentation_node)
             self._removePreviewNode()
             self._addPreviewNode(collected, propagation, opacity, show3D)
+        self._chosenSegmentIds = self._segmentIdsChosenByScript()
         self.selectedSegmentIds = self._previewedSegmentIds = vtk.vtkStringArray()
         for segmentId in segmentIds:
             self.selectedSegmentIds.InsertNextValue(segmentId)
@@ -452,7 +445,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         super().setPreviewOpacity(opacity)
         previewNode = self.getPreviewNode()
         segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
-        if previewNode is not None and previewNode.GetAttribute(INPUT_OPACITY) is not None:
+        if previewNode is not None:
             usual = float(previewNode.GetAttribute(INPUT_OPACITY))
             segmentationNode.GetDisplayNode().SetOpacity(usual * (1.0 - opacity))
 

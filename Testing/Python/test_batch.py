@@ -345,6 +345,12 @@ def test_directions_replace_no_input(table):
         batch.run(write_table(table, row, other), table.parent, Settings(directions=True))
 
 
+def test_directions_replace_no_other_rows_result(table, tmp_path):
+    rows = [{"image": "one.nii.gz", "annotations": "one-drawn.nii.gz", "name": name} for name in ("a", "a_up")]
+    with pytest.raises(InputError, match="a_up.nii.gz would be replaced"):
+        batch.run(write_table(table, *rows), tmp_path / "out", Settings(directions=True))
+
+
 def test_a_checkpoint_is_found_wherever_a_row_runs(table, tmp_path, in_this_process, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()

@@ -478,22 +478,6 @@ def test_panel_cancels_when_the_scene_is_closed(panel, monkeypatch):
     assert not panel._job.running and panel._job.forgotten
 
 
-def test_panel_gives_up_an_idle_process_and_no_other(panel, monkeypatch):
-    told = []
-    panel._idleTimer = types.SimpleNamespace(start=lambda: told.append("waits again"))
-    panel._job.close = lambda: told.append("closed")
-    monkeypatch.setattr(panel, "_newJob", Job)
-    panel.onApplyButton()
-    first = panel._job
-    panel._stopIdleProcess()
-    assert told == ["waits again"] and panel._job is first
-    finish(panel)
-    panel._stopIdleProcess()
-    assert told == ["waits again", "closed"] and panel._job is not first
-    panel.onApplyButton()
-    assert panel._job.running
-
-
 def test_panel_tells_what_failed(panel):
     panel.onApplyButton()
     panel._job.running = False

@@ -497,3 +497,23 @@ def test_application_does_not_load_pytorch():
     code = "import LabelPropLib.batch, LabelPropLib.process, LabelPropLib.slices, sys; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER.parent)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+def test_process_is_given_up_when_nobody_is_there_and_no_job_is_left(application, monkeypatch):
+    monkeypatch.setattr("LabelPropLib.process.IDLE_MINUTES", 0.002)
+    background = application.background
+    background.submit(tube(), FAST)
+    background.rest()
+    process_id = background.process_id
+    application.run_until(lambda: not background.running)  # 120 ms are over before PyTorch is loaded
+    assert application.last("done")
+    application.run_until(lambda: background.process_id == 0)
+    background.start()
+    background.rest()
+    background.wake()
+    second = background.process_id
+    application.run_until(lambda: [name for name, *_ in application.told].count("ready") == 2)
+    assert background.process_id == second != process_id
+    background.submit(tube(), FAST)
+    application.run_until(lambda: not background.running)
+    assert [name for name, *_ in application.told].count("done") == 2 and not application.last("failed")
