@@ -481,7 +481,7 @@ def formatReport(report):
         names = report["segments"]
         lines.append(_("Expected Dice: {mean:.2f}").format(mean=report["expected_mean_dice"]))
         for label, planes in report.get("expected_dice", {}).items():
-            planes = {plane: dice for plane, dice in planes.items() if int(plane) not in report["annotated_slices"]}
+            planes = {plane: dice for plane, dice in planes.items() if dice < 1}  # 1 is what was drawn
             if planes:
                 worst = min(planes, key=planes.get)
                 lines.append(

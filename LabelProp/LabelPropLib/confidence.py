@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy import special
 
-from .annotation import SparseAnnotation
+from .annotation import BACKGROUND, SparseAnnotation
 from .candidates import Arrivals, Carried
 from .ends import AROUND, Growth, depth_left
 from .preprocessing import Stack, around, signed_distance
@@ -33,10 +33,10 @@ from .visibility import contrast, sharpness
 BAND = 2.0  # pixels from the contour where the two sides are compared
 LEAST_DISAGREEMENT, MOST_DISAGREEMENT = 0.2, 12.0  # pixels
 LEAST_SHARPNESS = 0.02  # of a contour
-THINNEST = 3.0  # 1/mm, the most boundary per area
 REACH = 8.0  # drifts; further from a contour nothing is in doubt
 INSET = 1.5  # area goes with depth to the power of this: 2 for a disc, 1 for a band
 LEAST_DRIFT = 0.05  # half pixels
+FINEST_PIXEL = 0.75  # mm; `PRIOR` was fitted to scans with larger ones
 LEAST_DEPTH = 1e-3  # mm inside the carried contour where a label was found
 LEAST_DICE, HIGHEST_DICE = 0.01, 0.995  # that are taken seriously
 CROFTON = np.pi / 4  # length of a contour per length of its pixels' edges, for contours of all directions
@@ -100,8 +100,7 @@ class Ending:
     upwards: whether that side is the lower one. steps: (T,) mm from it. length: mm from it to the plane without the
     label. presence: (T, 2), log-odds of the intensities where the label was carried to, and how much more the slice is
     there like this side than like the other. area: (T,) mm^2 of the carried label. depth: mm, radius of its largest
-    disc. pixel: mm, of the working grid. growth: how it came to the side that bears it. distances: (T, h, w) mm to the
-    carried contour on the working grid, positive inside, and their box, if kept.
+    disc; log_depth: log(1 + it in pixels). growth: how it came to the side that bears it.
     """
 
     upwards: bool
@@ -110,15 +109,8 @@ class Ending:
     presence: np.ndarray
     area: np.ndarray
     depth: float
-    pixel: float
+    log_depth: float
     growth: Growth
-    distances: torch.Tensor | None
-    box: tuple[slice, slice]
-
-    @property
-    def log_depth(self) -> float:
-        """log(1 + depth in pixels)"""
-        return float(np.log1p(max(self.depth / self.pixel, 0.0)))
 
     def by_plane(self, values: np.ndarray) -> np.ndarray:
         """Values (T, ...) in the order of the planes; and back."""
@@ -133,7 +125,8 @@ class Evidence:
     there is none. unlikeness: (T,) 1 - correlation of the carried image with the slice, in and around the label.
     disagreement: (T,) mm between the contours from both sides, and area: (T,) mm^2 of the two that were drawn, their
     mean by the way; None where one side alone bears the label. ending: where one side alone bears it. found: None
-    before the scores are fused; no drift can be told then.
+    before the scores are fused; no drift can be told then. pixel: mm, of the working grid. box: the label's, there.
+    distances: (T, h, w) mm, in the box, to what the sides that bear the label brought, positive inside any; if kept.
     """
 
     label: int
@@ -144,6 +137,9 @@ class Evidence:
     disagreement: np.ndarray | None
     area: np.ndarray | None
     ending: Ending | None
+    pixel: float
+    box: tuple[slice, slice]
+    distances: torch.Tensor | None = None
     found: Found | None = None
 
 
@@ -213,21 +209,34 @@ def observe(
     def likeness(carried: Carried) -> np.ndarray:
         return as_array(correlation(carried, arrivals, nearest > -AROUND))
 
-    planes = range(gap.first + stack.first, gap.last + stack.first + 1)
-    found = None if score is None else judge(arrivals, score)
     if len(sides) == 2:
         way = below / (below + above)
         unlikeness = 1 - (1 - way) * likeness(crossing.lower) - way * likeness(crossing.upper)
         disagreement = stack.pixel * disagreement_between(*(candidate.distances for candidate in sides))
         lower, upper = (candidate.area * stack.pixel**2 for candidate in sides)
         area = (1 - way) * lower + way * upper
-        return Evidence(arrivals.label, planes, below, above, unlikeness, disagreement, area, None, found)
-    unlikeness = 1 - likeness(crossing.lower if arrivals.upper is None else crossing.upper)
-    ending = observe_ending(arrivals, stack, keep_distances)
-    return Evidence(arrivals.label, planes, below, above, unlikeness, None, None, ending, found)
+        ending = None
+    else:
+        unlikeness = 1 - likeness(crossing.lower if arrivals.upper is None else crossing.upper)
+        disagreement = area = None
+        ending = observe_ending(arrivals, stack)
+    return Evidence(
+        label=arrivals.label,
+        planes=range(gap.first + stack.first, gap.last + stack.first + 1),
+        below=below,
+        above=above,
+        unlikeness=unlikeness,
+        disagreement=disagreement,
+        area=area,
+        ending=ending,
+        pixel=stack.pixel,
+        box=arrivals.box,
+        distances=nearest * stack.pixel if keep_distances else None,
+        found=None if score is None else judge(arrivals, score),
+    )
 
 
-def observe_ending(arrivals: Arrivals, stack: Stack, keep_distances: bool) -> Ending:
+def observe_ending(arrivals: Arrivals, stack: Stack) -> Ending:
     """What is known of the end of a label that one side of a gap bears."""
     gap = arrivals.gap
     upwards = arrivals.upper is None
@@ -243,10 +252,8 @@ def observe_ending(arrivals: Arrivals, stack: Stack, keep_distances: bool) -> En
         presence=as_array(arrivals.presence)[order],
         area=area[order],
         depth=candidate.depth * stack.pixel,
-        pixel=stack.pixel,
+        log_depth=float(np.log1p(max(candidate.depth, 0.0))),
         growth=arrivals.growth,
-        distances=candidate.distances[range(len(steps))[order]] * stack.pixel if keep_distances else None,
-        box=arrivals.box,
     )
 
 
@@ -291,13 +298,17 @@ def bridge(below: np.ndarray, above: np.ndarray) -> np.ndarray:
 
 
 def drift_mm(prior: Prior, evidence: Evidence) -> np.ndarray:
-    """(T,) mean distance, mm, of the found contour from the true one where the label is there."""
+    """(T,) mean distance, mm, of the found contour from the true one where the label is there.
+
+    A scan of smaller pixels than those it was fitted to is looked at as one of FINEST_PIXEL.
+    """
+    enlarged = max(1.0, FINEST_PIXEL / evidence.pixel)
     if evidence.ending is not None:
-        distance = evidence.ending.by_plane(evidence.ending.steps)
-        return np.exp(linear(prior.drift_of_one, np.log(distance), evidence.unlikeness))
-    bridged, disagreement = bridge(evidence.below, evidence.above), evidence.disagreement
-    terms = np.log(bridged), np.log(disagreement), evidence.unlikeness, edge(evidence)
-    return np.exp(linear(prior.drift, *terms))
+        distance = enlarged * evidence.ending.by_plane(evidence.ending.steps)
+        return np.exp(linear(prior.drift_of_one, np.log(distance), evidence.unlikeness)) / enlarged
+    bridged = bridge(enlarged * evidence.below, enlarged * evidence.above)
+    terms = np.log(bridged), np.log(enlarged * evidence.disagreement), evidence.unlikeness, edge(evidence)
+    return np.exp(linear(prior.drift, *terms)) / enlarged
 
 
 def edge(evidence: Evidence) -> np.ndarray:
@@ -402,7 +413,7 @@ def left_by_drift(drift: np.ndarray, contours: Contours) -> np.ndarray:
 
 def thinness(contours: Contours) -> np.ndarray:
     """(T,) perimeter / (2 area), 1/mm: the Dice that a small drift of 1 mm costs."""
-    return np.minimum(contours.perimeter / (2 * np.maximum(contours.area, 1e-6)), THINNEST)
+    return contours.perimeter / (2 * np.maximum(contours.area, 1e-6))
 
 
 def outline(found: np.ndarray, perimeter: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -467,17 +478,19 @@ def assess(
 ) -> Confidence:
     """What to expect of a propagation. label_maps: its result, volumes (K, J, I); factors: see `scales`."""
     contours: dict[int, Contours] = {}
-    crops = [crop(label_map, annotation, stack) for label_map in label_maps]
-    for planes in crops:
+    layers: dict[int, np.ndarray] = {}
+    for label_map in label_maps:
+        planes = crop(label_map, annotation, stack)
         there = np.intersect1d(planes, annotation.labels)
         contours |= measure(planes, there, annotation.plane_spacing)
+        layers |= dict.fromkeys(there.tolist(), planes)
     stretches = []
     for seen in evidence:
         index = slice(seen.planes.start - stack.first, seen.planes.stop - stack.first)
         own = contours[seen.label]
         within = Contours(own.area[index], own.perimeter[index])
         stretches.append(expect(prior, seen, within, factors.get(seen.label, 1.0)))
-    return Confidence(annotation, stack, stretches, crops)
+    return Confidence(annotation, stack, stretches, layers)
 
 
 def crop(volume: np.ndarray, annotation: SparseAnnotation, stack: Stack) -> np.ndarray:
@@ -487,12 +500,15 @@ def crop(volume: np.ndarray, annotation: SparseAnnotation, stack: Stack) -> np.n
 
 @dataclass(frozen=True)
 class Confidence:
-    """What to expect of every label in every gap. label_planes: the label maps cropped to the stack, (Z, h, w)."""
+    """What to expect of every label in every gap.
+
+    layers: label -> the label map that holds it, cropped to the stack, (Z, h, w).
+    """
 
     annotation: SparseAnnotation
     stack: Stack
     stretches: list[Stretch]
-    label_planes: list[np.ndarray]
+    layers: Mapping[int, np.ndarray]
 
     def expected_dice(self) -> dict[int, dict[int, float]]:
         """Label -> plane -> Dice to expect, for the planes on which it was drawn, 1, or found.
@@ -517,15 +533,21 @@ class Confidence:
     def expected_mean_dice(self) -> float | None:
         """Dice to expect of all planes that were not drawn together, mean over the labels; None if nothing is on any.
 
-        A label all of which was drawn has no part in it.
+        A label all of which was drawn has no part in it, and one of which nothing was found counts as far as it is
+        likely to be on any of these planes: where it is on none, there is nothing to find.
         """
-        overlap, total = Counter(), Counter()
+        overlap, total, found = Counter(), Counter(), Counter()
+        nowhere = dict.fromkeys(self.annotation.labels, 1.0)
         for stretch in self.stretches:
-            size = stretch.found + stretch.there
-            overlap[stretch.evidence.label] += float((stretch.dice * size).sum())
-            total[stretch.evidence.label] += float(size.sum())
-        means = [overlap[label] / size for label, size in total.items() if size]
-        return float(np.mean(means)) if means else None
+            label, size = stretch.evidence.label, stretch.found + stretch.there
+            overlap[label] += float((stretch.dice * size).sum())
+            total[label] += float(size.sum())
+            found[label] += float(stretch.found.sum())
+            nowhere[label] *= 0.0 if stretch.ends is None else float(stretch.ends[0])
+        shares = {label: 1.0 if found[label] else 1.0 - nowhere[label] for label, size in total.items() if size}
+        if not sum(shares.values()):
+            return None
+        return sum(share * overlap[label] / total[label] for label, share in shares.items()) / sum(shares.values())
 
     def report(self) -> dict:
         """Plain values, keys of JSON."""
@@ -541,13 +563,20 @@ class Confidence:
         }
 
     def uncertainty(self) -> np.ndarray:
-        """(K, J, I) float32, 0 sure to 1 a toss-up: twice the probability that a voxel's label is wrong."""
+        """(K, J, I) float32, 0 sure to 1 a toss-up: twice the probability that a voxel's label is wrong.
+
+        Needs evidence with its distances kept.
+        """
         wrong = np.zeros((len(self.stack.images), *self.stack.shape), np.float32)
         for stretch in self.stretches:
             self._doubt_contours(stretch, wrong)
         for stretch in self.stretches:
-            if stretch.ends is not None:
+            if stretch.ends is None:
+                self._doubt_loss(stretch, wrong)
+            else:
                 self._doubt_end(stretch, wrong)
+        for label, voxels in self.annotation.scribbles.items():
+            self._trust_scribbles(label, voxels, wrong)
         volume = np.zeros(self.annotation.image.shape, np.float32)
         crop(volume, self.annotation, self.stack)[:] = np.minimum(2 * wrong, 1)
         return volume
@@ -555,9 +584,7 @@ class Confidence:
     def _layer(self, stretch: Stretch) -> np.ndarray:
         """(T, h, w) of the label map that holds the stretch's label."""
         planes = stretch.evidence.planes
-        index = slice(planes.start - self.stack.first, planes.stop - self.stack.first)
-        layers = [layer[index] for layer in self.label_planes]
-        return next((layer for layer in layers if (layer == stretch.evidence.label).any()), layers[0])
+        return self.layers[stretch.evidence.label][planes.start - self.stack.first : planes.stop - self.stack.first]
 
     def _doubt_contours(self, stretch: Stretch, wrong: np.ndarray):
         """Enter the probabilities that the true contour lies beyond a voxel: it drifts by a Laplacian distance."""
@@ -573,6 +600,25 @@ class Confidence:
                 doubt = 0.5 * np.exp(-distances / drift) * np.sinh(half / drift) / (half / drift)  # mean over a pixel
                 enter(doubt, label, labels[window], wrong[first + index][window])
 
+    def _doubt_loss(self, stretch: Stretch, wrong: np.ndarray):
+        """Enter a toss-up where either side brought a label of which nothing was found, though it is there."""
+        label, first = stretch.evidence.label, stretch.evidence.planes.start - self.stack.first
+        window, distances = self.stack.window_to_volume_grid(stretch.evidence.distances, stretch.evidence.box)
+        for index in np.flatnonzero(stretch.found == 0):
+            labels, doubt = self._layer(stretch)[index][window], wrong[first + index][window]
+            enter(np.where(distances[index] > 0, 0.5, 0.0), label, labels, doubt)
+
+    def _trust_scribbles(self, label: int, voxels: np.ndarray, wrong: np.ndarray):
+        """What was scribbled (N, 3) and kept is right."""
+        places = np.insert(np.delete(voxels, self.annotation.axis, axis=1), 0, voxels[:, self.annotation.axis], axis=1)
+        places = places - [part.start for part in self.stack.crop]
+        places = tuple(places[((0 <= places) & (places < wrong.shape)).all(axis=1)].T)
+        if label == BACKGROUND:
+            kept = np.all([layer[places] == 0 for layer in self.layers.values()], axis=0)
+        else:
+            kept = self.layers[label][places] == label
+        wrong[places] = np.where(kept, 0, wrong[places])
+
     def _doubt_end(self, stretch: Stretch, wrong: np.ndarray):
         """Enter the probabilities that the label has ended before a voxel where it was found, or goes on elsewhere."""
         label, first, ending = (
@@ -580,9 +626,9 @@ class Confidence:
             stretch.evidence.planes.start - self.stack.first,
             stretch.evidence.ending,
         )
-        window, distances = self.stack.window_to_volume_grid(ending.distances, ending.box)
+        window, distances = self.stack.window_to_volume_grid(stretch.evidence.distances, stretch.evidence.box)
         thresholds = ending.by_plane(ending.depth * (1 - remaining(ending)))
-        for index, (labels, depth) in enumerate(zip(self._layer(stretch), ending.by_plane(distances), strict=True)):
+        for index, (labels, depth) in enumerate(zip(self._layer(stretch), distances, strict=True)):
             labels, doubt = labels[window], wrong[first + index][window]
             found = labels == label
             depth = np.where(found, np.maximum(depth, LEAST_DEPTH), depth)

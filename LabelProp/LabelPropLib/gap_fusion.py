@@ -203,7 +203,10 @@ def fuse_gaps(
             enter_sides(arrived, sides)
         for score in fused:
             maps.enter(score)
-        fused += led_to_scribbles(scan, maps)
+        for own, score in led_to_scribbles(scan, maps):
+            fused.append(score)
+            if not settings.extrapolate:  # else these planes have been observed
+                evidence.append(confidence.observe(own, stack, score.values, settings.uncertainty))
     image_weights = scan.chains.weights[[stack.order.index(image) for image in range(len(stack.order))]]
     return Fusion(rules, factors, priors, fused, maps, sides, evidence, image_weights)
 
@@ -237,7 +240,7 @@ def enter_sides(arrived: Sequence[Arrivals], sides: Mapping[str, LabelMaps]):
                 sides[name].enter(FusedScore(own.label, own.gap.targets, own.box, candidate.distances))
 
 
-def led_to_scribbles(scan: Scan, maps: LabelMaps) -> Iterator[FusedScore]:
+def led_to_scribbles(scan: Scan, maps: LabelMaps) -> Iterator[tuple[Arrivals, FusedScore]]:
     """Enter labels into the maps, as they were carried, up to scribbles beyond their outermost plane."""
     for gap, labels in gaps_to_scribbles(scan.annotation, scan.stack).items():
         crossing = scan.chains.cross(gap)
@@ -248,7 +251,7 @@ def led_to_scribbles(scan: Scan, maps: LabelMaps) -> Iterator[FusedScore]:
             carried = own.lower or own.upper
             score = FusedScore(label, gap.targets, own.box, carried.distances.clone(), own.votes)
             maps.enter(score)
-            yield score
+            yield own, score
 
 
 def scribbled_within(scan: Scan, label: int, gap: Gap) -> np.ndarray:

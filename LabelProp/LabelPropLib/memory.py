@@ -158,8 +158,8 @@ class Memory:
         return fusion if key == fusion_fingerprint(annotation, settings, stack) else None
 
     def keep_fusion(self, annotation: SparseAnnotation, settings: Settings, stack: Stack, fusion: Fusion):
-        """Keep what was fused, before scribbles had their say."""
-        self._fusion = (fusion_fingerprint(annotation, settings, stack), fusion)
+        """Keep what was fused, before scribbles had their say; not with atlases, which no fingerprint tells of."""
+        self._fusion = None if annotation.atlases else (fusion_fingerprint(annotation, settings, stack), fusion)
 
 
 def fingerprint(annotation: SparseAnnotation, settings: Settings) -> tuple:

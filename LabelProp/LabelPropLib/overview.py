@@ -105,7 +105,10 @@ def page(results: Sequence[Result], title: str) -> str:
     summary = f"{len(results)} volumes: {len(results) - failed} done" + (f", {failed} failed" if failed else "")
     hint = "Doubtful volumes first. Click a heading to sort by it."
     if any(result.quality is not None for result in results):
-        hint += " Expected Dice is an estimate, from how well the slices that were drawn are found from each other."
+        hint += (
+            " Expected Dice is an estimate for the slices that were not drawn, by what scans with a reference showed of"
+            " slices like these."
+        )
     rows = "\n".join(row(result) for result in results)
     return PAGE_HTML.format(
         title=escape(title), summary=summary, hint=hint, rows=rows, style=PAGE_STYLE, script=PAGE_SCRIPT

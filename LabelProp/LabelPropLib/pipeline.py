@@ -20,7 +20,7 @@ from .machine import is_out_of_memory, peak_memory_gb, thread_count
 from .memory import Memory, Update
 from .parallel import threads
 from .planner import EFFORTS, Effort, Plan
-from .preprocessing import Stack, prepare
+from .preprocessing import Stack, prepare, scribbled_range
 from .propagation import Propagation
 from .registration import instance, training
 from .registration.consistency import FarEnds, within
@@ -245,9 +245,10 @@ def messages(
             "unknown": "Labels missing on an annotated slice are read as not drawn there (unknown).",
         }
         said.append(reading[annotation.missing])
-    if len(annotation.planes) == 1 and not settings.extrapolate:
+    only, last = annotation.planes[0], annotation.planes[-1]
+    if not settings.extrapolate and only == last and scribbled_range(annotation, (only, last)) == (only, last):
         said.append(
-            f"Only slice {annotation.planes[0]} is annotated and nothing lies between annotated slices:"
+            f"Only slice {only} is annotated and nothing lies between annotated slices:"
             " annotate a second slice, or extrapolate."
         )
     if weights.min() < LEAST_SHARE * len(weights):

@@ -21,6 +21,8 @@ from .registration.fields import sample
 
 MARGIN_FRACTION = 0.15  # of the labels' extent
 MARGIN_MM = 12.0
+MOST_MARGIN = 40.0  # pixels that MARGIN_MM may come to: in the scan of a mouse it is the whole plane
+ROUNDING = 1e-6  # of voxels, by which spacings from a matrix of directions may be off
 OUTLINE_WINDOW = 2.0  # pixels, standard deviation of the Gaussian that takes away what is uneven of an outline
 
 
@@ -149,7 +151,9 @@ def scribbled_range(annotation: SparseAnnotation, core: tuple[int, int]) -> tupl
 
 
 def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[slice, slice]:
-    """Rows and columns of a plane that hold all drawn labels with a margin, 15 % of their extent or 12 mm.
+    """Rows and columns of a plane that hold all drawn labels with a margin, 15 % of their extent or 12 mm if more.
+
+    12 mm are no more than 40 pixels, however small these are.
 
     margin_share: of that margin, to be taken.
     """
@@ -158,11 +162,12 @@ def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[s
     for planes in annotation.complete.values():
         for mask in planes.values():
             marked |= mask
+    least = min(MARGIN_MM, MOST_MARGIN * min(annotation.plane_spacing))
     box = []
     for lines, spacing in zip((marked.any(axis=1), marked.any(axis=0)), annotation.plane_spacing, strict=True):
         used = np.flatnonzero(lines)
         extent = (used[-1] - used[0] + 1) * spacing
-        margin = math.ceil(margin_share * max(MARGIN_MM, MARGIN_FRACTION * extent) / spacing)
+        margin = math.ceil(margin_share * max(least, MARGIN_FRACTION * extent) / spacing - ROUNDING)
         box.append(slice(max(0, int(used[0]) - margin), min(len(lines), int(used[-1]) + 1 + margin)))
     return box[0], box[1]
 

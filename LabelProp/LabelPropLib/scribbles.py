@@ -12,6 +12,7 @@ fusion, so it is the same for every rule, and nothing is registered or fused aga
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -212,15 +213,30 @@ def hand_over(voxels: np.ndarray, label: int, window: Window):
 
 def contradictions(annotation: SparseAnnotation, maps: LabelMaps) -> list[str]:
     """Sentences for the user about scribbled voxels that do not bear their label, for what else was said of them."""
-    lost = [voxels[~maps.bears(label, voxels)] for label, voxels in annotation.scribbles.items()]
-    planes = np.concatenate([np.empty(0, int), *(voxels[:, annotation.axis] for voxels in lost)])
-    drawn = set().union(*(annotation.known_planes(label) for label in annotation.labels))
+    contradicted, twice = Counter(), 0
+    for label, voxels in annotation.scribbles.items():
+        lost = voxels[~maps.bears(label, voxels)]
+        planes = lost[:, annotation.axis]
+        known = [] if label == BACKGROUND else list(annotation.known_planes(label))
+        contradicting = np.isin(planes, known) | drawn_at(annotation, lost)
+        contradicted.update(planes[contradicting].tolist())
+        twice += np.count_nonzero(~contradicting)
     said = [
-        f"{np.count_nonzero(planes == plane)} scribbled voxels contradict slice {plane}, which is annotated completely:"
-        " the slice was kept."
-        for plane in sorted(drawn & set(planes.tolist()))
+        f"{count} scribbled voxels contradict slice {plane}, which is annotated completely: the slice was kept."
+        for plane, count in sorted(contradicted.items())
     ]
-    twice = np.count_nonzero(~np.isin(planes, list(drawn)))
     if twice:
         said.append(f"{twice} voxels are scribbled twice, differently: background counts, else the larger label.")
     return said
+
+
+def drawn_at(annotation: SparseAnnotation, voxels: np.ndarray) -> np.ndarray:
+    """(N,) bool: which of the voxels (N, 3) bear a label that was drawn there."""
+    planes, pixels = voxels[:, annotation.axis], np.delete(voxels, annotation.axis, axis=1)
+    drawn = np.zeros(len(voxels), bool)
+    for plane in np.unique(planes):
+        here = planes == plane
+        for masks in annotation.complete.values():
+            if plane in masks:
+                drawn[here] |= masks[plane][tuple(pixels[here].T)]
+    return drawn

@@ -151,3 +151,9 @@ def test_255_in_scribbles_is_background(image):
     scribbles[3, 4, 4] = 255
     annotation = annotate_from_label_volume(image, labels, SPACING, scribbles=scribbles)
     assert annotation.scribbles[BACKGROUND].tolist() == [[3, 4, 4]]
+
+
+def test_spacing_along_the_slices_and_across_them(image):
+    labels = labels_on(image.shape, 1, {2: [1], 8: [1]})
+    annotation = annotate_from_label_volume(image, labels, (3.0, 2.0, 1.0), axis=1)
+    assert annotation.slice_spacing == 2.0 and annotation.plane_spacing == (3.0, 1.0)

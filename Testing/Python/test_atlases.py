@@ -15,6 +15,7 @@ from LabelPropLib.annotation import AtlasVolume, annotate_from_label_volume, ann
 from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
 from LabelPropLib.errors import InputError
 from LabelPropLib.fusion import similarity
+from LabelPropLib.memory import Memory
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.preprocessing import prepare
 from LabelPropLib.settings import Settings
@@ -194,3 +195,16 @@ def test_images_that_have_nothing_in_common_are_aligned_by_their_boxes(scan, sta
 def test_atlases_that_cannot_be_used(scan, change, message):
     with pytest.raises(InputError, match=message):
         annotate(*scan, atlases=(atlas(*change(*scan)),))
+
+
+def test_what_was_found_with_an_atlas_is_not_taken_over_without_it_or_with_another_one():
+    image, labels = spindle(0, contrast=0)
+    with_atlas = annotate(image, labels, atlases=(atlas(*spindle(1, contrast=0)),))
+    without = replace(with_atlas, atlases=())
+    similarity = replace(FAST, fusion="similarity")
+    for first, second, used in ((with_atlas, without, []), (without, with_atlas, [4])):
+        memory = Memory()
+        propagate(first, similarity, memory=memory)
+        again = propagate(second, similarity, memory=memory)
+        assert again.report["atlases_used"] == used
+        np.testing.assert_array_equal(again.label_maps[0], propagate(second, similarity).label_maps[0])

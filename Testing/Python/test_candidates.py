@@ -16,7 +16,7 @@ from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.choice import LeftOut, choose
 from LabelPropLib.gap_fusion import Scan, hide_slices, leave_one_out
 from LabelPropLib.labelmaps import exclusive_layers
-from LabelPropLib.preprocessing import prepare, signed_distance, signed_distance_nearby
+from LabelPropLib.preprocessing import crop_box, prepare, signed_distance, signed_distance_nearby
 from LabelPropLib.registration.fields import sample
 
 SIZE = 40
@@ -265,3 +265,36 @@ def test_labels_that_may_overlap_lie_in_different_layers(pairs):
     assert sorted(label for layer in layers for label in layer) == list(range(1, 7))
     assert not any({first, second} <= set(layer) for first, second in pairs for layer in layers)
     assert len(layers) == 1 or pairs
+
+
+@pytest.mark.parametrize("spacing", [0.01, 0.2, 1.0])
+def test_the_margin_of_the_crop_is_no_more_than_40_pixels_however_small_these_are(spacing):
+    image, masks = np.arange(1.2e6, dtype=np.float32).reshape(3, 500, 800), {1: np.zeros((3, 500, 800), bool)}
+    masks[1][::2, 200:230, 200:230] = True
+    rows, columns = crop_box(annotate_from_masks(image, masks, (3.0, spacing, spacing), axis=0))
+    assert rows == columns and rows.start == 200 - min(40, 12 / spacing)
+
+
+def test_the_crop_does_not_depend_on_the_last_digit_of_a_spacing():
+    """Spacings are lengths of columns of a matrix of directions: from file to file they differ by rounding."""
+    image, masks = np.arange(1e4, dtype=np.float32).reshape(4, 50, 50), {1: np.zeros((4, 50, 50), bool)}
+    masks[1][[0, 3], 20:30, 20:30] = True
+    for last_digit in (1.0, 0.9999999999999998, 1.0000000000000002):
+        assert crop_box(annotate_from_masks(image, masks, (3.0, last_digit, last_digit), axis=0)) == (slice(8, 42),) * 2
+
+
+def test_crop_and_distances_are_measured_in_millimetres():
+    masks = {1: np.zeros((5, 40, 60), bool)}
+    masks[1][[0, 4], 10:20, 20:24] = True
+    image = np.random.default_rng(1).normal(size=masks[1].shape).astype(np.float32)
+    annotation = annotate_from_masks(image, masks, (2.0, 2.0, 0.5), axis=0)
+    assert crop_box(annotation) == (slice(4, 26), slice(0, 48))  # 12 mm around
+    stack = prepare(annotation, 200)
+    assert stack.pixel == 0.5 and stack.size == (88, 48)
+    depth = LabelPlanes(annotation, stack).distances(1, 0).max()
+    assert depth == pytest.approx(1.5, abs=0.1)  # half of 4 columns, without half a pixel: 0.75 mm
+
+
+def test_the_scans_intensities_do_not_depend_on_a_second_image(annotation):
+    both = prepare(replace(annotation, second_image=1000 * annotation.image[::-1] + 5000), 200)
+    np.testing.assert_allclose(both.normalise(annotation.image), prepare(annotation, 200).normalise(annotation.image))

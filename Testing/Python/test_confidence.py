@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from samples import write_case
 from scipy import ndimage
 
-from LabelPropLib import cli, suggestion
-from LabelPropLib.annotation import annotate_from_label_volume
+from LabelPropLib import cli, files, suggestion
+from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_masks
 from LabelPropLib.confidence import (
     PRIOR,
     Contours,
@@ -31,10 +31,11 @@ from LabelPropLib.ends import Growth
 from LabelPropLib.errors import InputError
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.settings import Settings
-from LabelPropLib.suggestion import End, Outlook, Span, Unseen
+from LabelPropLib.suggestion import End, Outlook, Span, Suggestion, Unseen
 
 SPACING = (3.0, 1.0, 1.0)
 FAST = Settings(preset="fast")
+BOX = slice(0, 1), slice(0, 1)  # of a label whose distances are not kept
 
 
 def seen(count, sharpness=0.3):
@@ -50,7 +51,7 @@ def fading(count):
 def between(below, above, disagreement=2.0, unlikeness=0.2, sharpness=0.3):
     """Evidence for one plane between two that bear the label; mm."""
     values = (np.array([value], float) for value in (below, above, unlikeness, disagreement))
-    return Evidence(1, range(5, 6), *values, np.array([150.0]), None, seen(1, sharpness))
+    return Evidence(1, range(5, 6), *values, np.array([150.0]), None, 1.0, BOX, found=seen(1, sharpness))
 
 
 def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
@@ -63,13 +64,13 @@ def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
         presence=np.full((count, 2), presence),
         area=np.full(count, area),
         depth=float(np.sqrt(area / np.pi)),
-        pixel=1.0,
+        log_depth=float(np.log1p(np.sqrt(area / np.pi))),
         growth=Growth(0.0, True),
-        distances=None,
-        box=(slice(0, 1), slice(0, 1)),
     )
     distances = steps, end.length - steps
-    return Evidence(1, range(1, count + 1), *distances, np.full(count, 0.2), None, None, end, seen(count))
+    return Evidence(
+        1, range(1, count + 1), *distances, np.full(count, 0.2), None, None, end, 1.0, BOX, found=seen(count)
+    )
 
 
 def disc(radius, size=64):
@@ -155,7 +156,7 @@ def test_drawing_a_slice_splits_a_gap_and_takes_drift_away(count, index, ends, p
     else:
         steps = 3.0 * np.arange(1, count + 1)
         values = (np.full(count, value) for value in (0.2, 2.0, 150.0))
-        evidence = Evidence(1, range(1, count + 1), steps, steps[::-1], *values, None, seen(count))
+        evidence = Evidence(1, range(1, count + 1), steps, steps[::-1], *values, None, 1.0, BOX, found=seen(count))
     is_found = np.arange(count) >= lost
     stretch = expect(PRIOR, evidence, Contours(200.0 * is_found, 50.0 * is_found))
     span = Span.of(stretch)
@@ -331,8 +332,8 @@ def test_a_label_that_got_lost_between_two_slices_is_expected_to_be_wrong_and_su
     image, labels = volume
     apart = np.zeros_like(labels)
     apart[0, 2 : 2 + size, 2 : 2 + size] = apart[4, 40 : 40 + size, 40 : 40 + size] = 1
-    result = propagate(annotate(image, apart, (0, 4)), FAST)
-    assert not result.mask(1)[1:4].any()
+    result = propagate(annotate(image, apart, (0, 4)), replace(FAST, uncertainty=True))
+    assert not result.mask(1)[1:4].any() and result.uncertainty[1:4].max(axis=(1, 2)).tolist() == [1, 1, 1]
     assert result.report["expected_dice"]["1"] == {"0": 1, "1": 0, "2": 0, "3": 0, "4": 1}
     assert result.report["expected_surface_distance_mm"]["1"] == {"0": 0, "4": 0}
     assert result.report["expected_mean_dice"] == 0
@@ -351,6 +352,61 @@ def test_slices_without_a_boundary_to_trace_all_cost_the_same(volume):
 def test_no_suggestion_asked_for_is_refused():
     with pytest.raises(InputError, match="1 or more"):
         Settings(suggestions=0)
+
+
+@pytest.mark.parametrize("other", [0, 0.003])
+def test_what_is_expected_does_not_depend_on_the_unit_of_lengths(volume, other):
+    """The same scan of a mouse, or with its lengths in other units: small pixels are no small structures."""
+    image, labels = volume
+    drawn = np.where(np.isin(np.arange(20), (0, 4, 19))[:, None, None], labels, 0)
+    spacings = SPACING, tuple((other or 0.05) * mm for mm in SPACING)
+    once, again = (propagate(annotate_from_label_volume(image, drawn, spacing, 0), FAST) for spacing in spacings)
+    np.testing.assert_array_equal(once.label_maps[0], again.label_maps[0])
+    assert again.report["expected_mean_dice"] == pytest.approx(once.report["expected_mean_dice"], abs=0.03)
+
+
+def test_a_label_of_which_nothing_was_found_counts_as_far_as_it_is_likely_to_be_there(volume):
+    image, labels = volume[0].copy(), volume[1]
+    image[4, 2:8, 38:44] += 300  # something that is on this slice alone
+    drawn = np.where(np.isin(np.arange(20), (0, 4, 19))[:, None, None], labels, 0)
+    mean = propagate(annotate_from_label_volume(image, drawn, SPACING, 0), FAST).report["expected_mean_dice"]
+    drawn[4, 2:8, 38:44] = 5
+    report = propagate(annotate_from_label_volume(image, drawn, SPACING, 0), FAST).report
+    assert set(report["expected_dice"]["5"]) == {"4"}
+    assert 0.5 * mean < report["expected_mean_dice"] < mean
+
+
+def test_to_see_that_a_label_is_absent_where_nothing_was_found_puts_nothing_right():
+    absent = expect(PRIOR, ending(presence=-9.0), Contours(np.zeros(6), np.zeros(6)))
+    assert absent.presence[0] < 0.03
+    assert Span.of(absent).gain(1) < 0.05 * Span.of(absent).error
+    found = expect(PRIOR, ending(presence=-9.0), Contours(np.full(6, 200.0), np.full(6, 50.0)))
+    assert Span.of(found).gain(1) > 0.5 * Span.of(found).error
+
+
+@pytest.mark.parametrize("drawn", [(4, 10), (10,)])
+def test_what_is_carried_to_a_stroke_beyond_is_assessed(volume, drawn):
+    image, labels = volume
+    stroke = np.zeros_like(labels)
+    stroke[13][ndimage.binary_erosion(labels[13] == 3, iterations=5)] = 3
+    result = propagate(annotate(image, labels == 3, drawn, scribbles=stroke // 3), replace(FAST, uncertainty=True))
+    beyond = [str(plane) for plane in (11, 12, 13)]
+    assert result.mask(1)[11:14].any(axis=(1, 2)).all() and result.report["expected_mean_dice"] < 1
+    assert all(0 < result.report["expected_dice"]["1"][plane] < 1 for plane in beyond)
+    assert result.uncertainty[11:14].max(axis=(1, 2)).min() > 0.1 and not result.uncertainty[stroke > 0].any()
+    assert not any("Only slice" in message for message in result.report["messages"])
+
+
+def test_a_label_within_another_is_doubted_where_it_may_go_on(volume):
+    """Labels may overlap: that the other one is there says nothing about it."""
+    image, labels = volume
+    outer, inner = labels == 700, np.zeros(labels.shape, bool)
+    inner[10, 28:36, 28:36] = True
+    masks = {1: np.where(np.isin(np.arange(20), (0, 10, 19))[:, None, None], outer, False), 2: inner}
+    annotation = annotate_from_masks(image, masks, SPACING, 0, missing="unknown", absent={2: {0, 19}})
+    result = propagate(annotation, replace(FAST, uncertainty=True))
+    lost = next(plane for plane in range(11, 19) if not result.mask(2)[plane].any())
+    assert result.mask(1)[lost, 30:34, 30:34].all() and result.uncertainty[lost, 30:34, 30:34].max() > 0.01
 
 
 # The command
@@ -399,3 +455,33 @@ def test_bad_input_is_refused_in_one_line(case, capsys, monkeypatch, options, me
     said = capsys.readouterr()
     assert said.out == "" and message in said.err and said.err.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in case.iterdir()} == before
+
+
+def test_the_slice_that_gains_most_for_what_there_is_to_trace_is_suggested(volume, monkeypatch):
+    image, labels = volume
+    contours = Contours(np.array([150.0]), np.array([45.0]))
+    stretches = [expect(PRIOR, replace(between(3, 6), planes=range(n, n + 1)), contours) for n in (1, 2)]
+    outlook = Outlook(SimpleNamespace(stretches=stretches, annotation=annotate(image, labels == 3, (0, 7))))
+    options = {1: Suggestion(1, 0.010, 100.0, (1,)), 2: Suggestion(2, 0.012, 1000.0, (1,))}
+    monkeypatch.setattr(outlook, "option", options.get)
+    assert outlook.best() == options[1]
+
+
+def test_suggest_reads_its_input_as_it_is_told_to(case, volume, monkeypatch):
+    from LabelProp import LabelPropLogic
+
+    seen = []
+
+    def compute(self, collected, settings, progress):
+        seen.append((collected.annotation, settings))
+        raise InputError("enough")
+
+    monkeypatch.setattr(LabelPropLogic, "compute", compute)
+    strokes = np.zeros(volume[1].shape, np.uint16)
+    strokes[9, 20, 20] = 3
+    files.write_volume(strokes, np.diag([0.7, 0.8, 3.0, 1.0]), case / "strokes.nii.gz")
+    options = ("--axis", "j", "--missing", "unknown", "--scribbles", case / "strokes.nii.gz", "--seed", 3)
+    assert suggest(case, *options) == 2
+    ((annotation, settings),) = seen
+    assert (annotation.axis, annotation.missing, list(annotation.scribbles)) == (1, "unknown", [3])
+    assert settings == Settings(seed=3)

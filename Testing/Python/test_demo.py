@@ -134,3 +134,15 @@ def test_picture_of_any_axis(tmp_path, axis):
     labels[4:8, 6:15, 8:20] = 5
     save_picture(tmp_path / "picture.png", np.random.default_rng(0).random(labels.shape), labels, (3, 1, 1), axis, [])
     assert matplotlib.image.imread(tmp_path / "picture.png").shape[1] > 1000
+
+
+def test_a_demo_that_fails_leaves_no_nodes(tmp_path, monkeypatch, phantom):
+    def fail(self, *nodes, **options):
+        raise InputError("enough")
+
+    monkeypatch.setattr(demo, "make_phantom", lambda: phantom)
+    monkeypatch.setattr(demo.LabelPropLogic, "propagate", fail)
+    with pytest.raises(InputError, match="enough"):
+        demo.run(tmp_path)
+    for kind in ("vtkMRMLScalarVolumeNode", "vtkMRMLSegmentationNode"):
+        assert demo.slicer.mrmlScene.GetNumberOfNodesByClass(kind) == 0

@@ -143,3 +143,35 @@ def test_bad_input_is_explained(tmp_path):
         run(reference, empty)
     with pytest.raises(InputError, match="No annotated slice"):
         run(reference, reference, empty)
+
+
+def test_a_thin_spur_does_not_count_as_hausdorff_distance():
+    reference = np.zeros((1, 40, 40), np.uint8)
+    reference[0, 5:35, 5:35] = 1
+    predicted = reference.copy()
+    predicted[0, 20, 35:40] = 1
+    score = score_labels(predicted, reference, SPACING, axis=0)[1]
+    assert score.hd95 == 0 and score.assd > 0
+
+
+def test_a_slice_of_a_few_pixels_is_not_the_worst_one():
+    reference = np.zeros((2, 20, 20), np.uint8)
+    reference[0, 5:15, 5:15] = reference[1, 5:8, 5:8] = 1
+    predicted = reference.copy()
+    predicted[1] = 0
+    assert score_labels(predicted, reference, SPACING, axis=0)[1].worst_slice_dice == 1
+
+
+def test_the_axis_is_that_of_the_annotations_and_labels_not_scored_are_named(tmp_path, capsys):
+    reference = random_labels(2)
+    reference[0, 0, :3] = 9
+    annotations = np.zeros_like(reference)
+    annotations[:, [0, 15]] = reference[:, [0, 15]]
+    run(
+        write(tmp_path / "found.nii.gz", random_labels(1)),
+        write(tmp_path / "reference.nii.gz", reference),
+        write(tmp_path / "annotations.nii.gz", annotations),
+    )
+    said = capsys.readouterr().out
+    assert "14 of 16 slices across j, without the annotated ones." in said
+    assert "Not scored, under 30 voxels there: label 9." in said

@@ -246,3 +246,21 @@ def weight_of_first(arrived, pixels):
     crossing, (rows, columns) = arrived.crossing, arrived.box
     target = joint.features(crossing.channels[..., rows, columns], crossing)
     return joint.joint_weights(arrived.atlases, target, crossing, pixels, joint.Parameters())[0].mean()
+
+
+def test_of_further_planes_the_next_one_is_an_atlas():
+    image, mask = tube()
+    annotation = annotate_from_masks(image, {1: keep(mask)}, SPACING, axis=0)
+    stack = prepare(annotation, 200)
+    crossing = Chains(torch.zeros(len(stack.images) - 1, 2, 24, 24), stack.images).cross(Gap(12, 18, 13, 17))
+    atlases = arrivals(1, crossing, LabelPlanes(annotation, stack)).atlases
+    assert [atlas.source for atlas in atlases] == [12, 18, 6, ("shape", 12, 18)]
+
+
+def test_the_image_of_the_shape_is_that_of_the_nearer_plane(registered):
+    arrived, _ = registered
+    rows, columns = arrived.box
+    below, above = (side.channels[..., rows, columns] for side in (arrived.crossing.lower, arrived.crossing.upper))
+    shape = arrived.atlases[-1].channels
+    torch.testing.assert_close(shape[:2], below[:2])
+    torch.testing.assert_close(shape[2:], above[2:])

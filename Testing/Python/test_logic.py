@@ -513,7 +513,7 @@ def test_expected_quality_as_text():
         "peak_memory_gb": 0.84,
         "segments": {"3": "Left"},
         "expected_mean_dice": 0.9,
-        "annotated_slices": [4],
+        "annotated_slices": [4, 7],  # 7 for another segment
         "expected_dice": {"3": {"4": 1.0, "5": 0.95, "7": 0.85}},
         "suggested_slice": {"plane": 7, "gain": 0.01},
     }

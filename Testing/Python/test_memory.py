@@ -247,3 +247,32 @@ def test_what_was_fused_is_not_taken_over_on_another_working_grid(volume):
     coarse, fine = (prepare(annotation, pixels) for pixels in (24, 80))
     assert coarse.crop == fine.crop and coarse.size != fine.size
     assert fusion_fingerprint(annotation, FAST, coarse) != fusion_fingerprint(annotation, FAST, fine)
+
+
+def test_marks_of_absence_are_not_taken_for_what_was_fused_without_them(volume):
+    annotation = drawn(volume, [0, 8, 16])
+    marked = replace(annotation, absent={**annotation.absent, 3: frozenset({4})})
+    stack = prepare(annotation, 80)
+    assert fusion_fingerprint(marked, FAST, stack) != fusion_fingerprint(annotation, FAST, stack)
+
+
+def test_a_gap_that_no_label_pulls_any_more_is_refined(volume, registered):
+    image, labels = volume
+    memory = Memory()
+    masks = {3: keep(labels == 3, [0, 8, 16]), 700: keep(labels == 700, [16])}
+    propagate(annotate_from_masks(image, masks, SPACING, axis=0), FAST, memory=memory)
+    del registered[:]
+    masks[3][16] = False
+    propagate(annotate_from_masks(image, masks, SPACING, axis=0), FAST, memory=memory)
+    assert registered == [8]
+
+
+def test_strokes_of_a_run_are_not_in_the_directions_of_the_next_one(volume):
+    memory, both = Memory(), replace(FAST, directions=True)
+    (found,) = propagate(drawn(volume, [0, 8, 16]), both, memory=memory).directions["up"]
+    before = found.copy()
+    strokes = np.zeros(volume[1].shape, np.int32)
+    strokes[tuple(np.argwhere(before[5:6])[0] + (5, 0, 0))] = 255
+    for scribbles in (strokes, None):
+        (found,) = propagate(drawn(volume, [0, 8, 16], scribbles), both, memory=memory).directions["up"]
+        assert np.array_equal(found, before) == (scribbles is None)

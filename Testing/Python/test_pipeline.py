@@ -477,3 +477,12 @@ def test_whatever_is_drawn_is_kept_or_refused(drawing, extrapolate, uncertainty)
         for plane in annotation.known_planes(label):
             drawn = annotation.complete[label].get(plane, np.zeros(planes.shape[1:], bool))
             np.testing.assert_array_equal(planes[plane], drawn)
+
+
+def test_volumes_are_told_in_millilitres(volume):
+    annotation = annotate_from_label_volume(volume[0], keep(volume[1], [0, 8]), (3.0, 2.0, 0.5), axis=0)
+    labels = np.zeros(volume[1].shape, np.uint16)
+    labels[2, :10, :10], labels[3, :10, :20] = 3, 700
+    over = np.zeros_like(labels)
+    over[4, 0, :50] = 3
+    assert pipeline.volume_ml(annotation, [labels, over]) == {"3": 0.45, "700": 0.6}

@@ -400,3 +400,26 @@ def test_an_image_is_either_trained_on_or_held_back(images, rows, seed):
     assert not {e.image for e in training} & {e.image for e in held_back}
     assert training and bool(held_back) == (images > 1)
     assert dataset.hold_back(entries, 0.2, seed) == (training, held_back)
+
+
+def test_pretrain_does_as_it_is_told_to(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training_run, "pretrain", lambda *arguments, **choices: seen.append((arguments, choices)))
+    command = ["pretrain", str(write_table(tmp_path, 2)), "-o", str(tmp_path / "w.pt"), "--checkpoint", "none"]
+    options = ["--steps", "7", "--batch", "2", "--seed", "3", "--device", "cpu", "--licence", "MIT", "--half"]
+    assert cli.main([*command, *options]) == 0
+    (((entries, run, plan, _), choices),) = seen
+    assert len(entries) == 2 and run.checkpoint == tmp_path / "w.pt"
+    assert plan == Plan(steps=7, batch=2, seed=3)
+    assert choices == {"start": "none", "device": "cpu", "licence": "MIT", "half": True}
+
+
+def test_a_log_does_not_replace_the_table(tmp_path, capsys):
+    """Not even where there are weights of its name."""
+    table = write_table(tmp_path, 2)
+    before = table.read_bytes()
+    (tmp_path / "table.pt").touch()
+    options = ["--checkpoint", "none", "--steps", "1", "--device", "cpu"]
+    assert cli.main(["pretrain", str(table), "-o", str(tmp_path / "table.pt"), *options]) == 2
+    assert "table.csv is in use as another file" in capsys.readouterr().err
+    assert table.read_bytes() == before

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from LabelPropLib import graph_cut, pipeline, scribbles, surroundings
-from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
+from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume, annotate_from_masks
 from LabelPropLib.candidates import gaps, gaps_to_scribbles
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.memory import Memory
@@ -178,6 +178,21 @@ def test_a_complete_slice_wins_and_the_user_is_told(case):
     np.testing.assert_array_equal(found[12], TRUTH[12])
     assert found[6, 30, 40] == 9
     assert told == ["4 scribbled voxels contradict slice 12, which is annotated completely: the slice was kept."]
+
+
+def test_what_is_scribbled_twice_on_a_slice_drawn_for_another_label_contradicts_no_slice():
+    image = np.random.default_rng(0).normal(size=(9, 30, 30)).astype(np.float32)
+    drawn = {1: np.zeros(image.shape, bool), 2: np.zeros(image.shape, bool)}
+    drawn[1][[0, 8], 5:12, 5:12] = drawn[2][[0, 4, 8], 18:25, 18:25] = True
+    for strokes, said in (
+        ({1: [(4, 8, 8)], BACKGROUND: [(4, 8, 8)]}, "1 voxels are scribbled twice"),
+        ({1: [(4, 20, 20)]}, "1 scribbled voxels contradict slice 4"),
+        ({2: [(4, 8, 8)]}, "1 scribbled voxels contradict slice 4"),
+    ):
+        strokes = {label: np.array(voxels) for label, voxels in strokes.items()}
+        annotation = annotate_from_masks(image, drawn, SPACING, 0, missing="unknown", scribbles=strokes)
+        report = pipeline.propagate(annotation, Settings(preset="fast")).report
+        assert [message for message in report["messages"] if "scribbled" in message][0].startswith(said)
 
 
 def test_a_voxel_scribbled_twice_is_told(case):

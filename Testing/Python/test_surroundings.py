@@ -272,3 +272,18 @@ def test_an_edge_makes_the_path_across_it_longer():
     lengths = path_lengths(strokes, image, (1, 1, 1), 100.0)[0, 0]
     assert lengths[15] - lengths[12] > 5 * (lengths[12] - lengths[10])
     assert lengths[7] == pytest.approx(3, abs=1e-3)
+
+
+def test_the_nearest_stroke_is_the_nearest_in_millimetres():
+    strokes = stroke_of(1, (3, 15, 16))
+    strokes[2, 15, 11] = 2  # says nothing new; one slice, 8 mm, from what is 5 mm from the other one
+    window = window_of(annotate((8.0, 1.0, 1.0)))
+    (around,) = around_strokes(window.standing(1), strokes, window)
+    assert [3, 15, 11] in around.voxels.tolist()
+
+
+def test_the_way_to_a_stroke_counts_in_pixels_of_the_working_grid():
+    window = window_of(annotate((2.0, 2.0, 1.0)))
+    (around,) = around_strokes(window.standing(1), stroke_of(1, (3, 15, 16)), window)
+    voxel = around.voxels.tolist().index([3, 17, 16])
+    assert window.stack.pixel == 1 and around.terms[voxel, 3] == pytest.approx(np.log(4 + 0.5))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from LabelPropLib import checkpoint, cli, files
+from LabelPropLib import checkpoint, cli, files, training_run
 from LabelPropLib.annotation import annotate_from_label_volume
 from LabelPropLib.errors import InputError
 from LabelPropLib.pipeline import propagate
@@ -123,3 +123,19 @@ def test_train_keeps_the_network_of_one_scan(tmp_path, quick, capsys):
     assert cli.main([*command, "-o", str(tmp_path / "image.nii.gz")]) == 2
     assert cli.main([*command, "-o", str(tmp_path / "other.pt"), "--checkpoint", str(tmp_path / "own.csv")]) == 2
     assert not (tmp_path / "other.pt").exists()
+
+
+def test_train_does_as_it_is_told_to(tmp_path, monkeypatch):
+    image, labels = disc_volume()
+    labels[1:8] = 0
+    files.write_volume(image, np.diag([1.0, 1, 3, 1]), tmp_path / "image.nii.gz")
+    files.write_volume(labels, np.diag([1.0, 1, 3, 1]), tmp_path / "labels.nii.gz")
+    seen = []
+    monkeypatch.setattr(training_run, "train", lambda *arguments: seen.append(arguments))
+    command = ["train", *(str(tmp_path / name) for name in ("image.nii.gz", "labels.nii.gz")), "-o"]
+    options = ["--axis", "j", "--missing", "unknown", "--preset", "fast", "--device", "cpu", "--seed", "3"]
+    assert cli.main([*command, str(tmp_path / "own.pt"), *options, "--licence", "MIT"]) == 0
+    ((annotation, run, settings, licence, _),) = seen
+    assert (annotation.axis, annotation.missing) == (1, "unknown")
+    assert settings == Settings(preset="fast", device="cpu", seed=3)
+    assert (run.checkpoint, licence) == (tmp_path / "own.pt", "MIT")
