@@ -107,20 +107,22 @@ class ExpectedQuality:
     """What a run expects of its result, as far as it made an estimate.
 
     axis: the array axis across which the slices lie. dice: segment ID -> slice -> expected Dice. mean: of the whole
-    result, None if unknown. suggested: the slice to draw next, None without a suggestion.
+    result, None if unknown. suggested: the slice to draw next, None without a suggestion; suggested_for: IDs of the
+    segments that it is to be drawn for, none where that is not said.
     """
 
     axis: int
     dice: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     mean: float | None = None
     suggested: int | None = None
+    suggested_for: tuple[str, ...] = ()
 
 
 def expected_quality(collected: SceneAnnotation, report: Mapping) -> ExpectedQuality:
     """The expected quality that the report of a run tells, its planes as slices of the segmentation."""
     axis = collected.annotation.axis
     first = grid_start(collected.grid)[axis]
-    suggestion = report.get("suggested_slice")
+    suggestion = report.get("suggested_slice") or {}
     return ExpectedQuality(
         axis=axis,
         dice={
@@ -128,7 +130,8 @@ def expected_quality(collected: SceneAnnotation, report: Mapping) -> ExpectedQua
             for label, planes in report.get("expected_dice", {}).items()
         },
         mean=report.get("expected_mean_dice"),
-        suggested=None if suggestion is None else int(suggestion["plane"]) + first,
+        suggested=int(suggestion["plane"]) + first if suggestion else None,
+        suggested_for=tuple(collected.segment_ids[label] for label in suggestion.get("labels", ())),
     )
 
 

@@ -65,6 +65,8 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKOb
         self._devices = {}  # name -> what it is, for the user, the fastest first; empty until it is known
         self._failure = None  # why there is no preview, or none of the last input
         self._message = None
+        self._saidOf = None  # the volume and the segmentation that these two are about
+        self._saidOfState = None  # the state of the segmentation, if they are about its segments as they were then
         self._lookedAt = None  # state of the segmentation when corrections were looked for
 
     def clone(self):
@@ -141,7 +143,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self.slicesPanel.updateGUIFromMRML(self._devices.get(self.scriptedEffect.parameter("Device"), fastest))
         self.progressBar.setVisible(self.running)
         if self.running:
-            self.previewButton.text = _("Cancel")
+            self.previewButton.text = _("Stop")  # another button is named 'Cancel', and takes the preview away
             self.previewButton.setToolTip(_("Stop computing; segments and preview stay as they are"))
             self.applyButton.setEnabled(False)
         else:
@@ -150,13 +152,27 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def _showMessage(self):
         text = self._failure or self._message
-        if not self._failure and self.previewOutOfDate:
+        updating = self.running and self._running.unchanged
+        if not self._failure and self.previewOutOfDate and not updating:
             text = _(
                 "Out of date: since this preview was started segments were edited, or another volume was chosen."
                 " Update includes the changes."
             )
         self.messageLabel.text = text or ""
         self.messageLabel.setVisible(bool(text))
+
+    def _say(self, message=None, failure=None, ofSegments=False):
+        """
+        Show a message or a failure, or nothing any more, in place of what was said before.
+
+        It is shown until another volume or segmentation is chosen.
+        :param ofSegments: it is about the segments as they are now, and outlived when they are edited.
+        """
+        self._message, self._failure = message, failure
+        self._saidOf = _volumeNode, segmentationNode = self.slicesPanel.nodes()
+        about = segmentationNode if ofSegments else None
+        self._saidOfState = scene.segmentation_state(about) if about is not None else None
+        self._showMessage()
 
     #
     # Being used, or not
@@ -192,6 +208,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.slicesPanel.cleanup()
         slicer.app.moduleManager().disconnect("moduleAboutToBeUnloaded(QString)", self._onApplicationQuits)
         self._endProcess()
+        self._saidOf = None
 
     def _refreshIfActive(self):
         if self.scriptedEffect.active():
@@ -201,25 +218,41 @@ Editable area, editable intensity range, and the segments that may be overwritte
         """Know when what the job works on, or the preview belongs to, is gone; also while another effect is active."""
         self.removeObservers()
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self._onNodeAboutToBeRemoved)
         self.addObserver(self.scriptedEffect.parameterSetNode(), vtk.vtkCommand.ModifiedEvent, self._onEditorModified)
 
     def _onSceneStartClose(self, _caller, _event):
         self._cancelJob()
         self._forget()
         self.reset()
-        self.slicesPanel.quality = None
+        self.slicesPanel.forgetQuality()
+        self._say()
+        self._saidOf = None
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _onNodeAboutToBeRemoved(self, _caller, _event, node):
+        """Of the preview, by the user in the Data module for example: there is nothing left to apply."""
+        if node.GetAttribute(INPUT_OPACITY) and node is self.getPreviewNode():
+            self._letGoOfPreview(node)
+            self.slicesPanel.showQuality(None)
+            self._say()
+            self.reset()
 
     def _onEditorModified(self, _caller, _event):
         """The segmentation or the volume was exchanged or removed: the job and the preview were for the other one."""
-        parameterSetNode = self.scriptedEffect.parameterSetNode()
-        nodes = (parameterSetNode.GetSourceVolumeNode(), parameterSetNode.GetSegmentationNode())
-        if self._running is not None and nodes != (self._running.volume_node, self._running.segmentation_node):
-            self._cancelJob()
-            self._fail(_("Cancelled: the segmentation or the source volume was changed or removed."))
+        nodes = self.slicesPanel.nodes()
+        if nodes != self._saidOf:
+            self._say()
         previewNode = self.getPreviewNode()
         if previewNode is not None and (nodes[1] is None or previewNode.GetNodeReference(PREVIEW_INPUT) != nodes[1]):
             self.reset()
-            self.slicesPanel.quality = None
+            self.slicesPanel.forgetQuality()
+            text = _("The preview was discarded: its segmentation is not the chosen one any more.")
+            slicer.util.showStatusMessage(text, 5000)
+            self._say(text)
+        if self._running is not None and nodes != (self._running.volume_node, self._running.segmentation_node):
+            self._cancelJob()
+            self._fail(_("Cancelled: the segmentation or the source volume was changed or removed."))
 
     def _onApplicationQuits(self):
         """The first module is about to be unloaded: while all others are there still, leave nothing of this effect."""
@@ -303,11 +336,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
         :raises RuntimeError: PyTorch is missing; the text says how to get it.
         """
         self.delayedAutoUpdateTimer.stop()
-        self._failure = self._message = None
+        self._say()
         try:
             self.preview()
         except Exception as error:
-            self._fail(explained(error))
+            self._fail(explained(error), ofSegments=isinstance(error, InputError))
             raise
 
     def preview(self):
@@ -324,6 +357,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         collected = LabelPropLogic().collect(*arguments, self.scriptedEffect.parameter("Missing"))
         settings = self.settingsPanel.settings()
         self._observeInputs()
+        self.delayedAutoUpdateTimer.stop()  # corrections that were noticed have been read
         self._running = collected
         self._onProgress(0, _("Starting"), None)
         self._process().submit(collected.annotation, settings)
@@ -371,7 +405,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         try:
             self._showPreview(collected, propagation)
             self._previewed = collected
-            self._message = "\n".join(propagation.report["messages"])
+            self._say("\n".join(propagation.report["messages"]))
             self.slicesPanel.showQuality(expected_quality(collected, propagation.report))
         except Exception as error:
             self._fail(explained(error))
@@ -383,8 +417,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
         logging.error(f"LabelProp: {text}")
         self._fail(text)
 
-    def _fail(self, text):
-        self._failure = text
+    def _fail(self, text, ofSegments=False):
+        self._say(failure=text, ofSegments=ofSegments)
         slicer.util.showStatusMessage(text, 5000)
         self.updateGUIFromMRML()
 
@@ -418,11 +452,18 @@ Editable area, editable intensity range, and the segments that may be overwritte
             slicer.vtkBinaryLabelmapToClosedSurfaceConversionRule.GetSmoothingFactorParameterName(), "-0.5"
         )  # without smoothing, to make it fast
         previewNode.SetNodeReferenceID(PREVIEW_INPUT, segmentationNode.GetID())
-        previewNode.SetAttribute(INPUT_OPACITY, str(segmentationNode.GetDisplayNode().GetOpacity()))
+        previewNode.SetAttribute(INPUT_OPACITY, str(self._usualOpacity(segmentationNode)))
         self.scriptedEffect.setCommonNodeReference(ResultPreviewNodeReferenceRole, previewNode)
         self.scriptedEffect.setCommonParameter("SegmentationResultPreviewOwnerEffect", self.scriptedEffect.name)
         self.setPreviewOpacity(opacity)
         self.setPreviewShow3D(show3D)
+
+    def _usualOpacity(self, segmentationNode):
+        """The segments' opacity without a preview; another editor's may have faded them already."""
+        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+            if node.GetNodeReference(PREVIEW_INPUT) == segmentationNode and node.GetAttribute(INPUT_OPACITY):
+                return float(node.GetAttribute(INPUT_OPACITY))
+        return segmentationNode.GetDisplayNode().GetOpacity()
 
     def _shownIn3D(self, segmentationNode):
         return segmentationNode.GetSegmentation().ContainsRepresentation(
@@ -430,8 +471,13 @@ Editable area, editable intensity range, and the segments that may be overwritte
         )
 
     def onSegmentationModified(self, caller, event):
-        if self.selectedSegmentIds is not None:  # as they are of a preview that was loaded with its scene
-            super().onSegmentationModified(caller, event)
+        if self.selectedSegmentIds is None:  # as they are of a preview that was loaded with its scene
+            return
+        super().onSegmentationModified(caller, event)
+        # The base class looks at the voxels of the previewed segments, not at roles and scribbles of background.
+        read = self._running or self._previewed
+        if self.autoUpdateCheckBox.isChecked() and read is not None and not read.unchanged:
+            self.delayedAutoUpdateTimer.start()
 
     def getPreviewNode(self):
         """The preview, None if there is none or another effect made it: the base class cannot tell."""
@@ -457,7 +503,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         """Remove the preview; what was found for it is forgotten, so that the next one is made from nothing."""
         self._cancelJob()
         self._forget()
-        self._failure = self._message = None
+        self._say()
         self.slicesPanel.showQuality(None)
         self.reset()
 
@@ -474,8 +520,12 @@ Editable area, editable intensity range, and the segments that may be overwritte
         """Whichever effect it belongs to: the editor has one preview at a time."""
         previewNode = self.scriptedEffect.nodeReference(ResultPreviewNodeReferenceRole)
         self._previewed = None
-        if previewNode is None:
-            return
+        if previewNode is not None:
+            self._letGoOfPreview(previewNode)
+            slicer.mrmlScene.RemoveNode(previewNode)
+
+    def _letGoOfPreview(self, previewNode):
+        """Make a node the editor's preview no more, and show its segments as they were shown before."""
         inputNode = previewNode.GetNodeReference(PREVIEW_INPUT)
         if inputNode is None:
             inputNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
@@ -483,7 +533,6 @@ Editable area, editable intensity range, and the segments that may be overwritte
             inputNode.GetDisplayNode().SetOpacity(float(previewNode.GetAttribute(INPUT_OPACITY) or 1.0))
         self.scriptedEffect.setCommonNodeReference(ResultPreviewNodeReferenceRole, None)
         self.scriptedEffect.setCommonParameter("SegmentationResultPreviewOwnerEffect", "")
-        slicer.mrmlScene.RemoveNode(previewNode)
 
     def onApplyButton(self):
         """The user reads in the panel what scripts get as an exception."""
@@ -495,23 +544,23 @@ Editable area, editable intensity range, and the segments that may be overwritte
         Write the preview into the segments, as one step for Undo; waits for it if it is being computed.
 
         :raises RuntimeError: there is no preview.
-        :raises InputError: the preview does not fit the segmentation any more.
+        :raises InputError: the preview does not fit the segmentation any more, or masking forbids to write any of it.
         """
-        self.waitForPreview()
-        previewNode = self.getPreviewNode()
-        if previewNode is None:
-            raise RuntimeError(_("There is no preview to apply: initialize one first."))
-        self.delayedAutoUpdateTimer.stop()
-        self.observeSegmentation(False)
         try:
+            self.waitForPreview()
+            previewNode = self.getPreviewNode()
+            if previewNode is None:
+                raise RuntimeError(_("There is no preview to apply: initialize one first."))
+            self.delayedAutoUpdateTimer.stop()
+            self.observeSegmentation(False)
             with slicer.util.WaitCursor():
                 message = self._apply(previewNode)
         except Exception as error:
-            self._fail(explained(error))
+            self._fail(explained(error), ofSegments=isinstance(error, InputError))
             raise
         self.reset()
-        self._message = message
-        self._showMessage()
+        self.slicesPanel.qualityIsOfSegments()
+        self._say(message, ofSegments=True)
 
     def _apply(self, previewNode):
         """Write the preview, and return what there is to say of it."""
@@ -529,6 +578,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
         if parameterSetNode.GetSourceVolumeIntensityMask():
             sourceImage = self.scriptedEffect.sourceVolumeImageData()
         masks, grid, left = masks_to_write(parameterSetNode, previewNode, overview, sourceImage)
+        if not masks:
+            self._checkMasking(previewNode, overview, left)
         self.scriptedEffect.saveStateForUndo()
         showIn3D = self.getPreviewShow3D() or self._shownIn3D(segmentationNode)
         with slicer.util.RenderBlocker():
@@ -540,12 +591,37 @@ Editable area, editable intensity range, and the segments that may be overwritte
         text = _("Applied. {count} voxels were left to segments that are not in the preview.").format(count=left)
         return text if left else None
 
+    def _checkMasking(self, previewNode, overview, left):
+        """Raise InputError if there is something to write of the preview, and masking forbids all of it."""
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        everywhere = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
+        masking = {
+            _("Editable area"): parameterSetNode.GetMaskMode() != everywhere,
+            _("Editable intensity range"): parameterSetNode.GetSourceVolumeIntensityMask(),
+            _("Modify other segments"): left > 0,
+        }
+        forbidding = [name for name, restricts in masking.items() if restricts]
+        nodes = previewNode, parameterSetNode.GetSegmentationNode()
+        if forbidding and any(
+            not np.array_equal(*(scene.segment_on_grid(node, name, overview.grid) for node in nodes))
+            for name in overview.roles
+        ):
+            raise InputError(
+                _(
+                    "Nothing was applied: the Segment Editor's masking forbids it. Change {settings} below, and apply"
+                    " again."
+                ).format(settings=", ".join(f"'{name}'" for name in forbidding))
+            )
+
     def _onSurveyed(self):
         overview = self.slicesPanel.overview
         if overview is not None:
             self.settingsPanel.setDirections(self.slicesPanel.planes())
             segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
-            state = (overview.axis, *overview.roles, scene.segmentation_state(segmentationNode))
+            segmentsState = scene.segmentation_state(segmentationNode)
+            if self._saidOfState is not None and self._saidOfState != segmentsState:
+                self._say()
+            state = (overview.axis, *overview.roles, segmentsState)
             before, self._lookedAt = self._lookedAt, state
             if state != before and notice_corrections(segmentationNode, overview):
                 self.slicesPanel.refresh()

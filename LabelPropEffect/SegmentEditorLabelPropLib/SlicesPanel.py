@@ -9,9 +9,17 @@ import vtk
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
+from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES
 from LabelPropLib.errors import InputError
-from LabelPropLib.slices import anatomical_plane, background_segments, set_background, set_role, survey
+from LabelPropLib.slices import (
+    PROPAGATED_TAG,
+    anatomical_plane,
+    background_segments,
+    set_background,
+    set_role,
+    survey,
+)
 
 from .SliceStrip import ABSENT, COMPLETE, IGNORED, ROLES, SCRIBBLE, Lane, SliceStrip, roleIcon
 from .SliceViews import SliceAxis, sliceNodes
@@ -33,11 +41,12 @@ class SlicesPanel(VTKObservationMixin):
         self.onSurveyed = onSurveyed
         self.strip = None
         self.overview = None
-        self.quality = None  # ExpectedQuality of the last run
+        self.forgetQuality()
         self.currentSlice = None
         self.deviceText = ""
         self._surveyNeeded = True
         self._surveyed = (None, None)  # the nodes that were looked through
+        self._borne = {}  # segment ID -> the slices that bear its voxels, of segments that were asked for since
         self._direction = None  # the parameter when the slices were looked through
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
@@ -127,6 +136,7 @@ class SlicesPanel(VTKObservationMixin):
         """Let go of everything."""
         self.stopObserving()
         self.overview, self._surveyed = None, (None, None)
+        self.forgetQuality()
         self._timer.disconnect("timeout()", self._refreshWhatChanged)
         if self.strip is not None:
             self.strip.cleanup()
@@ -173,12 +183,24 @@ class SlicesPanel(VTKObservationMixin):
 
     def showQuality(self, quality):
         """
-        Show what is expected of the result.
+        Show what is expected of the result, as long as the present volume and segmentation are chosen.
 
         :param quality: LabelPropLib.slices.ExpectedQuality, None to show nothing any more.
         """
-        self.quality = quality
+        self.forgetQuality()
+        if quality is not None:
+            self.quality, self._qualityNodes = quality, self.nodes()
         self._refreshWhatChanged()
+
+    def forgetQuality(self):
+        """There is no result to expect something of."""
+        self.quality = None  # ExpectedQuality of the last run
+        self._qualityNodes = (None, None)  # the volume and the segmentation that it is of
+        self._appliedIds = set()  # the segments that bear the result, once it was applied
+
+    def qualityIsOfSegments(self):
+        """The result was applied: what is expected of it holds until that is undone, or the segments are cleared."""
+        self._appliedIds = self._propagatedIds()
 
     def _onSegmentsModified(self, _caller, _event):
         self._surveyNeeded = True
@@ -193,7 +215,7 @@ class SlicesPanel(VTKObservationMixin):
 
     def _refreshWhatChanged(self):
         self._timer.stop()
-        surveyed = self._surveyNeeded or self._surveyed != self._nodes()
+        surveyed = self._surveyNeeded or self._surveyed != self.nodes()
         if surveyed:
             self._surveyNeeded = False
             self._survey()
@@ -204,14 +226,14 @@ class SlicesPanel(VTKObservationMixin):
         if surveyed:
             self.onSurveyed()
 
-    def _nodes(self):
+    def nodes(self):
         """Source volume and segmentation, None where there is none; the editor's node may be gone with the scene."""
         node = self.scriptedEffect.parameterSetNode()
         return (None, None) if node is None else (node.GetSourceVolumeNode(), node.GetSegmentationNode())
 
     def _survey(self):
-        self.overview = None
-        self._surveyed = volumeNode, segmentationNode = self._nodes()
+        self.overview, self._borne = None, {}
+        self._surveyed = volumeNode, segmentationNode = self.nodes()
         self._direction = self.scriptedEffect.parameter("Direction")
         if volumeNode is None or volumeNode.GetImageData() is None or segmentationNode is None:
             return
@@ -221,6 +243,13 @@ class SlicesPanel(VTKObservationMixin):
             self.overview = survey(volumeNode, segmentationNode, segmentIds, self._direction)
         except InputError as error:  # of a tag that was written by other means
             self.statusLabel.text = str(error)
+        if self._qualityNodes == self._surveyed and not self._appliedIds <= self._propagatedIds():
+            self.forgetQuality()
+
+    def _propagatedIds(self):
+        """IDs of the segments that bear what a run has found."""
+        segmentation = self.scriptedEffect.parameterSetNode().GetSegmentationNode().GetSegmentation()
+        return {name for name in segmentation.GetSegmentIDs() if segmentation.GetSegment(name).HasTag(PROPAGATED_TAG)}
 
     def _show(self):
         segmentId = self._selectedSegmentId()
@@ -245,15 +274,18 @@ class SlicesPanel(VTKObservationMixin):
         self._showRole(lanes)
 
     def _qualityShown(self):
-        """Whether there is an estimate, of slices across the axis that is shown."""
-        return self.quality is not None and self.overview is not None and self.quality.axis == self.overview.axis
+        """Whether there is an estimate, of what is chosen and of slices across the axis that is shown."""
+        if self.quality is None or self.overview is None:
+            return False
+        return self._qualityNodes == self.nodes() and self.quality.axis == self.overview.axis
 
     def _suggestedSlice(self):
-        """The slice to draw next, None when it has been drawn, or there is no suggestion."""
+        """The slice to draw next, None when it is known what is on it, or there is no suggestion."""
         if not self._qualityShown() or self.quality.suggested is None:
             return None
-        drawn = any(roles.get(self.quality.suggested) == COMPLETE for roles in self.overview.roles.values())
-        return None if drawn else self.quality.suggested
+        suggestedFor = self.quality.suggested_for or self.overview.roles
+        roles = [self.overview.roles.get(name, {}).get(self.quality.suggested) for name in suggestedFor]
+        return None if COMPLETE in roles or ABSENT in roles else self.quality.suggested
 
     def _showRole(self, lanes):
         lane = next((lane for lane in lanes if lane.selected), None)
@@ -267,8 +299,8 @@ class SlicesPanel(VTKObservationMixin):
         elif background:
             self.roleLabel.text = _("{segment} is a scribble of background.").format(segment=lane.name)
         else:
-            self.roleLabel.text = _("Selected segment on this slice is:")
-        empty = role in (None, ABSENT)
+            self.roleLabel.text = self._whyNoRole()
+        empty = role in (None, ABSENT) or (role == IGNORED and not self._bearsVoxels(self._selectedSegmentId()))
         possible = {COMPLETE: not empty, SCRIBBLE: not empty, ABSENT: empty, IGNORED: True}
         color = qt.QColor.fromRgbF(*lane.color) if lane else qt.QColor(128, 128, 128)
         palette = self.roleLabel.palette
@@ -277,6 +309,27 @@ class SlicesPanel(VTKObservationMixin):
             button.setEnabled(known and possible[name])
             button.setChecked(name == role)
             button.setIcon(roleIcon(name, color, ink))
+
+    def _whyNoRole(self):
+        """What to say in place of the selected segment's role on the current slice."""
+        segmentId = self.scriptedEffect.parameterSetNode().GetSelectedSegmentID()
+        _volumeNode, segmentationNode = self.nodes()
+        segment = None
+        if segmentId and self.overview is not None and segmentId not in self.overview.roles:
+            segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+        if segment is None:
+            return _("Selected segment on this slice is:")
+        if segmentId in scene.visible_segments(segmentationNode):
+            return _("Not propagated: {segment}").format(segment=segment.GetName())
+        return _("Hidden, not propagated: {segment}").format(segment=segment.GetName())
+
+    def _bearsVoxels(self, segmentId):
+        """Whether there is something of the segment on the current slice, whatever the role says."""
+        if segmentId not in self._borne:
+            segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+            stored = scene.stored_segments(segmentationNode, [segmentId], self.overview.grid)[segmentId]
+            self._borne[segmentId] = set(stored.planes([self.overview.axis])[self.overview.axis])
+        return self.currentSlice in self._borne[segmentId]
 
     def _lanes(self, selectedId):
         if self.overview is None:
@@ -313,9 +366,8 @@ class SlicesPanel(VTKObservationMixin):
         ]
         if scribbled:
             parts.append(_("{count} scribbled").format(count=len(scribbled)))
-        parts.append(
-            _("{count} segments").format(count=sum(COMPLETE in s.values() for s in self.overview.roles.values()))
-        )
+        count = sum(COMPLETE in slices.values() for slices in self.overview.roles.values())
+        parts.append(_("1 segment") if count == 1 else _("{count} segments").format(count=count))
         if self.deviceText:
             parts.append(self.deviceText)
         return " · ".join(parts)

@@ -18,6 +18,7 @@ from LabelPropLib import plain_slicer
 
 PREVIEW_ROLE = "SegmentationResultPreview"
 PREVIEW_OWNER = "SegmentationResultPreviewOwnerEffect"
+BINARY_LABELMAP = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 
 
 class ScriptedEffect:
@@ -196,7 +197,23 @@ class AutoCompleteEffect:
         return button
 
     def onSegmentationModified(self, _caller, _event):
-        if self.autoUpdateCheckBox.isChecked() and self.selectedSegmentIds.GetNumberOfValues():
+        """Sees what changes a labelmap only, but the first time whatever happens."""
+        if not self.autoUpdateCheckBox.isChecked():
+            return
+        segmentation = self.scriptedEffect.parameterSetNode().GetSegmentationNode().GetSegmentation()
+        updateNeeded = False
+        for index in range(self.selectedSegmentIds.GetNumberOfValues()):
+            segmentId = self.selectedSegmentIds.GetValue(index)
+            segment = segmentation.GetSegment(segmentId)
+            if segment is None:
+                self.onCancel()
+                return
+            labelmap = segment.GetRepresentation(BINARY_LABELMAP)
+            modifiedTime = labelmap.GetMTime() if labelmap else None
+            if labelmap is None or self.selectedSegmentModifiedTimes.get(segmentId) != modifiedTime:
+                self.selectedSegmentModifiedTimes[segmentId] = modifiedTime
+                updateNeeded = True
+        if updateNeeded:
             self.delayedAutoUpdateTimer.start()
 
     def observeSegmentation(self, enabled):
@@ -210,8 +227,13 @@ class AutoCompleteEffect:
         self.segmentationNodeObserverTags = []
         self.observedSegmentation = segmentation
         if segmentation is not None:
-            event = slicer.vtkSegmentation.SourceRepresentationModified
-            self.segmentationNodeObserverTags.append(segmentation.AddObserver(event, self.onSegmentationModified))
+            for event in (
+                slicer.vtkSegmentation.SegmentAdded,
+                slicer.vtkSegmentation.SegmentRemoved,
+                slicer.vtkSegmentation.SegmentModified,
+                slicer.vtkSegmentation.SourceRepresentationModified,
+            ):
+                self.segmentationNodeObserverTags.append(segmentation.AddObserver(event, self.onSegmentationModified))
 
     def getPreviewNode(self):
         """Does not notice that another effect owns the preview: the parameter that it looks for is a common one."""
@@ -234,6 +256,8 @@ class AutoCompleteEffect:
             wasBlocked = widget.blockSignals(True)
             setattr(widget, setter, value)
             widget.blockSignals(wasBlocked)
+        if not previewed:
+            self.delayedAutoUpdateTimer.stop()
         self.observeSegmentation(previewed and self.autoUpdateCheckBox.isChecked())
 
     def updateMRMLFromGUI(self):
@@ -282,6 +306,7 @@ class SegmentEditorWidget:
             scriptedEffect.optionsFrame().setVisible(False)
             self._effects.append(scriptedEffect)
         self._active = None
+        self._segmentationNode = self._sourceVolumeNode = None  # as the effects know them
         self._observations = []
 
     def setMRMLScene(self, scene):
@@ -302,13 +327,13 @@ class SegmentEditorWidget:
         return self._logic.GetSegmentEditorNode()
 
     def setSegmentationNode(self, node):
-        self.setActiveEffect(None)
-        self._logic.SetSegmentationNode(node)
+        """The effect that is active still hears of the segmentation, and of its volume."""
+        if self._logic.GetSegmentationNode() is not node:
+            self._logic.SetSegmentationNode(node)
+            self.setActiveEffect(None)
 
     def setSourceVolumeNode(self, node):
         self._logic.SetSourceVolumeNode(node)
-        for scriptedEffect in self._effects:
-            scriptedEffect.self().sourceVolumeNodeChanged()
 
     def setCurrentSegmentID(self, segmentId):
         self.mrmlSegmentEditorNode().SetSelectedSegmentID(segmentId)
@@ -340,17 +365,33 @@ class SegmentEditorWidget:
 
     def _onModified(self, node, _event):
         """What the node says is done while the node is silent, as in the application."""
+        if slicer.mrmlScene.IsClosing():
+            return
         with slicer.util.NodeModify(node):
+            self._onNodesModified(node)
             name = node.GetActiveEffectName()
             chosen = next((effect for effect in self._effects if effect.name == name), None)
-            if node.GetSourceVolumeNode() is None:
-                chosen = None
             if chosen is not self._active:
                 if self._active is not None:
                     self._active.deactivate()
                 if chosen is not None:
                     chosen.activate()
                 self._active = chosen
+
+    def _onNodesModified(self, node):
+        segmentationNode = node.GetSegmentationNode()
+        if segmentationNode is not self._segmentationNode:
+            self._segmentationNode = segmentationNode
+            if segmentationNode is not None:
+                role = segmentationNode.GetReferenceImageGeometryReferenceRole()
+                self._logic.SetSourceVolumeNode(segmentationNode.GetNodeReference(role))
+                segmentationNode.CreateDefaultDisplayNodes()
+                if segmentationNode.GetSegmentation().GetNumberOfSegments():
+                    node.SetSelectedSegmentID(segmentationNode.GetSegmentation().GetNthSegmentID(0))
+        if segmentationNode is not None and node.GetSourceVolumeNode() is not self._sourceVolumeNode:
+            self._sourceVolumeNode = node.GetSourceVolumeNode()
+            for scriptedEffect in self._effects:
+                scriptedEffect.self().sourceVolumeNodeChanged()
 
 
 class ModuleManager:

@@ -9,7 +9,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import segment_editor_stand_ins
-from samples import OBLIQUE
+import vtk
+from samples import OBLIQUE, propagate_nearest
 
 qt_application = segment_editor_stand_ins.install()
 sys.path.append(str(Path(__file__).resolve().parents[2] / "LabelPropEffect"))
@@ -22,7 +23,7 @@ import SegmentEditorLabelProp  # noqa: E402
 from LabelProp import LabelPropLogic  # noqa: E402
 from LabelPropLib import scene  # noqa: E402
 from LabelPropLib.errors import InputError  # noqa: E402
-from LabelPropLib.slices import set_role, survey  # noqa: E402
+from LabelPropLib.slices import ExpectedQuality, set_role, survey  # noqa: E402
 from SegmentEditorLabelPropLib import SegmentEditorEffect  # noqa: E402
 from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip, qualityColor  # noqa: E402
 from SegmentEditorLabelPropLib.SliceViews import SliceAxis  # noqa: E402
@@ -96,6 +97,7 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         corrected[9] = False
         slicer.util.updateSegmentBinaryLabelmapFromArray(corrected.astype(np.uint8), again, "tube", self.volumeNode)
         self.editor.setSegmentationNode(again)
+        self.editor.setSourceVolumeNode(self.volumeNode)
         self.editor.setActiveEffectByName("LabelProp")
         roles = self.effect.slicesPanel.overview.roles["tube"]
         self.assertEqual(
@@ -241,6 +243,219 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
             self.scriptedEffect.setParameter(name, int(default))
             self.processEvents(lambda box=box, shown=not default: box.checked is shown)
             self.assertIs(getattr(panel.settings(), field), default)
+
+    #
+    # What is shown belongs to what is chosen
+    #
+
+    def nearest(self, effect=None):
+        """Have a preview that takes no time, see `samples.propagate_nearest`."""
+        effect = effect or self.effect
+        with mock.patch.object(effect, "_process") as process:
+            effect.onPreview()
+        self.addCleanup(effect.onCancel)
+        effect._onDone(propagate_nearest(*process.return_value.submit.call_args.args))
+        return effect.getPreviewNode()
+
+    def other(self, volumeNode=None):
+        """Choose another segmentation of the same content."""
+        node = scene.add_segmentation_of_labels(
+            np.uint8(self.drawn), volumeNode or self.volumeNode, "Other", {1: "tube"}
+        )
+        self.editor.setSegmentationNode(node)
+        self.editor.setActiveEffectByName("LabelProp")
+        return node
+
+    def otherVolume(self):
+        return slicer.util.addVolumeFromArray(np.zeros((13, 40, 48)), np.diag([1.0, 1.0, 4.0, 1.0]), "Other volume")
+
+    def expect(self, **suggestion):
+        self.effect.slicesPanel.showQuality(ExpectedQuality(axis=0, dice={"tube": {3: 0.7}}, mean=0.7, **suggestion))
+
+    def assertExpected(self, expected):
+        panel = self.effect.slicesPanel
+        panel.refresh()
+        self.assertEqual(panel.qualityLabel.text, "Expected Dice: 0.70" if expected else "")
+        self.assertEqual("0.70" in panel.strip.describe(3), expected)
+
+    def test_quality_is_of_the_chosen_nodes(self):
+        self.expect()
+        self.editor.setSourceVolumeNode(self.otherVolume())
+        self.assertExpected(False)
+        self.editor.setSourceVolumeNode(self.volumeNode)
+        self.assertExpected(True)
+        self.other()
+        self.assertExpected(False)
+
+    def test_quality_ends_with_what_was_applied(self):
+        for end in (self.editor.undo, lambda: self.setVoxels("tube", np.zeros_like(self.drawn))):
+            with self.subTest(end=end):
+                self.nearest()
+                self.expect()
+                self.effect.onApply()
+                self.assertExpected(True)
+                end()
+                self.assertExpected(False)
+                self.setVoxels("tube", self.drawn)
+
+    def test_suggestion_of_a_slice_that_other_segments_bear(self):
+        self.addSegment("other", self.neighbour())
+        panel = self.effect.slicesPanel
+        for slices, shown in (({"suggested": 3}, True), ({"suggested": 6}, False), ({"suggested": 8}, False)):
+            set_role(self.segmentationNode, "tube", 0, "absent", [8])
+            panel.refresh()
+            self.expect(suggested_for=("tube",), **slices)
+            self.assertEqual(not panel.suggestedButton.isHidden(), shown)
+
+    def test_messages_are_of_the_chosen_nodes(self):
+        self.setVoxels("tube", np.zeros_like(self.drawn))
+        self.effect.onPreviewButton()
+        self.assertIn("No annotated slice", self.effect.messageLabel.text)
+        self.other()
+        self.assertEqual(self.effect.messageLabel.text, "")
+        with mock.patch.object(self.effect, "_process"):
+            self.effect.onPreview()
+            self.editor.setSegmentationNode(None)
+        self.assertIn("Cancelled", self.effect.messageLabel.text)
+        self.other()
+        self.assertEqual(self.effect.messageLabel.text, "")
+        self.effect._fail("no such luck")
+        slicer.mrmlScene.Clear()
+        self.assertEqual(self.effect.messageLabel.text, "")
+
+    def test_messages_of_segments_end_when_these_are_edited(self):
+        self.setVoxels("tube", np.zeros_like(self.drawn))
+        self.effect.onPreviewButton()
+        self.setVoxels("tube", self.drawn)
+        self.effect.slicesPanel.refresh()
+        self.assertEqual(self.effect.messageLabel.text, "")
+        self.addSegment("hidden", self.neighbour(), visible=False)
+        self.nearest()
+        self.effect.onApply()
+        self.effect.slicesPanel.refresh()
+        self.assertIn("Applied", self.effect.messageLabel.text)
+        self.editor.undo()
+        self.effect.slicesPanel.refresh()
+        self.assertEqual(self.effect.messageLabel.text, "")
+
+    def test_preview_is_discarded_with_a_word(self):
+        self.nearest()
+        self.other()
+        self.assertIn("discarded", self.effect.messageLabel.text)
+
+    def test_preview_is_deleted_by_the_user(self):
+        """In the Data module, for example."""
+        slicer.mrmlScene.RemoveNode(self.nearest())
+        self.assertSceneAsItWas()
+        self.assertFalse(self.effect.applyButton.enabled)
+        self.assertEqual(self.effect.previewButton.text, "Initialize")
+        self.effect.onApplyButton()
+        self.assertIn("no preview", self.effect.messageLabel.text)
+
+    def test_two_editors_preview_one_segmentation(self):
+        editor = slicer.qMRMLSegmentEditorWidget()
+        self.addCleanup(editor.deleteLater)
+        editor.setMRMLScene(slicer.mrmlScene)
+        editor.setMRMLSegmentEditorNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode"))
+        editor.setSegmentationNode(self.segmentationNode)
+        editor.setActiveEffectByName("LabelProp")
+        self.nearest()
+        self.nearest(editor.activeEffect().self())
+        self.effect.onCancel()
+        editor.activeEffect().self().onCancel()
+        self.assertSceneAsItWas()
+
+    def test_auto_update_follows_roles(self):
+        """Each of them, and those of segments that are not previewed."""
+        self.addSegment("ground", self.neighbour())
+        panel, timer = self.effect.slicesPanel, self.effect.delayedAutoUpdateTimer
+        panel.refresh()
+        panel.setBackground(False)
+        self.nearest()
+        self.effect.autoUpdateCheckBox.checked = True
+        for index in (3, 4):
+            panel.showSlice(index)
+            panel.setRole("absent")
+            self.assertTrue(timer.isActive(), index)
+            self.nearest()
+            self.assertFalse(timer.isActive())
+        self.segmentation.GetSegment("tube").SetColor(1, 0, 0)
+        self.assertFalse(timer.isActive())
+        self.editor.setCurrentSegmentID("ground")
+        panel.setBackground(True)
+        self.assertTrue(timer.isActive())
+
+    def test_masking_that_forbids_everything(self):
+        """It is said, the preview is kept, and there is nothing to undo."""
+        self.addSegment("elsewhere", np.roll(self.neighbour(), 20, axis=2), visible=False)
+        preview = self.nearest()
+        self.editorNode.SetSourceVolumeIntensityMaskRange(9000, 9001)
+        self.editorNode.SetMaskSegmentID("elsewhere")
+        everywhere = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
+        inside = slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment
+        for mode, byIntensity, named in (
+            (inside, False, "'Editable area'"),
+            (everywhere, True, "'Editable intensity range'"),
+        ):
+            self.editorNode.SetMaskMode(mode)
+            self.editorNode.SetSourceVolumeIntensityMask(byIntensity)
+            with self.assertRaisesRegex(InputError, f"forbids it. Change {named} below"):
+                self.effect.onApply()
+            self.assertIn(named, self.effect.messageLabel.text)
+        self.assertIs(self.effect.getPreviewNode(), preview)
+        self.assertFalse(self.editor._logic.CanUndo())
+        self.editorNode.SetSourceVolumeIntensityMask(False)
+        self.effect.onApply()
+        self.assertEqual(self.effect.messageLabel.text, "")
+        self.editorNode.SetSourceVolumeIntensityMask(True)
+        self.nearest()
+        self.effect.onApply()  # which changes nothing without masking, either
+
+    def test_role_buttons_of_an_empty_slice_that_is_ignored(self):
+        panel = self.effect.slicesPanel
+        for index, drawn in ((3, False), (6, True)):
+            panel.showSlice(index)
+            panel.roleButtons["ignored"].click()
+            for role, enabled in (("complete", drawn), ("scribble", drawn), ("absent", not drawn), ("ignored", True)):
+                self.assertEqual(panel.roleButtons[role].enabled, enabled, (index, role))
+
+    def test_texts_while_an_update_runs(self):
+        self.nearest()
+        edited = self.drawn.copy()
+        for index in (3, 9):
+            edited[index] = self.truth[index]
+            self.setVoxels("tube", edited)
+            self.effect.slicesPanel.refresh()
+            self.assertIn("Out of date", self.effect.messageLabel.text)
+            if index == 3:
+                with mock.patch.object(self.effect, "_process"):
+                    self.effect.onPreview()
+                self.assertEqual(self.effect.previewButton.text, "Stop")
+                self.assertEqual(self.effect.messageLabel.text, "")
+
+    def test_why_a_segment_has_no_role(self):
+        self.addSegment("hidden", self.neighbour(), visible=False)
+        panel = self.effect.slicesPanel
+        panel.refresh()
+        self.assertIn("1 segment", panel.statusLabel.text)
+        self.assertNotIn("1 segments", panel.statusLabel.text)
+        self.editor.setCurrentSegmentID("hidden")
+        panel.refresh()
+        self.assertEqual(panel.roleLabel.text, "Hidden, not propagated: hidden")
+
+    def test_segmentation_of_surfaces_is_chosen(self):
+        """With another volume, of which the effect hears before it is left."""
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Surfaces")
+        node.GetSegmentation().SetSourceRepresentationName("Closed surface")
+        sphere = vtk.vtkSphereSource()
+        sphere.Update()
+        segment = slicer.vtkSegment()
+        segment.SetName("sphere")
+        segment.AddRepresentation("Closed surface", sphere.GetOutput())
+        node.GetSegmentation().AddSegment(segment, "sphere")
+        node.SetReferenceImageGeometryParameterFromVolumeNode(self.otherVolume())
+        self.editor.setSegmentationNode(node)
+        self.assertIsNone(self.editor.activeEffect())
 
     @IGNORE_QT6_DEPRECATION
     def test_click_on_the_strip_shows_the_slice(self):

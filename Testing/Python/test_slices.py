@@ -102,7 +102,9 @@ def test_expected_quality_is_told_in_slices_of_the_segmentation():
             "suggested_slice": {"plane": 2, "gain": 0.1, "boundary_mm": 3.0, "labels": [7]},
         },
     )
-    assert quality == ExpectedQuality(axis=0, dice={"a": {11: 0.9, 12: 0.8}}, mean=0.85, suggested=12)
+    assert quality == ExpectedQuality(
+        axis=0, dice={"a": {11: 0.9, 12: 0.8}}, mean=0.85, suggested=12, suggested_for=("a",)
+    )
 
 
 @pytest.mark.parametrize("report", [{}, {"suggested_slice": None}])
