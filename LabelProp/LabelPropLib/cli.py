@@ -340,6 +340,7 @@ def suggest(options):
     )
     with shown_progress() as progress:
         report = logic.compute(collected, settings, progress).report
+    report["messages"] = [*collected.messages, *report["messages"]]
     report["segments"] = {str(label): segment_id for label, segment_id in collected.segment_ids.items()}
     if options.report:
         with files.replacing([options.report]) as staged:
