@@ -256,7 +256,8 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
 
     A slice takes over what was known of the one nearest to it. Where slices came to lie askew nothing is known any
     more, so that all that bear a segment count as drawn, and `say` is called with a line about it. A geometry of the
-    same extent was moved together with the voxels, as by a transform that was hardened: nothing changes.
+    same extent, on which most of what was found lies as it did, was moved together with the voxels, as by a transform
+    that was hardened: nothing changes.
     """
     segmentation = segmentation_node.GetSegmentation()
     geometry = segmentation.GetConversionParameter(REFERENCE_GEOMETRY)
@@ -268,14 +269,24 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
             continue
         Converter.DeserializeImageGeometry(geometry, now, False)
         readable = Converter.DeserializeImageGeometry(counted_on, earlier, False)
-        if readable and earlier.GetExtent() != now.GetExtent():
-            lost = _renumber(segment, earlier, work_grid(None, segmentation_node))
+        grid = work_grid(None, segmentation_node)
+        moved = earlier.GetExtent() == now.GetExtent() and _lies_as_found(segmentation_node, segment_id, grid)
+        if readable and not moved:
+            lost = _renumber(segment, earlier, grid)
             if lost:
                 say(
                     f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
                     f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
                 )
         write_tag(segment, GEOMETRY_TAG, geometry)
+
+
+def _lies_as_found(segmentation_node, segment_id: str, grid) -> bool:
+    """Whether at least half of the slices that were found are as they were, numbered as they were."""
+    known = _propagated_by_axis(segmentation_node.GetSegmentation().GetSegment(segment_id))
+    stored = stored_segments(segmentation_node, [segment_id], grid)[segment_id]
+    same = [fingerprints(stored, AXIS_NAMES.index(name)).items() & numbers.items() for name, numbers in known.items()]
+    return 2 * sum(map(len, same)) >= sum(map(len, known.values()))
 
 
 def _renumber(segment, earlier, grid) -> list[str]:

@@ -232,6 +232,19 @@ def test_marks_follow_the_geometry(marked, slices, step, start, expected):
     assert slices_on(slicer.util.addVolumeFromArray(np.zeros((slices, 6, 7)), place), marked) == expected
 
 
+def test_marks_follow_to_a_flipped_geometry_of_the_same_extent():
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
+    mask = np.zeros(SHAPE, np.uint8)
+    for k in range(4):
+        mask[k, 1:3, 1 : 3 + k] = 1
+    node = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
+    mark_propagated(node, replace(survey(volume, node, ["a"], "k"), roles={"a": dict.fromkeys([0, 1], "complete")}))
+    place = np.diag([1.0, 1.0, -1.0, 1.0])
+    place[2, 3] = 3.0
+    flipped = slicer.util.addVolumeFromArray(np.zeros(SHAPE), place)
+    assert slices_on(flipped, node) == [[2, 3], [], [0, 1]]
+
+
 def test_marks_follow_to_another_axis(marked):
     place = np.eye(4)[:, [2, 1, 0, 3]]
     volume = slicer.util.addVolumeFromArray(np.zeros((7, 6, 12)), place)
