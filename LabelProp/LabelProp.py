@@ -40,7 +40,7 @@ except ModuleNotFoundError:  # plain Python with slicer-core
     bootstrap()
 
 from LabelPropLib import scene, slices
-from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
+from LabelPropLib.annotation import MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings
@@ -335,21 +335,17 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _collect(self):
         """What the chosen segments hold. Raises InputError."""
         parameters = self._parameters
-        arguments = (
+        return self.logic.collect(
             parameters.inputVolume,
             parameters.segmentation,
             scene.visible_segments(parameters.segmentation) if parameters.segments == "visible" else None,
             parameters.axis,
+            parameters.missing,
+            secondVolumeNode=parameters.secondVolume,
         )
-        self.logic.noticeCorrections(*arguments)
-        return self.logic.collect(*arguments, parameters.missing, secondVolumeNode=parameters.secondVolume)
-
-    def _survey(self, collected):
-        """How the slices that were collected are annotated now."""
-        axis = AXIS_NAMES[collected.annotation.axis]
-        return slices.survey(collected.volume_node, collected.segmentation_node, collected.written_ids.values(), axis)
 
     def _submit(self, settings, checkpoint=None):
+        self._clearText()
         self._checkpoint = checkpoint
         self._job.submit(self._collected.annotation, settings, checkpoint)
         self._showRunning(self._job.running)
@@ -381,7 +377,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if not table or not folder:
                 raise InputError(_("Choose a table and a folder for the results."))
             options = self._settings().arguments()
-            self.ui.resultText.plainText = ""
+            self._clearText()
             self.ui.batchButton.text = _("Cancel")
             self._batch.start(["batch", table, "-o", folder, "--missing", parameters.missing, *options])
 
@@ -419,7 +415,12 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._job.running:
             self._job.cancel()
             self._showRunning(False)
-            self.ui.resultText.plainText = _("Cancelled. The segments are as they were.")
+            self.ui.resultText.appendPlainText(_("Cancelled. The segments are as they were."))
+
+    def _clearText(self):
+        """Begin anew below the buttons, unless something that runs is telling there how it goes."""
+        if not (self._job.running or self._batch.running):
+            self.ui.resultText.plainText = ""
 
     def _onProgress(self, fraction, stage, secondsLeft):
         self.ui.progressBar.value = int(round(100 * fraction))
@@ -429,20 +430,19 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._showRunning(False)
         if propagation is None:
             self._parameters.checkpoint = self._checkpoint
-            self.ui.resultText.plainText = _(
-                "The weights are in {path}, and chosen above. The registrations by a network start from them."
-            ).format(path=self._checkpoint)
+            self.ui.resultText.appendPlainText(
+                _(
+                    "The weights are in {path}, and chosen above. The registrations by a network start from them."
+                ).format(path=self._checkpoint)
+            )
             return
         with slicer.util.tryWithErrorDisplay(_("The result could not be written."), waitCursor=True):
-            drawn = self._survey(self._collected) if self._collected.unchanged else None
             report = self.logic.write(self._collected, propagation, self._uncertaintyVolume)
-            if drawn is not None:  # else the result went elsewhere
-                slices.mark_propagated(self._collected.segmentation_node, drawn)
-            self.ui.resultText.plainText = formatReport(report)
+            self.ui.resultText.appendPlainText(formatReport(report))
 
     def _onFailed(self, kind, text):
         self._showRunning(False)
-        self.ui.resultText.plainText = text
+        self.ui.resultText.appendPlainText(text)
         slicer.util.errorDisplay(text)
 
     def _showRunning(self, running):
@@ -568,7 +568,8 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         graphCut=True,
     ):
         """
-        Carry the segments drawn on some slices through the volume, in this process; returns when it is done.
+        Carry the segments drawn on some slices through the volume, in this process; returns when it is done. Slices
+        that an earlier run has found are found anew, except those that were edited since.
 
         :param volumeNode: the scan.
         :param segmentationNode: the segmentation; the result is written into its segments.
@@ -603,6 +604,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             uncertainty=uncertaintyVolumeNode is not None,
             checkpoint=str(checkpoint),
         )
+        atlases = list(atlases)
         scene.check_target(uncertaintyVolumeNode, (volumeNode, secondVolumeNode, *(volume for volume, _ in atlases)))
         collected = self.collect(
             volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
@@ -623,25 +625,34 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         atlases=(),
     ):
         """
-        Read the annotation that the segments hold of the volume; the parameters are those of `propagate`.
+        Read the annotation that the segments hold of the volume; the parameters are those of `propagate`. Slices that
+        were found by an earlier run are no part of it, until they are edited, see `noticeCorrections`.
 
         :return: LabelPropLib.scene.SceneAnnotation
-        :raises InputError: as `propagate` does.
+        :raises InputError: as `propagate` does; nothing was changed.
         """
-        return scene.collect(
-            volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
-        )
+        segmentIds = None if segmentIds is None else list(segmentIds)
+        scene.check_inputs(volumeNode, segmentationNode, segmentIds)
+        messages = []
+        with slices.marks_kept_on_failure(segmentationNode):
+            self.noticeCorrections(volumeNode, segmentationNode, segmentIds, axis, messages.append)
+            collected = scene.collect(
+                volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
+            )
+        return replace(collected, messages=tuple(messages))
 
-    def noticeCorrections(self, volumeNode, segmentationNode, segmentIds=None, axis="auto"):
+    def noticeCorrections(self, volumeNode, segmentationNode, segmentIds=None, axis="auto", say=lambda text: None):
         """
-        Let slices that were found by an earlier run, and edited since, be the user's own, so that `collect` reads them.
-        For the panel and the effect, which mark what they have found; the parameters are those of `propagate`.
+        Let slices that were found by an earlier run, and edited since, be the user's own, which `collect` does, too.
+        The parameters are those of `propagate`; `say` is called with a line about what was edited and does not count.
 
         :raises InputError: as `propagate` does; nothing was changed.
         """
         labels, _ = scene.check_inputs(volumeNode, segmentationNode, segmentIds)
-        overview = slices.survey(volumeNode, segmentationNode, labels.values(), axis)
-        slices.notice_corrections(segmentationNode, overview)
+        with slices.marks_kept_on_failure(segmentationNode):
+            slices.follow_geometry(segmentationNode, labels.values(), say)
+            overview = slices.survey(volumeNode, segmentationNode, labels.values(), axis)
+            slices.notice_corrections(segmentationNode, overview, say)
 
     def compute(self, collected, settings, progress=None, isCancelled=None):
         """
@@ -667,25 +678,33 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
     def write(self, collected, propagation, uncertaintyVolumeNode=None):
         """
         Write the result into the scene: into the segments it was read from or, if they have been changed since, into a
-        new segmentation.
+        new segmentation. The slices that were found are marked so: they are no input of the next run.
 
         :return: the report, see `propagate`.
         """
         node = collected.segmentation_node
         report = propagation.report
+        report["messages"] = [*collected.messages, *report["messages"]]
         if collected.unchanged:
             scene.write_segments(collected, propagation.label_maps)
+            slices.mark_propagated(node, slices.overview_when_read(collected))
         else:
-            added = scene.add_segmentation(collected, propagation.label_maps, f"{node.GetName()} (propagated)")
-            report["messages"].append(
-                _("The segments were changed meanwhile: the result is in the new segmentation '{name}'.").format(
-                    name=added.GetName()
-                )
-            )
+            added = self._addSegmentation(collected, propagation.label_maps, "propagated")
+            text = _("The segments were changed meanwhile: the result is in the new segmentation '{name}'.")
+            if not slicer.mrmlScene.IsNodePresent(node):
+                text = _("The segmentation was removed meanwhile: the result is in the new segmentation '{name}'.")
+            report["messages"].append(text.format(name=added.GetName()))
         if uncertaintyVolumeNode is not None:
             scene.write_volume(collected, propagation.uncertainty, uncertaintyVolumeNode)
         report["segments"] = {str(label): collected.names[label] for label in collected.annotation.labels}
         return report
+
+    def _addSegmentation(self, collected, labelMaps, what):
+        """A new segmentation node of what was propagated, its found slices marked so."""
+        name = f"{collected.segmentation_node.GetName()} ({what})"
+        node = scene.add_segmentation(collected, labelMaps, name)
+        slices.mark_propagated(node, slices.overview_when_read(collected))
+        return node
 
     def train(self, volumeNode, segmentationNode, checkpointPath, licence="not stated", progress=None, **settings):
         """
@@ -731,9 +750,8 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
 
         :return: dict "up", "down" -> node
         """
-        name = collected.segmentation_node.GetName()
         return {
-            direction: scene.add_segmentation(collected, labelMaps, f"{name} ({direction})")
+            direction: self._addSegmentation(collected, labelMaps, direction)
             for direction, labelMaps in propagation.directions.items()
         }
 

@@ -328,6 +328,7 @@ def suggest(options):
 
     with shown_progress() as progress:
         report = LabelPropLogic().compute(collected, settings, progress).report
+    report["messages"] = [*collected.messages, *report["messages"]]
     report["segments"] = {str(label): name for label, name in collected.names.items()}
     if options.report:
         with files.replacing([options.report]) as staged:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .annotation import AXIS_NAMES
 from .errors import InputError
 
 ROLES_TAG = "LabelProp.Roles"
-SLICE_ROLES = ("scribble", "absent", "ignored")
+COMPLETE, ABSENT, IGNORED = "complete", "absent", "ignored"
+SLICE_ROLES = ("scribble", ABSENT, IGNORED)
 
 
 @dataclass(frozen=True)
@@ -64,3 +65,13 @@ class Roles:
     def of(self, axis: int, role: str) -> frozenset[int]:
         """Indices along the array axis of the slices that have the role."""
         return self.slices.get(AXIS_NAMES[axis], {}).get(role, frozenset())
+
+
+def slice_roles(borne: Iterable[int], roles: Roles, axis: int) -> dict[int, str]:
+    """Slice -> role, from the slices that bear the segment's voxels and the roles that the user gave."""
+    found = dict.fromkeys(borne, "scribble" if roles.background else COMPLETE)
+    for role in SLICE_ROLES:
+        for index in roles.of(axis, role):
+            if role == IGNORED or (index in found) == (role == "scribble"):
+                found[index] = role
+    return found

@@ -30,7 +30,7 @@ from .annotation import (
     run_length,
 )
 from .errors import InputError
-from .roles import ROLES_TAG, Roles
+from .roles import ROLES_TAG, Roles, slice_roles
 
 # Only Slicer's core is there when the module is loaded: what its other modules bring is asked for when it is needed.
 Resample = slicer.vtkOrientedImageDataResample
@@ -41,21 +41,26 @@ REFERENCE_GEOMETRY = Converter.GetReferenceImageGeometryParameterName()
 
 def read_roles(segment: slicer.vtkSegment) -> Roles:
     """The roles in a segment's tag. Raises InputError when it is malformed."""
-    return Roles.parse(_roles_text(segment))
-
-
-def _roles_text(segment: slicer.vtkSegment) -> str:
-    """The segment's tag, empty without one."""
-    text = vtk.reference("")
-    return text.get() if segment.GetTag(ROLES_TAG, text) else ""
+    return Roles.parse(read_tag(segment, ROLES_TAG))
 
 
 def write_roles(segment: slicer.vtkSegment, roles: Roles):
     """Keep the roles in the segment's tag, which survives `.seg.nrrd` and `.mrb`."""
-    if str(roles):
-        segment.SetTag(ROLES_TAG, str(roles))
+    write_tag(segment, ROLES_TAG, str(roles))
+
+
+def read_tag(segment: slicer.vtkSegment, name: str) -> str:
+    """A tag of the segment, empty without it."""
+    text = vtk.reference("")
+    return text.get() if segment.GetTag(name, text) else ""
+
+
+def write_tag(segment: slicer.vtkSegment, name: str, text: str):
+    """Give the segment a tag, or with an empty text none."""
+    if text:
+        segment.SetTag(name, text)
     else:
-        segment.RemoveTag(ROLES_TAG)
+        segment.RemoveTag(name)
 
 
 def work_grid(volume_node, segmentation_node, scribbles_node=None) -> slicer.vtkOrientedImageData:
@@ -99,7 +104,7 @@ def _extent_on(image, grid) -> tuple[int, ...]:
     """The part of the grid's lattice that an image covers, as an extent."""
     extent = image.GetExtent()
     corners = np.array([(*corner, 1) for corner in itertools.product(extent[:2], extent[2:4], extent[4:])])
-    points = np.rint(corners @ _lattice_to_lattice(image, grid)[:3].T).astype(int)
+    points = np.rint(corners @ lattice_to_lattice(image, grid)[:3].T).astype(int)
     return _extent(points.min(axis=0), points.max(axis=0))
 
 
@@ -145,14 +150,31 @@ def volume_image(volume_node, segmentation_node):
     matrix = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
     image.SetGeometryFromImageToWorldMatrix(matrix)
-    transform = vtk.vtkGeneralTransform()
-    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
-        volume_node.GetParentTransformNode(), segmentation_node.GetParentTransformNode(), transform
-    )
+    transform = _transform_between(volume_node, segmentation_node)
     if not Resample.IsTransformLinear(transform, vtk.vtkTransform()):
         return image, transform
     Resample.TransformOrientedImage(image, transform)
     return image, None
+
+
+def _transform_between(node, other_node) -> vtk.vtkGeneralTransform:
+    """The transform from the coordinates of one node to those of another one, each below its parent transform."""
+    transform = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
+        node.GetParentTransformNode(), other_node.GetParentTransformNode(), transform
+    )
+    return transform
+
+
+def _unwarped_image(volume_node, segmentation_node):
+    """The volume as an image in the segmentation node's coordinates. Raises InputError if it had to be warped."""
+    image, warp = volume_image(volume_node, segmentation_node)
+    if warp is not None:
+        raise InputError(
+            f"Between the volume '{volume_node.GetName()}' and the segmentation '{segmentation_node.GetName()}' is a"
+            " transform that is not linear: harden it (Transforms module)."
+        )
+    return image
 
 
 def voxels(image) -> np.ndarray:
@@ -179,7 +201,7 @@ def _copy_lattice(source, target):
     target.SetGeometryFromImageToWorldMatrix(image_to_world)
 
 
-def _lattice_to_lattice(image, grid) -> np.ndarray:
+def lattice_to_lattice(image, grid) -> np.ndarray:
     """(4, 4) from voxel indices (i, j, k) of an image to those of the grid."""
     to_world, to_grid = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(to_world)
@@ -203,7 +225,9 @@ class SceneAnnotation:
 
     segment_ids: label of the annotation -> ID of the segment it was read from; names: its name then.
     grid: the work grid, an image without voxels; voxel (0, 0, 0) of the annotation lies at the start of its extent.
+    slices: segment ID -> slice on the grid's lattice -> its role then, see `roles.slice_roles`.
     state: of the segmentation when it was read, see `segmentation_state`.
+    messages: what the user should be told of how it was read.
     """
 
     annotation: SparseAnnotation
@@ -212,12 +236,19 @@ class SceneAnnotation:
     segment_ids: Mapping[int, str]
     names: Mapping[int, str]
     grid: slicer.vtkOrientedImageData
+    slices: Mapping[str, Mapping[int, str]]
     state: tuple
+    messages: tuple[str, ...] = ()
 
     @property
     def written_ids(self) -> dict[int, str]:
         """Label -> ID of the segments that something was drawn of, which are those that get a result."""
         return {label: self.segment_ids[label] for label in self.annotation.labels}
+
+    @property
+    def geometry(self) -> str:
+        """The segmentation's reference geometry when it was read, as Slicer writes it; empty if it had none."""
+        return self.state[0]
 
     @property
     def unchanged(self) -> bool:
@@ -229,12 +260,14 @@ class SceneAnnotation:
 def segmentation_state(segmentation_node) -> tuple:
     """Differs when voxels or roles of a segment, the segments, or the segmentation's geometry have been changed."""
     segmentation = segmentation_node.GetSegmentation()
+    labelmaps = {name: _labelmap(segmentation, name) for name in sorted(segmentation.GetSegmentIDs())}
     return (
         segmentation.GetConversionParameter(REFERENCE_GEOMETRY),
+        segmentation.GetSourceRepresentationName(),
         segmentation_node.GetTransformNodeID(),
         *(
-            (name, _labelmap(segmentation, name).GetMTime(), _roles_text(segmentation.GetSegment(name)))
-            for name in segmentation.GetSegmentIDs()
+            (name, labelmap and labelmap.GetMTime(), read_tag(segmentation.GetSegment(name), ROLES_TAG))
+            for name, labelmap in labelmaps.items()
         ),
     )
 
@@ -265,6 +298,8 @@ def collect(
     labels, background_ids = check_inputs(volume_node, segmentation_node, segment_ids)
     if second_volume_node is not None:
         _check_volume(second_volume_node)
+    if scribbles_node is not None:
+        _check_scribbles(scribbles_node, segmentation_node)
     grid = work_grid(volume_node, segmentation_node, scribbles_node)
     image = image_on_grid(volume_node, segmentation_node, grid)
     segmentation = segmentation_node.GetSegmentation()
@@ -290,7 +325,7 @@ def collect(
     }
     strokes[BACKGROUND] = [np.argwhere(segment_on_grid(segmentation_node, name, grid)) for name in background_ids]
     if scribbles_node is not None:
-        for label, name in _match_scribbles(scribbles_node, segmentation, labels):
+        for label, name in _match_scribbles(scribbles_node, segmentation_node, labels, grid):
             strokes[label].append(np.argwhere(segment_on_grid(scribbles_node, name, grid)))
     scribbles = {label: np.concatenate(parts) for label, parts in strokes.items() if sum(map(len, parts))}
 
@@ -306,9 +341,16 @@ def collect(
         second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
         atlases=[atlas_of(*nodes, segmentation_node, labels, grid) for nodes in atlases],
     )
-    state = segmentation_state(segmentation_node)
-    names = {label: segmentation.GetSegment(name).GetName() for label, name in labels.items()}
-    return SceneAnnotation(annotation, volume_node, segmentation_node, labels, names, grid, state)
+    return SceneAnnotation(
+        annotation,
+        volume_node,
+        segmentation_node,
+        segment_ids=labels,
+        names={label: segmentation.GetSegment(name).GetName() for label, name in labels.items()},
+        grid=grid,
+        slices={name: slice_roles(drawn[label], roles[label], array_axis) for label, name in labels.items()},
+        state=segmentation_state(segmentation_node),
+    )
 
 
 def check_target(volume_node, input_nodes: Iterable):
@@ -346,7 +388,7 @@ def atlas_of(volume_node, atlas_node, segmentation_node, segment_ids: Mapping[in
 
     segment_ids: label -> ID of the segment of `segmentation_node` to which it belongs. An atlas' segment is that of the
     same name or, if no name agrees, of the same label value; of segments that overlap the last one counts.
-    Raises InputError.
+    Raises InputError, also where a name is that of several segments.
     """
     _check_volume(volume_node)
     _check_segmentation(atlas_node)
@@ -355,13 +397,16 @@ def atlas_of(volume_node, atlas_node, segmentation_node, segment_ids: Mapping[in
     by_value = {theirs.GetSegment(name).GetLabelValue(): name for name in theirs.GetSegmentIDs()}
     names = {label: segmentation.GetSegment(name).GetName() for label, name in segment_ids.items()}
     matched = {label: by_name[name] for label, name in names.items() if name in by_name}
+    for label in matched:
+        _check_distinct(segmentation_node, segment_ids.values(), names[label])
+        _check_distinct(atlas_node, theirs.GetSegmentIDs(), names[label])
     matched = matched or {label: by_value[label] for label in segment_ids if label in by_value}
     if not matched:
         raise InputError(
             f"The atlas '{atlas_node.GetName()}' shares no segment with '{segmentation_node.GetName()}': give it"
             f" segments of the same names ({', '.join(names.values())}), or leave it out."
         )
-    image, _ = volume_image(volume_node, segmentation_node)
+    image = _unwarped_image(volume_node, segmentation_node)
     return AtlasVolume(
         image=voxels(image).astype(np.float32),
         labels=labels_on_volume(atlas_node, matched, volume_node, np.int32),
@@ -371,7 +416,7 @@ def atlas_of(volume_node, atlas_node, segmentation_node, segment_ids: Mapping[in
 
 def _index_to_grid(image, grid) -> np.ndarray:
     """(4, 4) from voxel indices (k, j, i) of an image to mm along the array axes of the grid."""
-    matrix = _lattice_to_lattice(image, grid)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+    matrix = lattice_to_lattice(image, grid)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
     matrix[:3] *= np.array(grid.GetSpacing()[::-1])[:, None]
     return matrix
 
@@ -487,10 +532,34 @@ def _check_volume(volume_node):
 def _check_segmentation(segmentation_node):
     if segmentation_node is None:
         raise InputError("There is no segmentation: choose the one that was drawn on some slices.")
-    if segmentation_node.GetSegmentation().GetSourceRepresentationName() != BINARY_LABELMAP:
+    source = segmentation_node.GetSegmentation().GetSourceRepresentationName()
+    if source != BINARY_LABELMAP:
         raise InputError(
-            f"The segmentation '{segmentation_node.GetName()}' is made of surfaces:"
+            f"The segmentation '{segmentation_node.GetName()}' has the source representation '{source}':"
             " make the binary labelmap its source representation (Segmentations module, Representations)."
+        )
+
+
+def _check_scribbles(scribbles_node, segmentation_node):
+    """Raise InputError unless strokes can be read, and lie in the coordinates of the segmentation node."""
+    _check_segmentation(scribbles_node)
+    transform = vtk.vtkTransform()
+    linear = Resample.IsTransformLinear(_transform_between(scribbles_node, segmentation_node), transform)
+    if not linear or not np.allclose(slicer.util.arrayFromVTKMatrix(transform.GetMatrix()), np.eye(4)):
+        raise InputError(
+            f"The scribbles '{scribbles_node.GetName()}' and the segmentation '{segmentation_node.GetName()}' are under"
+            " different transforms: put both under the same one."
+        )
+
+
+def _check_distinct(segmentation_node, segment_ids: Iterable[str], name: str):
+    """Raise InputError if several of the segments have the name, so that it does not tell which is meant."""
+    segmentation = segmentation_node.GetSegmentation()
+    bearers = [segment_id for segment_id in segment_ids if segmentation.GetSegment(segment_id).GetName() == name]
+    if len(bearers) > 1:
+        raise InputError(
+            f"The segments {', '.join(bearers)} of '{segmentation_node.GetName()}' are all named '{name}', which leaves"
+            " open what belongs to which of them: give each a name of its own."
         )
 
 
@@ -509,6 +578,7 @@ def choose_segments(segmentation_node, segment_ids: Iterable[str] | None = None)
     A segment's label is its label value, where these tell the segments apart, else 1, 2, ... in their order.
     """
     segmentation = segmentation_node.GetSegmentation()
+    segment_ids = None if segment_ids is None else list(segment_ids)
     unknown = set(segment_ids or ()) - set(segmentation.GetSegmentIDs())
     if unknown:
         raise InputError(
@@ -532,21 +602,32 @@ def _voxels_on_planes(masks: Mapping[int, np.ndarray], axis: int) -> np.ndarray:
     return np.concatenate([np.empty((0, 3), int), *(np.insert(np.argwhere(m), axis, p, 1) for p, m in masks.items())])
 
 
-def _match_scribbles(scribbles_node, segmentation, labels: Mapping[int, str]) -> Iterator[tuple[int, str]]:
-    """(Label or BACKGROUND, ID of a segment of strokes), of all of them.
+def _match_scribbles(scribbles_node, segmentation_node, labels: Mapping[int, str], grid) -> Iterator[tuple[int, str]]:
+    """(Label or BACKGROUND, ID of a segment of strokes), of all of them that are not empty.
 
     The IDs of named strokes do not count: Slicer numbers them in each segmentation anew. Raises InputError.
     """
+    segmentation = segmentation_node.GetSegmentation()
     by_id = {segment_id: label for label, segment_id in labels.items()}
     by_name = {segmentation.GetSegment(segment_id).GetName(): label for label, segment_id in labels.items()}
     strokes = scribbles_node.GetSegmentation()
-    for segment_id in strokes.GetSegmentIDs():
+    for segment_id, stored in stored_segments(scribbles_node, strokes.GetSegmentIDs(), grid).items():
+        if not stored.planes([0])[0]:
+            continue
         segment = strokes.GetSegment(segment_id)
         name = segment.GetName()
         label = (by_name | by_id if name == segment_id else by_id | by_name).get(name)
         if read_roles(segment).background:
             label = BACKGROUND
+        elif name != segment_id or name not in by_id:
+            _check_distinct(segmentation_node, labels.values(), name)
         if label is None:
+            present = segmentation.GetSegmentIDs()
+            if any(name in (present_id, segmentation.GetSegment(present_id).GetName()) for present_id in present):
+                raise InputError(
+                    f"Scribbles of '{name}', which is not among the segments to propagate: propagate it, too, or remove"
+                    " its scribbles."
+                )
             raise InputError(
                 f"Scribbles of '{name}', which no slice bears: draw a segment of that name on at least one slice, or"
                 " rename or remove its scribbles."
@@ -605,6 +686,7 @@ def add_segmentation(collected: SceneAnnotation, label_maps: Iterable[np.ndarray
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     with rendering_paused(), slicer.util.NodeModify(node):
         node.GetSegmentation().CopyConversionParameters(source.GetSegmentation())
+        node.GetSegmentation().SetConversionParameter(REFERENCE_GEOMETRY, collected.geometry)
         node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
         for label in collected.annotation.labels:
             segment_id = node.GetSegmentation().AddEmptySegment(collected.segment_ids[label])
@@ -613,6 +695,7 @@ def add_segmentation(collected: SceneAnnotation, label_maps: Iterable[np.ndarray
             if source.GetSegmentation().GetSegment(segment_id) is not None:  # it may have been removed since
                 segment.DeepCopyMetadata(source.GetSegmentation().GetSegment(segment_id))
         _set_labelmaps(node, label_maps, collected.written_ids, collected.grid)
+        _set_in_progress(node, collected.written_ids.values())
         node.CreateDefaultDisplayNodes()
     return node
 
@@ -722,8 +805,11 @@ def add_segmentation_of_scribbles(strokes: np.ndarray, volume_node, name: str, s
 
 
 def labels_on_volume(segmentation_node, segment_ids: Mapping[int, str], volume_node, dtype) -> np.ndarray:
-    """(K, J, I) label values on the volume's grid, 0 elsewhere; segment_ids: label value -> segment ID."""
-    grid, _ = volume_image(volume_node, segmentation_node)
+    """(K, J, I) label values on the volume's grid, 0 elsewhere; segment_ids: label value -> segment ID.
+
+    Raises InputError where a transform between them is not linear.
+    """
+    grid = _unwarped_image(volume_node, segmentation_node)
     array = np.zeros(grid_shape(grid), dtype)
     for value, segment_id in segment_ids.items():
         array[segment_on_grid(segmentation_node, segment_id, grid)] = value

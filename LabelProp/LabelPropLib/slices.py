@@ -6,8 +6,9 @@ labelmap are looked at, so that this can be asked for after every brush stroke.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,21 +16,27 @@ import slicer
 import vtk
 
 from .annotation import AXIS_NAMES
-from .roles import SLICE_ROLES, Roles
+from .roles import ABSENT, COMPLETE, IGNORED, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
 from .scene import (
+    REFERENCE_GEOMETRY,
+    Converter,
     SceneAnnotation,
     StoredSegment,
     drawn_planes,
     grid_shape,
     grid_start,
+    lattice_to_lattice,
     read_roles,
+    read_tag,
     stored_segments,
     work_grid,
     write_roles,
+    write_tag,
 )
 
-COMPLETE, ABSENT, IGNORED = "complete", "absent", "ignored"
 PROPAGATED_TAG = "LabelProp.Propagated"  # "k 3=1234 4=5678": slices that were not drawn, and their fingerprints
+GEOMETRY_TAG = "LabelProp.Geometry"  # the reference geometry that the slices are numbered by, as Slicer writes it
+PARALLEL = 1e-3  # slices by which two lattices may diverge per voxel: matrices are rounded
 MOST_EDITED = 0.8  # share of the propagated slices; what edits more was done to all of the segment, like smoothing
 MOST_ERASED = 0.25  # share of them; who erases more, and leaves none as it was, may have begun anew
 ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S directions
@@ -48,7 +55,12 @@ class SliceOverview:
 
 
 def survey(volume_node, segmentation_node, segment_ids: Iterable[str], axis: str = "auto") -> SliceOverview:
-    """How the slices of the segments are annotated; `axis` is 'k', 'j', 'i' or 'auto', as in `scene.collect`."""
+    """How the slices of the segments are annotated; `axis` is 'k', 'j', 'i' or 'auto', as in `scene.collect`.
+
+    First the marks of the slices follow the geometry, see `follow_geometry`.
+    """
+    segment_ids = list(segment_ids)
+    follow_geometry(segmentation_node, segment_ids)
     grid = work_grid(volume_node, segmentation_node)
     segmentation = segmentation_node.GetSegmentation()
     stored = stored_segments(segmentation_node, segment_ids, grid)
@@ -65,14 +77,16 @@ def survey(volume_node, segmentation_node, segment_ids: Iterable[str], axis: str
     )
 
 
-def slice_roles(borne: Iterable[int], roles: Roles, axis: int) -> dict[int, str]:
-    """Slice -> role, from the slices that bear the segment's voxels and the roles that the user gave."""
-    found = dict.fromkeys(borne, "scribble" if roles.background else COMPLETE)
-    for role in SLICE_ROLES:
-        for index in roles.of(axis, role):
-            if role == "ignored" or (index in found) == (role == "scribble"):
-                found[index] = role
-    return found
+def overview_when_read(collected: SceneAnnotation) -> SliceOverview:
+    """How the slices of the segments that get a result were annotated when they were read."""
+    axis = collected.annotation.axis
+    first = grid_start(collected.grid)[axis]
+    return SliceOverview(
+        grid=collected.grid,
+        axis=axis,
+        slices=range(first, first + grid_shape(collected.grid)[axis]),
+        roles={name: collected.slices[name] for name in collected.written_ids.values()},
+    )
 
 
 def with_role(roles: Roles, axis: int, role: str, slices: Iterable[int]) -> Roles:
@@ -86,8 +100,10 @@ def with_role(roles: Roles, axis: int, role: str, slices: Iterable[int]) -> Role
 
 def set_role(segmentation_node, segment_id: str, axis: int, role: str, slices: Iterable[int]):
     """Give slices of a segment a role, in the segment's tag."""
+    follow_geometry(segmentation_node, [segment_id])
     segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
     write_roles(segment, with_role(read_roles(segment), axis, role, slices))
+    write_tag(segment, GEOMETRY_TAG, segmentation_node.GetSegmentation().GetConversionParameter(REFERENCE_GEOMETRY))
 
 
 def set_background(segmentation_node, segment_id: str, background: bool):
@@ -166,11 +182,14 @@ def mark_propagated(segmentation_node, overview: SliceOverview):
         _write_propagated(segment, overview.axis, found)
 
 
-def notice_corrections(segmentation_node, overview: SliceOverview) -> bool:
+def notice_corrections(
+    segmentation_node, overview: SliceOverview, say: Callable[[str], None] = lambda text: None
+) -> bool:
     """Propagated slices that were edited since are the user's own from then on. Returns whether there are some.
 
     Complete, or absent where all was erased; of a segment that was cleared, nothing is known where it was. What was
-    done to a whole segment, like smoothing, corrects nothing. overview: of the slices as they are now.
+    done to a whole segment, like smoothing, corrects nothing, and `say` is called with a line about it.
+    overview: of the slices as they are now.
     """
     segmentation = segmentation_node.GetSegmentation()
     propagated = {name: _read_propagated(segmentation.GetSegment(name), overview.axis) for name in overview.roles}
@@ -189,6 +208,11 @@ def notice_corrections(segmentation_node, overview: SliceOverview) -> bool:
             set_role(segmentation_node, name, overview.axis, COMPLETE, edited)
             set_role(segmentation_node, name, overview.axis, ABSENT, erased)
             corrected = True
+        elif edited:
+            say(
+                f"{len(edited)} of {len(left)} slices of '{segmentation.GetSegment(name).GetName()}' that were found"
+                " earlier have changed since: that was taken as done to the whole segment, and they are found anew."
+            )
         _write_propagated(segmentation.GetSegment(name), overview.axis, {index: found[index] for index in left})
     return corrected
 
@@ -209,24 +233,117 @@ def were_edited_singly(left: Set[int], edited: Set[int]) -> bool:
 
 
 def _write_propagated(segment, axis: int, found: Mapping[int, int]):
-    if found:
-        slices = (f"{index}={number}" for index, number in sorted(found.items()))
-        segment.SetTag(PROPAGATED_TAG, " ".join([AXIS_NAMES[axis], *slices]))
-    else:
-        segment.RemoveTag(PROPAGATED_TAG)
+    """Keep slice -> fingerprint along an axis in the segment's tag, beside those along the other axes."""
+    known = {**_propagated_by_axis(segment), AXIS_NAMES[axis]: found}
+    words = [
+        " ".join([name, *(f"{index}={number}" for index, number in sorted(numbers.items()))])
+        for name, numbers in known.items()
+        if numbers
+    ]
+    write_tag(segment, PROPAGATED_TAG, " ".join(words))
 
 
 def _read_propagated(segment, axis: int) -> dict[int, int]:
-    """Slice -> fingerprint, empty where the tag is missing, of another axis, or not one of ours."""
-    text = vtk.reference("")
-    if not segment.GetTag(PROPAGATED_TAG, text):
-        return {}
-    name, *slices = text.get().split() or [""]
+    """Slice -> fingerprint, empty where the tag is missing, of other axes, or not one of ours."""
+    return _propagated_by_axis(segment).get(AXIS_NAMES[axis], {})
+
+
+def _propagated_by_axis(segment) -> dict[str, dict[int, int]]:
+    """Axis name -> slice -> fingerprint, of the segment's tag; empty where that is not one of ours."""
+    known: dict[str, dict[int, int]] = {}
+    numbers: dict[int, int] = {}
     try:
-        known = dict(map(int, entry.split("=")) for entry in slices)
+        for word in read_tag(segment, PROPAGATED_TAG).split():
+            if word in AXIS_NAMES:
+                numbers = known.setdefault(word, {})
+            else:
+                index, number = word.split("=")
+                numbers[int(index)] = int(number)
     except ValueError:
         return {}
-    return known if name == AXIS_NAMES[axis] else {}
+    return known
+
+
+def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable[[str], None] = lambda text: None):
+    """Let what is known of slices follow the reference geometry, by which they are numbered, where that was changed.
+
+    A slice takes over what was known of the one nearest to it. Where slices came to lie askew nothing is known any
+    more, so that all that bear a segment count as drawn, and `say` is called with a line about it. A geometry of the
+    same extent, on which most of what was found lies as it did, was moved together with the voxels, as by a transform
+    that was hardened: nothing changes.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    geometry = segmentation.GetConversionParameter(REFERENCE_GEOMETRY)
+    earlier, now = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+    for segment_id in segment_ids:
+        segment = segmentation.GetSegment(segment_id)
+        counted_on = read_tag(segment, GEOMETRY_TAG)
+        if not (geometry and counted_on) or geometry == counted_on:
+            continue
+        Converter.DeserializeImageGeometry(geometry, now, False)
+        readable = Converter.DeserializeImageGeometry(counted_on, earlier, False)
+        grid = work_grid(None, segmentation_node)
+        moved = earlier.GetExtent() == now.GetExtent() and _lies_as_found(segmentation_node, segment_id, grid)
+        if readable and not moved:
+            lost = _renumber(segment, earlier, grid)
+            if lost:
+                say(
+                    f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
+                    f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
+                )
+        write_tag(segment, GEOMETRY_TAG, geometry)
+
+
+def _lies_as_found(segmentation_node, segment_id: str, grid) -> bool:
+    """Whether at least half of the slices that were found are as they were, numbered as they were."""
+    known = _propagated_by_axis(segmentation_node.GetSegmentation().GetSegment(segment_id))
+    stored = stored_segments(segmentation_node, [segment_id], grid)[segment_id]
+    same = [fingerprints(stored, AXIS_NAMES.index(name)).items() & numbers.items() for name, numbers in known.items()]
+    return 2 * sum(map(len, same)) >= sum(map(len, known.values()))
+
+
+def _renumber(segment, earlier, grid) -> list[str]:
+    """Give a segment's slices on the grid the marks of those nearest to them on an earlier one.
+
+    Returns the names of the earlier axes whose slices are not parallel to any of the grid's, and whose marks are lost.
+    """
+    roles, propagated = read_roles(segment), _propagated_by_axis(segment)
+    slices, found, lost = {}, {}, []
+    for axis, name in enumerate(AXIS_NAMES):
+        if name not in roles.axes | propagated.keys():
+            continue
+        to_earlier = lattice_to_lattice(grid, earlier)[[2, 1, 0, 3]][:, [2, 1, 0, 3]][axis]
+        across = int(np.argmax(np.abs(to_earlier[:3])))
+        if np.abs(np.delete(to_earlier[:3], across)).max() > PARALLEL:
+            lost.append(name)
+            continue
+        first = grid_start(grid)[across]
+        indices = np.arange(first, first + grid_shape(grid)[across])
+        nearest = np.floor(to_earlier[across] * indices + to_earlier[3] + 0.5 + PARALLEL).astype(int)
+        pairs = list(zip(indices.tolist(), nearest.tolist()))
+        slices[AXIS_NAMES[across]] = {
+            role: frozenset(now for now, then in pairs if then in roles.of(axis, role)) for role in SLICE_ROLES
+        }
+        known = propagated.get(name, {})
+        found[across] = {now: known[then] for now, then in pairs if then in known}
+    write_roles(segment, replace(roles, slices=slices))
+    write_tag(segment, PROPAGATED_TAG, "")
+    for across, known in found.items():
+        _write_propagated(segment, across, known)
+    return lost
+
+
+@contextlib.contextmanager
+def marks_kept_on_failure(segmentation_node) -> Iterator[None]:
+    """What the segments' tags know of slices stays as it was if what is done meanwhile raises an error."""
+    segmentation = segmentation_node.GetSegmentation()
+    with contextlib.ExitStack() as restore:
+        for segment_id in segmentation.GetSegmentIDs():
+            segment = segmentation.GetSegment(segment_id)
+            for name in (ROLES_TAG, PROPAGATED_TAG, GEOMETRY_TAG):
+                restore.callback(write_tag, segment, name, read_tag(segment, name))
+        yield
+        restore.pop_all()
 
 
 def anatomical_plane(grid, axis: int) -> str:

@@ -70,6 +70,16 @@ def draw(node, segment_id, mask, volume_node):
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(np.uint8), node, segment_id, volume_node)
 
 
+def set_geometry(node, volume_node):
+    """Make a volume's geometry that of the segmentation, and its voxels lie on it, as "Specify geometry" does."""
+    geometry = slicer.vtkSlicerSegmentationGeometryLogic()
+    geometry.SetInputSegmentationNode(node)
+    geometry.SetSourceGeometryNode(volume_node)
+    geometry.CalculateOutputGeometry()
+    assert geometry.SetReferenceImageGeometryInSegmentationNode()
+    assert geometry.ResampleLabelmapsInSegmentationNode()
+
+
 def segment_array(node, segment_id, volume_node):
     """(K, J, I) bool of a segment on the volume's grid, read by Slicer's own function."""
     return slicer.util.arrayFromSegmentBinaryLabelmap(node, segment_id, volume_node) > 0

@@ -13,7 +13,19 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
-from samples import OBLIQUE, SHAPE, STRAIGHT, add_scan, add_segmentation, draw, drawn_masks, label_volume, noise, tag
+from samples import (
+    OBLIQUE,
+    SHAPE,
+    STRAIGHT,
+    add_scan,
+    add_segmentation,
+    draw,
+    drawn_masks,
+    label_volume,
+    noise,
+    segment_array,
+    tag,
+)
 
 from LabelPropLib import cli, files, scene
 from LabelPropLib.errors import InputError
@@ -297,6 +309,24 @@ def test_segmentation_in_and_out(case, nearest_slice_engine, cropped):
         result = scene.labels_on_volume(node, {1: name}, volume, np.uint8) > 0
         np.testing.assert_array_equal(result[[2, 9]], mask[[2, 9]])
         assert result[2:10].any(axis=(1, 2)).all()
+
+
+def test_slices_that_were_found_are_no_annotations_until_they_are_corrected(case, nearest_slice_engine):
+    save_segmentation(case / "drawn.seg.nrrd", drawn_masks())
+    assert propagate(case, annotations="drawn.seg.nrrd", output="first.seg.nrrd") == 0
+    first, volume = scene.load_segmentation(case / "first.seg.nrrd"), add_scan(ijk_to_ras=OBLIQUE)
+    mask = segment_array(first, "left", volume)
+    mask[5] = np.roll(mask[5], -1, axis=1)
+    draw(first, "left", mask, volume)
+    scene.save_segmentation(first, case / "corrected.seg.nrrd")
+    for name, expected in (("first", [2, 9]), ("corrected", [2, 5, 9])):
+        before = (case / f"{name}.seg.nrrd").read_bytes()
+        report = case / "report.json"
+        assert propagate(case, "--report", report, annotations=f"{name}.seg.nrrd", output="second.seg.nrrd") == 0
+        assert json.loads(report.read_text())["annotated_slices"] == expected
+        assert (case / f"{name}.seg.nrrd").read_bytes() == before
+    second = scene.load_segmentation(case / "second.seg.nrrd")
+    np.testing.assert_array_equal(segment_array(second, "left", volume)[5], mask[5])
 
 
 def test_segmentation_keeps_overlap(case, nearest_slice_engine):

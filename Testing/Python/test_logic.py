@@ -22,6 +22,8 @@ from samples import (
     noise,
     propagate_nearest,
     segment_array,
+    set_geometry,
+    tag,
 )
 
 import LabelProp
@@ -146,7 +148,133 @@ def test_result_of_changed_segments_goes_into_a_new_segmentation(drawn, nearest_
     np.testing.assert_array_equal(segment_array(node, "left", volume), redrawn)
     added = slicer.util.getNode("Segmentation (propagated)")
     assert segment_array(added, "left", volume)[5].any()
-    assert "changed meanwhile" in report["messages"][-1]
+    assert "were changed meanwhile" in report["messages"][-1]
+    again = logic.propagate(volume, added)
+    assert again["annotated_slices"] == [2, 9]
+
+
+def test_result_of_a_removed_segmentation_goes_into_a_new_one(drawn, nearest_slice_engine):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    collected = logic.collect(volume, node)
+    slicer.mrmlScene.RemoveNode(node)
+    report = logic.write(collected, logic.compute(collected, Settings()))
+    assert "segmentation was removed meanwhile" in report["messages"][-1]
+    assert segment_array(slicer.util.getNode("Segmentation (propagated)"), "left", volume)[5].any()
+
+
+def test_result_of_segments_that_became_surfaces_goes_into_a_new_segmentation(drawn, nearest_slice_engine):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    collected = logic.collect(volume, node)
+    node.CreateClosedSurfaceRepresentation()
+    node.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    logic.write(collected, logic.compute(collected, Settings()))
+    assert segment_array(slicer.util.getNode("Segmentation (propagated)"), "left", volume)[5].any()
+
+
+def test_what_was_found_is_no_input_of_the_next_run(drawn, nearest_slice_engine):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    reports = [logic.propagate(volume, node, directions=True) for _ in range(2)]
+    reports.append(logic.propagate(volume, slicer.util.getNode("Segmentation (up)")))
+    assert [report["annotated_slices"] for report in reports] == [[2, 9]] * 3
+
+
+def correct(volume, node, planes):
+    """Move the left structure on some planes; returns its mask."""
+    mask = segment_array(node, "left", volume)
+    for plane in planes:
+        mask[plane] = np.roll(mask[plane], 2, axis=0)
+    draw(node, "left", mask, volume)
+    return mask
+
+
+def test_corrected_slice_is_kept_by_the_next_run(drawn, nearest_slice_engine):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    logic.propagate(volume, node)
+    corrected = correct(volume, node, [5])
+    report = logic.propagate(volume, node)
+    np.testing.assert_array_equal(segment_array(node, "left", volume)[5], corrected[5])
+    assert report["annotated_slices"] == [2, 5, 9]
+    assert report["messages"] == []
+
+
+def test_corrected_slice_is_kept_after_a_run_along_another_axis(drawn, nearest_slice_engine):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    for axis in ("k", "j"):
+        logic.propagate(volume, node, axis=axis)
+    corrected = correct(volume, node, [5])
+    logic.propagate(volume, node, axis="k")
+    np.testing.assert_array_equal(segment_array(node, "left", volume)[5], corrected[5])
+
+
+def test_edits_that_do_not_count_are_told(drawn, nearest_slice_engine):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    logic.propagate(volume, node)
+    correct(volume, node, range(3, 9))
+    (message,) = logic.propagate(volume, node)["messages"]
+    assert message.startswith("6 of 6 slices of 'left' that were found earlier have changed since")
+
+
+def test_bad_input_leaves_what_is_known_of_slices(drawn, nearest_slice_engine):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    logic.propagate(volume, node)
+    correct(volume, node, [5])
+    segment = node.GetSegmentation().GetSegment("left")
+    names = "LabelProp.Roles", "LabelProp.Propagated"
+    before = [tag(segment, name) for name in names]
+    with pytest.raises(InputError, match="maybe"):
+        logic.propagate(volume, node, missing="maybe")
+    assert [tag(segment, name) for name in names] == before
+
+
+def test_marks_of_slices_follow_a_cropped_scan(nearest_slice_engine):
+    volume = add_scan(ijk_to_ras=OBLIQUE)
+    node = add_segmentation(volume, {"left": drawn_masks(planes=(4, 9))["left"]})
+    logic = LabelPropLogic()
+    logic.propagate(volume, node)
+    slices.set_role(node, "left", 0, "absent", [11])
+    corrected = correct(volume, node, [6])
+    place = OBLIQUE.copy()
+    place[:3, 3] += 2 * OBLIQUE[:3, 2]
+    scan = add_scan(noise()[2:], place, "Cropped")
+    set_geometry(node, scan)
+    report = logic.propagate(scan, node)
+    assert report["annotated_slices"] == [2, 4, 7] and report["messages"] == []
+    np.testing.assert_array_equal(segment_array(node, "left", scan)[4], corrected[6])
+    assert scene.read_roles(node.GetSegmentation().GetSegment("left")).of(0, "absent") == {9}
+
+
+def test_marks_that_cannot_follow_the_geometry_are_given_up_and_that_is_told(drawn, nearest_slice_engine):
+    volume, node = drawn
+    logic = LabelPropLogic()
+    logic.propagate(volume, node, segmentIds=["left"])
+    set_geometry(node, add_scan(noise((20, 26, 26)), np.diag([0.8, 0.8, 3.0, 1.0])))
+    before = segment_array(node, "left", volume)
+    report = logic.propagate(volume, node, segmentIds=["left"], axis="k")
+    assert "nothing is known any more of the slices of 'left' across k" in report["messages"][0]
+    found = segment_array(node, "left", volume)
+    np.testing.assert_array_equal(found & before, before)
+
+
+@pytest.mark.parametrize("ids", [lambda: iter(["left"]), lambda: np.array(["left"])], ids=["iterator", "array"])
+def test_segments_and_atlases_in_any_collection(drawn, monkeypatch, ids):
+    volume, node = drawn
+    atlas = add_segmentation(volume, drawn_masks())
+    seen = []
+
+    def propagate(annotation, settings, *rest):
+        seen.append((annotation.labels, len(annotation.atlases)))
+        return propagate_nearest(annotation, settings)
+
+    monkeypatch.setattr("LabelPropLib.pipeline.propagate", propagate)
+    LabelPropLogic().propagate(volume, node, segmentIds=ids(), atlases=zip([volume], [atlas]))
+    assert seen == [((1,), 1)]
 
 
 def test_missing_pytorch_is_explained(drawn, monkeypatch):
@@ -300,7 +428,9 @@ def panel(drawn, monkeypatch):
     widget.ui = types.SimpleNamespace(**{name: types.SimpleNamespace() for name in WIDGETS})
     widget._job = Job()
     widget._batch = Command()
-    widget.ui.resultText.appendPlainText = lambda line: setattr(widget.ui.resultText, "plainText", line)
+    text = widget.ui.resultText
+    text.plainText = ""
+    text.appendPlainText = lambda line: setattr(text, "plainText", f"{text.plainText}\n{line}".lstrip("\n"))
     widget._parameterNode = LabelProp.LabelPropParameterNode()
     widget._parameterNode.inputVolume = volume
     widget._parameterNode.segmentation = node
@@ -451,6 +581,25 @@ def test_panel_runs_a_table(panel):
     panel._onBatchEnded(1)
     assert panel.ui.batchButton.enabled and panel.ui.batchButton.text == "Run table"
     assert "Not all volumes" in panel.ui.resultText.plainText
+
+
+def test_panel_tells_of_the_table_and_of_the_segments(panel):
+    panel._parameterNode.batchTable, panel._parameterNode.batchFolder = "table.csv", "results"
+    text = panel.ui.resultText
+    text.plainText = "what was done before"
+    panel.onBatchButton()
+    text.appendPlainText("one.nii.gz: failed")
+    panel.onApplyButton()
+    finish(panel)
+    assert text.plainText.splitlines()[:2] == ["one.nii.gz: failed", "0.0 s on cpu (copying 0.0 s)"]
+    panel.onApplyButton()
+    panel._batch.running = False
+    panel.onBatchButton()
+    panel.onApplyButton()
+    assert text.plainText.startswith("one.nii.gz: failed") and "Cancelled" in text.plainText
+    panel._batch.running = False
+    panel.onApplyButton()
+    assert text.plainText == ""
 
 
 def test_panel_needs_a_table_and_a_folder(panel):

@@ -319,8 +319,11 @@ def test_status(before, after):
     node = add_segmentation(volume, drawn_masks())
     segment = node.GetSegmentation().GetSegment("left")
     Logic.SetSegmentStatus(segment, getattr(Logic, before))
-    propagate(scene.collect(volume, node))
-    assert Logic.GetSegmentStatus(segment) == getattr(Logic, after)
+    collected = scene.collect(volume, node)
+    added = scene.add_segmentation(collected, propagate_nearest(collected.annotation, Settings()).label_maps, "Result")
+    propagate(collected)
+    for result in (segment, added.GetSegmentation().GetSegment("left")):
+        assert Logic.GetSegmentStatus(result) == getattr(Logic, after)
 
 
 def test_other_segments_are_not_touched():
@@ -449,6 +452,7 @@ def test_changes_are_noticed():
     collected = scene.collect(volume, node)
     assert collected.unchanged
     node.GetSegmentation().GetSegment("left").SetColor(0, 0, 1)
+    node.GetSegmentation().SetSegmentIndex("left", 1)
     assert collected.unchanged
     draw(node, "left", masks["right"], volume)
     assert not collected.unchanged
@@ -662,6 +666,53 @@ def test_scribbles_of_an_unknown_segment():
         scene.collect(volume, node, scribbles_node=scribbles)
 
 
+def test_scribbles_of_a_segment_that_is_not_propagated():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    scribbles = add_segmentation(volume, {"right": drawn_masks()["left"]})
+    with pytest.raises(InputError, match="Scribbles of 'right', which is not among the segments to propagate"):
+        scene.collect(volume, node, ["left"], scribbles_node=scribbles)
+
+
+def test_empty_scribbles_of_an_unknown_segment():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    scribbles = add_segmentation(volume, {"stranger": np.zeros(SHAPE, bool)})
+    scribbles.GetSegmentation().AddEmptySegment("another")
+    assert scene.collect(volume, node, scribbles_node=scribbles).annotation.scribbles == {}
+
+
+def test_segments_of_the_same_name():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    node.GetSegmentation().GetSegment("right").SetName("left")
+    strokes = add_segmentation(volume, {"strokes": drawn_masks()["left"]})
+    strokes.GetSegmentation().GetSegment("strokes").SetName("left")
+    message = "left, right of 'Segmentation' are all named 'left'.*: give each a name of its own"
+    with pytest.raises(InputError, match=message):
+        scene.collect(volume, node, scribbles_node=strokes)
+    with pytest.raises(InputError, match=message):
+        scene.collect(volume, node, atlases=[(volume, add_segmentation(volume, {"left": drawn_masks()["left"]}))])
+    with pytest.raises(InputError, match=message):
+        scene.collect(volume, node, ["left"], atlases=[(volume, node)])
+    scene.collect(volume, node, ["left"], scribbles_node=strokes)
+
+
+def test_scribbles_that_cannot_be_read():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    scribbles = add_segmentation(volume, drawn_masks())
+    scribbles.SetAndObserveTransformNodeID(add_transform(shift(0, 0, 2)).GetID())
+    with pytest.raises(InputError, match="under different transforms: put both under the same one"):
+        scene.collect(volume, node, scribbles_node=scribbles)
+    scribbles.SetAndObserveTransformNodeID(add_transform(np.eye(4)).GetID())
+    scene.collect(volume, node, scribbles_node=scribbles)
+    scribbles.CreateClosedSurfaceRepresentation()
+    scribbles.GetSegmentation().SetSourceRepresentationName("Closed surface")
+    with pytest.raises(InputError, match="binary labelmap"):
+        scene.collect(volume, node, scribbles_node=scribbles)
+
+
 def test_no_volume_or_segmentation():
     volume = add_scan()
     node = add_segmentation(volume, drawn_masks())
@@ -687,7 +738,10 @@ def test_segmentation_of_surfaces():
     node = add_segmentation(volume, drawn_masks())
     node.CreateClosedSurfaceRepresentation()
     node.GetSegmentation().SetSourceRepresentationName("Closed surface")
-    with pytest.raises(InputError, match="binary labelmap"):
+    with pytest.raises(InputError, match="'Closed surface': make the binary labelmap"):
+        scene.collect(volume, node)
+    node.GetSegmentation().SetSourceRepresentationName("Fractional labelmap")
+    with pytest.raises(InputError, match="'Fractional labelmap': make the binary labelmap"):
         scene.collect(volume, node)
 
 
@@ -811,3 +865,22 @@ def test_atlas_that_shares_no_segment():
         other[1].GetSegmentation().GetSegment(name).SetLabelValue(value)
     with pytest.raises(InputError, match="shares no segment with 'Segmentation': give it segments of the same names"):
         scene.collect(volume, node, atlases=[other])
+
+
+def test_atlas_under_a_warp():
+    volume = add_scan()
+    node = add_segmentation(volume, drawn_masks())
+    warp = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode")
+    spline, points = vtk.vtkThinPlateSplineTransform(), vtk.vtkPoints()
+    for corner in np.ndindex(2, 2, 2):
+        points.InsertNextPoint(np.multiply(corner, 100.0))
+    spline.SetSourceLandmarks(points)
+    spline.SetTargetLandmarks(points)
+    spline.SetBasisToR()
+    warp.SetAndObserveTransformToParent(spline)
+    atlas, drawn = add_scan(), add_segmentation(volume, drawn_masks())
+    for warped in ([atlas], [drawn], [atlas, drawn]):
+        for moved in (atlas, drawn):
+            moved.SetAndObserveTransformNodeID(warp.GetID() if moved in warped else None)
+        with pytest.raises(InputError, match="a transform that is not linear: harden it"):
+            scene.collect(volume, node, atlases=[(atlas, drawn)])

@@ -8,7 +8,7 @@ import slicer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from samples import OBLIQUE
+from samples import OBLIQUE, add_transform, set_geometry, tag
 
 from LabelPropLib import scene
 from LabelPropLib.annotation import find_axis
@@ -20,6 +20,7 @@ from LabelPropLib.slices import (
     background_segments,
     expected_quality,
     fingerprints,
+    follow_geometry,
     mark_propagated,
     notice_corrections,
     set_background,
@@ -184,6 +185,86 @@ def test_what_is_drawn_where_a_later_run_found_nothing_is_read(applied):
     mark_propagated(node, before)
     mask[8, 2:5, 2:5] = 1
     assert corrected_slices(volume, node, mask) == ([0, 8, 11], [])
+
+
+def test_what_was_found_is_kept_along_each_axis(applied):
+    volume, node, _ = applied
+    before = tag(node.GetSegmentation().GetSegment("a"), "LabelProp.Propagated")
+    assert before.startswith("k 1=")
+    along_j = survey(volume, node, ["a"], "j")
+    mark_propagated(node, replace(along_j, roles={"a": {1: "complete"}}))
+    both = tag(node.GetSegmentation().GetSegment("a"), "LabelProp.Propagated")
+    assert both.startswith(f"{before} j 2=")
+    mark_propagated(node, along_j)
+    assert tag(node.GetSegmentation().GetSegment("a"), "LabelProp.Propagated") == before
+
+
+def slices_on(volume, node):
+    """The slices of the segment that are complete, absent and ignored, on the geometry of another volume."""
+    set_geometry(node, volume)
+    roles = survey(volume, node, ["a"]).roles["a"].items()
+    return [sorted(index for index, role in roles if role == which) for which in ("complete", "absent", "ignored")]
+
+
+@pytest.fixture
+def marked(applied):
+    """A segmentation as `applied` gives, of a segment drawn on slices 2 and 8, found in between, and absent on 10."""
+    volume, node, mask = applied
+    mask[[0, 1, 9, 10, 11]] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+    set_role(node, "a", 0, "complete", [2, 8])
+    mark_propagated(node, survey(volume, node, ["a"]))
+    set_role(node, "a", 0, "absent", [10])
+    return node
+
+
+@pytest.mark.parametrize(
+    "slices, step, start, expected",
+    [
+        (8, 1.0, 2.0, [[0, 6], [], [1, 2, 3, 4, 5]]),
+        (24, 0.5, -0.25, [[4, 5, 16, 17], [20, 21], list(range(6, 16))]),
+        (6, 2.0, 0.0, [[1, 4], [5], [2, 3]]),
+        (14, -1.0, 13.0, [[5, 11], [3], [6, 7, 8, 9, 10]]),
+    ],
+    ids=["cropped", "finer", "coarser", "flipped"],
+)
+def test_marks_follow_the_geometry(marked, slices, step, start, expected):
+    place = np.diag([1, 1, step, 1.0])
+    place[2, 3] = start
+    assert slices_on(slicer.util.addVolumeFromArray(np.zeros((slices, 6, 7)), place), marked) == expected
+
+
+def test_marks_follow_to_a_flipped_geometry_of_the_same_extent():
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
+    mask = np.zeros(SHAPE, np.uint8)
+    for k in range(4):
+        mask[k, 1:3, 1 : 3 + k] = 1
+    node = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
+    mark_propagated(node, replace(survey(volume, node, ["a"], "k"), roles={"a": dict.fromkeys([0, 1], "complete")}))
+    place = np.diag([1.0, 1.0, -1.0, 1.0])
+    place[2, 3] = 3.0
+    flipped = slicer.util.addVolumeFromArray(np.zeros(SHAPE), place)
+    assert slices_on(flipped, node) == [[2, 3], [], [0, 1]]
+
+
+def test_marks_follow_to_another_axis(marked):
+    place = np.eye(4)[:, [2, 1, 0, 3]]
+    volume = slicer.util.addVolumeFromArray(np.zeros((7, 6, 12)), place)
+    set_geometry(marked, volume)
+    follow_geometry(marked, ["a"])
+    roles = scene.read_roles(marked.GetSegmentation().GetSegment("a"))
+    assert roles.slices == {"i": {"absent": {10}, "ignored": {3, 4, 5, 6, 7}}}
+
+
+def test_marks_stay_where_the_voxels_move_with_the_geometry(marked):
+    move = np.eye(4)
+    move[2, 3] = 3.0
+    marked.SetAndObserveTransformNodeID(add_transform(move).GetID())
+    roles = scene.read_roles(marked.GetSegmentation().GetSegment("a"))
+    marked.HardenTransform()
+    said = []
+    follow_geometry(marked, ["a"], said.append)
+    assert scene.read_roles(marked.GetSegmentation().GetSegment("a")) == roles and not said
 
 
 def test_background_role_is_kept_beside_those_of_slices():
