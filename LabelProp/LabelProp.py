@@ -117,15 +117,6 @@ def addSampleThigh():
 
 def choiceTitles():
     """Parameter -> its values and what they are called in panels."""
-    fusions = {
-        "auto": _("Automatic"),
-        "majority": _("All slices alike"),
-        "distance": _("By distance"),
-        "similarity": _("By similarity of the slices"),
-        "appearance": _("By similarity and intensity"),
-        "joint": _("Joint label fusion"),
-        "deep": _("Network"),
-    }
     return {
         "segments": {"visible": _("Visible"), "all": _("All")},
         "axis": {"auto": _("Automatic"), "k": _("Axis k"), "j": _("Axis j"), "i": _("Axis i")},
@@ -138,7 +129,15 @@ def choiceTitles():
             "network": _("Network trained on this scan"),
             "pretrained": _("Network as it comes, not trained on this scan"),
         },
-        "fusion": {value: fusions.get(value, value.capitalize()) for value in FUSIONS},
+        "fusion": {
+            "auto": _("Automatic"),
+            "majority": _("All slices alike"),
+            "distance": _("By distance"),
+            "similarity": _("By similarity of the slices"),
+            "appearance": _("By similarity and intensity"),
+            "joint": _("Joint label fusion"),
+            "deep": _("Network"),
+        },
     }
 
 
@@ -414,6 +413,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _cancel(self):
         if self._job.running:
             self._job.cancel()
+            self._collected = None
             self._showRunning(False)
             self.ui.resultText.appendPlainText(_("Cancelled. The segments are as they were."))
 
@@ -427,6 +427,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.progressBar.format = stage if secondsLeft is None else f"{stage} · {formatSeconds(secondsLeft)}"
 
     def _onDone(self, propagation):
+        collected, self._collected = self._collected, None
         self._showRunning(False)
         if propagation is None:
             self._parameters.checkpoint = self._checkpoint
@@ -437,10 +438,11 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             )
             return
         with slicer.util.tryWithErrorDisplay(_("The result could not be written."), waitCursor=True):
-            report = self.logic.write(self._collected, propagation, self._uncertaintyVolume)
+            report = self.logic.write(collected, propagation, self._uncertaintyVolume)
             self.ui.resultText.appendPlainText(formatReport(report))
 
     def _onFailed(self, kind, text):
+        self._collected = None
         self._showRunning(False)
         self.ui.resultText.appendPlainText(text)
         slicer.util.errorDisplay(text)
@@ -648,7 +650,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
 
         :raises InputError: as `propagate` does; nothing was changed.
         """
-        labels, _ = scene.check_inputs(volumeNode, segmentationNode, segmentIds)
+        labels, _backgroundIds = scene.check_inputs(volumeNode, segmentationNode, segmentIds)
         with slices.marks_kept_on_failure(segmentationNode):
             slices.follow_geometry(segmentationNode, labels.values(), say)
             overview = slices.survey(volumeNode, segmentationNode, labels.values(), axis)

@@ -7,6 +7,8 @@ from slicer.i18n import tr as _
 from LabelProp import choiceTitles
 from LabelPropLib.settings import Settings
 
+from .SliceViews import planeTitles
+
 LARGEST_SEED = 9999
 
 # Parameter of the effect -> of the module, which knows its values.
@@ -125,7 +127,7 @@ class SettingsPanel:
         """
         box = self.boxes["Direction"]
         for axis, plane in planes.items():
-            box.setItemText(box.findData(axis), f"{plane.capitalize()} ({axis})")
+            box.setItemText(box.findData(axis), f"{planeTitles()[plane]} ({axis})")
 
     def updateGUIFromMRML(self):
         """Show the parameters."""

@@ -26,6 +26,11 @@ QUALITY_COLORS = ((0.6, (213, 94, 0)), (0.8, (240, 228, 66)), (0.95, (0, 158, 11
 QUALITY_STEP = 0.02  # finer differences are not shown: neighbours of one colour are painted at once
 
 
+def roleTitles():
+    """Role -> what it is called in panels."""
+    return {COMPLETE: _("Complete"), SCRIBBLE: _("Scribble"), ABSENT: _("Absent"), IGNORED: _("Ignored")}
+
+
 @dataclass(frozen=True)
 class Lane:
     """One segment's row: its name, colour (0..1 each), and slice -> role. `selected` is the one being edited.
@@ -95,7 +100,8 @@ class SliceStrip:
 
     def describe(self, index: int) -> str:
         """What is known of a slice, as text."""
-        known = [f"{lane.name}: {lane.roles[index]}" for lane in self.lanes if index in lane.roles]
+        titles = roleTitles()
+        known = [f"{lane.name}: {titles[lane.roles[index]]}" for lane in self.lanes if index in lane.roles]
         expected = [
             _("{name}: expected Dice {value}").format(name=lane.name, value=f"{lane.quality[index]:.2f}")
             for lane in self.lanes

@@ -3,8 +3,14 @@
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 ALIGNED = 0.75  # cosine of the angle within which a view looks along an axis
+
+
+def planeTitles():
+    """What slices are called by their orientation, see `LabelPropLib.slices.anatomical_plane`."""
+    return {"axial": _("Axial"), "coronal": _("Coronal"), "sagittal": _("Sagittal")}
 
 
 class SliceAxis:

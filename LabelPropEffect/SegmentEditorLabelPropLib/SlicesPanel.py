@@ -21,8 +21,8 @@ from LabelPropLib.slices import (
     survey,
 )
 
-from .SliceStrip import ABSENT, COMPLETE, IGNORED, ROLES, SCRIBBLE, Lane, SliceStrip, roleIcon
-from .SliceViews import SliceAxis, sliceNodes
+from .SliceStrip import ABSENT, COMPLETE, IGNORED, ROLES, SCRIBBLE, Lane, SliceStrip, roleIcon, roleTitles
+from .SliceViews import SliceAxis, planeTitles, sliceNodes
 
 REFRESH_DELAY_MS = 50  # a brush stroke and a scroll come as many events
 
@@ -360,7 +360,7 @@ class SlicesPanel(VTKObservationMixin):
         scribbled = {index for slices in self.overview.roles.values() for index in slices if slices[index] == SCRIBBLE}
         parts = [
             _("{plane} slices ({axis})").format(
-                plane=self.planes()[AXIS_NAMES[self.overview.axis]].capitalize(), axis=AXIS_NAMES[self.overview.axis]
+                plane=planeTitles()[self.planes()[AXIS_NAMES[self.overview.axis]]], axis=AXIS_NAMES[self.overview.axis]
             ),
             _("{count} complete").format(count=len(drawn)),
         ]
@@ -398,7 +398,6 @@ class SlicesPanel(VTKObservationMixin):
         return button
 
     def _roleButton(self, role):
-        titles = {COMPLETE: _("Complete"), SCRIBBLE: _("Scribble"), ABSENT: _("Absent"), IGNORED: _("Ignore")}
         toolTips = {
             COMPLETE: _("The selected segment is drawn completely on this slice: these voxels and no others."),
             SCRIBBLE: _("What is drawn of the selected segment on this slice is a hint only: there may be more of it."),
@@ -407,7 +406,7 @@ class SlicesPanel(VTKObservationMixin):
         }
         button = qt.QToolButton()
         button.objectName = f"SegmentEditorLabelProp{role.capitalize()}"
-        button.text = titles[role]
+        button.text = roleTitles()[role]
         button.setToolTip(toolTips[role])
         button.setCheckable(True)
         button.setToolButtonStyle(qt.Qt.ToolButtonTextBesideIcon)

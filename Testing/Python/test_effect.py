@@ -521,7 +521,7 @@ def test_strip_finds_marks_and_slices():
     assert strip.sliceAt(strip._x(20) + 4) == 20
     assert strip.sliceAt(strip._x(60)) == 60
     assert (strip.sliceAt(-50), strip.sliceAt(900)) == (10, 209)
-    assert strip.describe(100) == "Slice 100\na: absent"
+    assert strip.describe(100) == "Slice 100\na: Absent"
     QtTest.QTest.mouseClick(strip.widget, qt.Qt.LeftButton, pos=qt.QPoint(strip._x(100) + 2, 10))
     assert chosen == [100]
 

@@ -632,7 +632,15 @@ def test_panel_tells_what_failed(panel):
     panel._job.running = False
     panel._onFailed("memory", "There was not enough memory.")
     assert panel.ui.resultText.plainText == "There was not enough memory."
-    assert panel.ui.applyButton.text == "Apply"
+    assert panel.ui.applyButton.text == "Apply" and panel._collected is None
+
+
+def test_panel_holds_no_scan_when_nothing_runs(panel):
+    for end in (lambda: finish(panel), panel.onApplyButton):
+        panel.onApplyButton()
+        assert panel._job.running and panel._collected is not None
+        end()
+        assert not panel._job.running and panel._collected is None
 
 
 def test_panel_needs_a_volume_and_a_segmentation(panel):
