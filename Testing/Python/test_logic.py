@@ -74,8 +74,10 @@ def test_options_reach_the_pipeline(drawn, monkeypatch):
 
     monkeypatch.setattr("LabelPropLib.pipeline.propagate", propagate)
     LabelPropLogic().propagate(volume, node)
-    LabelPropLogic().propagate(volume, node, preset="fast", extrapolate=True, graphCut=False)
-    assert seen == [Settings(), Settings(preset="fast", extrapolate=True, graph_cut=False)]
+    options = {"registration": "instance", "fusion": "distance", "preset": "fast", "device": "cpu", "seed": 3}
+    options |= {"extrapolate": True, "directions": True, "checkpoint": "none"}
+    LabelPropLogic().propagate(volume, node, **options, graphCut=False)
+    assert seen == [Settings(), Settings(**options, graph_cut=False)]
 
 
 def test_chosen_segments(drawn, nearest_slice_engine):

@@ -457,6 +457,9 @@ def test_changes_are_noticed():
     draw(node, "left", masks["right"], volume)
     assert not collected.unchanged
     collected = scene.collect(volume, node)
+    node.SetAndObserveTransformNodeID(add_transform(shift(1, 0, 0)).GetID())
+    assert not collected.unchanged
+    collected = scene.collect(volume, node)
     slicer.mrmlScene.RemoveNode(node)
     assert not collected.unchanged
 
@@ -884,3 +887,9 @@ def test_atlas_under_a_warp():
             moved.SetAndObserveTransformNodeID(warp.GetID() if moved in warped else None)
         with pytest.raises(InputError, match="a transform that is not linear: harden it"):
             scene.collect(volume, node, atlases=[(atlas, drawn)])
+
+
+def test_a_label_value_of_background_is_no_label():
+    node = add_segmentation(add_scan(), drawn_masks())
+    node.GetSegmentation().GetSegment("left").SetLabelValue(0)
+    assert scene.choose_segments(node)[0] == {1: "left", 2: "right"}

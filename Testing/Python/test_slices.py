@@ -15,6 +15,7 @@ from LabelPropLib.annotation import find_axis
 from LabelPropLib.protection import protect
 from LabelPropLib.roles import Roles
 from LabelPropLib.slices import (
+    PROPAGATED_TAG,
     ExpectedQuality,
     anatomical_plane,
     background_segments,
@@ -322,3 +323,57 @@ def test_what_is_protected_is_not_changed(preview, current, others, locked, know
     assert result["a"][kept & ~locked].all()
     new = result["b"] & ~(others & ~current)
     assert not (new & np.roll(others, 1, axis=2)).any()
+
+
+def test_a_slice_that_was_moved_as_it_is_was_corrected(applied):
+    volume, node, mask = applied
+    mask[4] = np.roll(mask[4], 1, axis=1)
+    assert corrected_slices(volume, node, mask) == ([0, 4, 11], [])
+
+
+def test_a_correction_after_the_whole_segment_was_smoothed_is_read(applied):
+    volume, node, mask = applied
+    mask[1:11, 1, 1] = 0
+    assert corrected_slices(volume, node, mask) == ([0, 11], [])
+    mask[5, 4] = 1
+    assert corrected_slices(volume, node, mask) == ([0, 5, 11], [])
+
+
+def test_what_was_found_across_one_axis_says_nothing_across_another(applied):
+    volume, node, mask = applied
+    assert not notice_corrections(node, survey(volume, node, ["a"], "j"))
+    mask[5, 4] = 1
+    assert corrected_slices(volume, node, mask) == ([0, 5, 11], [])
+
+
+@pytest.mark.parametrize("text", ["", "k three", "k 3=4=5"])
+def test_a_damaged_tag_of_found_slices_says_nothing(applied, text):
+    volume, node, mask = applied
+    node.GetSegmentation().GetSegment("a").SetTag(PROPAGATED_TAG, text)
+    assert corrected_slices(volume, node, mask) == ([0, 11], [])
+
+
+def test_corrections_are_told(applied):
+    """The effect looks at the slices anew then."""
+    volume, node, mask = applied
+    assert not notice_corrections(node, survey(volume, node, ["a"]))
+    mask[5] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+    assert notice_corrections(node, survey(volume, node, ["a"]))
+    assert not notice_corrections(node, survey(volume, node, ["a"]))
+
+
+def test_roles_tell_the_axis_of_an_empty_segment():
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
+    segmentation = scene.add_segmentation_of_labels(np.zeros(SHAPE, np.uint8), volume, "s")
+    segmentation.GetSegmentation().AddEmptySegment("a", "a")
+    set_role(segmentation, "a", 2, "absent", [3])
+    assert survey(volume, segmentation, ["a"]).axis == 2
+
+
+def test_segments_that_overlap_keep_what_they_share_where_one_was_drawn():
+    """What was drawn before the preview was made takes nothing from what the preview gives the others."""
+    drawn, nothing = np.ones(SHAPE, bool), np.zeros(SHAPE, bool)
+    masks = {"a": drawn, "b": drawn}
+    written = protect(masks, {"a": drawn, "b": nothing}, 0, known={"a": [0], "b": ()}, scribbled={"a": (), "b": ()})
+    np.testing.assert_array_equal(written["b"], drawn)
