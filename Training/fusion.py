@@ -63,14 +63,15 @@ def main():
     ]
     choose_kernels()
     torch.manual_seed(options.seed)
-    networks = train(read(paths), options.epochs, np.random.default_rng(options.seed))
+    patches = read(paths)
+    networks = train(patches, options.epochs, np.random.default_rng(options.seed))
     metadata = {
         "kind": "fusion",
         "architecture": ARCHITECTURE,
         "preprocessing": PREPROCESSING,
         "training": {
             "data": sorted({volume_of(path) for path in paths}),
-            "patches": sum(len(torch.load(path, weights_only=True)["planes"]) for path in paths),
+            "patches": len(patches),
             "epochs": options.epochs,
         },
         "licence": "Apache-2.0; trained on volumes under BSD-3-Clause, MIT and Apache-2.0",

@@ -22,7 +22,7 @@ import SimpleITK as sitk
 import torch
 from synthetic_shapes import make_shapes
 
-from LabelPropLib.annotation import AXIS_NAMES, SparseAnnotation, annotate_from_label_volume
+from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.candidates import Arrivals, Chains, LabelPlanes, arrivals, far_ends, gaps
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.similarity import similarity_way
@@ -34,7 +34,7 @@ SIZE = 56  # of a patch, pixels
 SPAN = 44  # most planes of an episode
 EPISODES = 5  # of a stack
 PATCHES = 420  # of an episode
-PIXELS = 200  # along the longer side of a plane, as the preset 'balanced' has it
+PIXELS = 200  # along the longer side of a plane, with which the weights were made; the preset 'balanced' has 256 now
 COARSE = instance.Schedule(levels=(instance.Level(4, 60), instance.Level(2, 30)))
 FINE = instance.Schedule(levels=(instance.Level(1, 20, rate=0.1),))
 
@@ -135,7 +135,7 @@ def episode(image: np.ndarray, labels: np.ndarray, spacing: tuple, generator: np
     ends = far_ends(annotation, stack, planes)
     velocity = instance.register(stack.images, None, COARSE)
     velocity = instance.register(stack.images, ends, FINE, start=velocity)
-    truth = nearest_on_working_grid(labels, annotation, stack)
+    truth = nearest_on_working_grid(labels, stack)
     with torch.no_grad():
         chains = Chains(velocity, stack.images)
         found = []
@@ -154,7 +154,7 @@ def episode(image: np.ndarray, labels: np.ndarray, spacing: tuple, generator: np
         ]
 
 
-def nearest_on_working_grid(labels: np.ndarray, annotation: SparseAnnotation, stack: Stack) -> torch.Tensor:
+def nearest_on_working_grid(labels: np.ndarray, stack: Stack) -> torch.Tensor:
     """(Z, H, W) labels of the stack's planes on the working grid, nearest neighbour."""
     rows, columns = stack.box
     crop = labels[stack.first : stack.first + len(stack.images), rows, columns]
@@ -187,7 +187,7 @@ def patches_of_plane(
         for position, extent in zip(place.tolist(), score.shape):
             start = int(np.clip(position - generator.integers(8, SIZE - 8), 0, max(0, extent - SIZE)))
             window.append(slice(start, start + SIZE))
-        patches.append((*padded(raw[:, window[0], window[1]], right[window[0], window[1]], numbers),))
+        patches.append(padded(raw[:, window[0], window[1]], right[window[0], window[1]], numbers))
     return patches
 
 

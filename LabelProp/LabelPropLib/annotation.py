@@ -59,6 +59,7 @@ class SparseAnnotation:
     absent: label -> plane indices on which the label is known not to be.
     scribbles: label (or BACKGROUND) -> (N, 3) int, (k, j, i) indices of scribbled voxels, in any plane.
     missing: how labels missing on annotated planes were read, 'absent' or 'unknown'; for the report.
+    some_missing: whether there are such, on planes that the user has not marked for them.
     second_image: (K, J, I), another contrast of the same anatomy on the same grid, where there is one.
     atlases: finished volumes of other subjects.
 
@@ -72,6 +73,7 @@ class SparseAnnotation:
     absent: Mapping[int, frozenset[int]] = field(default_factory=dict)
     scribbles: Mapping[int, np.ndarray] = field(default_factory=dict)
     missing: str = "absent"
+    some_missing: bool = False
     second_image: np.ndarray | None = None
     atlases: tuple[AtlasVolume, ...] = ()
 
@@ -218,11 +220,9 @@ def annotate_from_planes(
     complete = {label: planes for label, planes in complete.items() if planes}
     there = frozenset(range(image.shape[axis]))
     marked = {label: there & set(planes) - set(complete.get(label, ())) for label, planes in (absent or {}).items()}
+    said = {label: marked.get(label, frozenset()) | frozenset((ignored or {}).get(label, ())) for label in complete}
     if missing == "auto":
-        unread = {
-            label: marked.get(label, frozenset()) | frozenset((ignored or {}).get(label, ())) for label in complete
-        }
-        missing = read_missing(complete, unread)
+        missing = read_missing(complete, said)
     annotated = frozenset().union(*complete.values())
     absences = {}
     for label, planes in complete.items():
@@ -236,6 +236,7 @@ def annotate_from_planes(
         absent=absences,
         scribbles=dict(scribbles or {}),
         missing=missing,
+        some_missing=any(annotated - set(planes) - said[label] for label, planes in complete.items()),
         second_image=None if second_image is None else intensities(second_image),
         atlases=tuple(atlases),
     )

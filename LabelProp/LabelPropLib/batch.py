@@ -127,15 +127,18 @@ def run(
     settings: without `uncertainty` and `suggestions`, for which there is no file. missing: see `annotate_from_masks`.
     jobs: how many rows at once, by default as many as there are processors for. scheduler: the address of a dask
     scheduler whose workers are to run them. say: told what happens, line by line.
-    Returns the results, doubtful ones first. Raises InputError if the table or the settings cannot be used, or a file
-    that is read or JSON of another program would be replaced; Cancelled by Ctrl+C.
+    Returns the results, doubtful ones first. Raises InputError if the table, the settings or their checkpoint cannot be
+    used, or a file that is read or JSON of another program would be replaced; Cancelled by Ctrl+C.
     """
     if settings.uncertainty or settings.suggestions > 1:
         raise InputError(
             "A batch writes neither maps of uncertainty nor lists of suggestions: leave both settings out."
         )
     if settings.checkpoint not in NAMED_CHECKPOINTS:
+        from .checkpoint import check_kind  # needs PyTorch
+
         settings = replace(settings, checkpoint=str(Path(settings.checkpoint).resolve()))  # workers are elsewhere
+        check_kind(settings.checkpoint, settings.networks)
     rows = read_table(table, say)
     folder = files.writable_folder(folder)
     all_jobs = {row.name: Job(row, folder.resolve(), settings, missing) for row in rows}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 
 from .errors import InputError
 from .files import replacing
-from .settings import AUTO, NONE
+from .settings import AUTO, NAMED_CHECKPOINTS, NONE
 
 FORMAT = "LabelProp checkpoint"
 VERSION = 1  # of the format; a reader takes this one and all before it
@@ -61,10 +61,23 @@ def load(path: Path, kind: str) -> tuple[Tensors, Metadata]:
     """
     tensors, metadata = read(Path(path))
     if metadata["kind"] != kind:
-        raise InputError(
-            f"{path}: weights for {metadata['kind']}, where those for {kind} are needed: give another checkpoint."
-        )
+        raise another_kind(path, metadata["kind"], kind)
     return tensors, metadata
+
+
+def check_kind(checkpoint: str, needed: Collection[str]):
+    """Raise InputError if a file is for another network than all those `needed`, if any are, or cannot be read.
+
+    checkpoint: as in `choose`. needed: kinds. A file for one of several is no mistake: it can hold only one.
+    """
+    kind = kind_of(checkpoint)
+    if kind is not None and needed and kind not in needed:
+        raise another_kind(checkpoint, kind, " or ".join(needed))
+
+
+def kind_of(checkpoint: str) -> str | None:
+    """The kind of network that a file is for, None where `checkpoint` names no file. Raises InputError, see `read`."""
+    return None if checkpoint in NAMED_CHECKPOINTS else read(checkpoint)[1]["kind"]
 
 
 def choose(checkpoint: str, kind: str) -> tuple[Tensors, Metadata] | None:
@@ -130,6 +143,11 @@ def read_plain(path: Path) -> dict:
     if not isinstance(content, dict):
         raise not_a_checkpoint(path)
     return content
+
+
+def another_kind(path: Path | str, kind: str, needed: str) -> InputError:
+    """What to raise for weights of a kind where those of another are needed."""
+    return InputError(f"{path}: weights for {kind}, where those for {needed} are needed: give another checkpoint.")
 
 
 def not_a_checkpoint(path: Path) -> InputError:

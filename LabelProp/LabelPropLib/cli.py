@@ -34,10 +34,15 @@ from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.provenance import provenance
-from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings
+from LabelPropLib.settings import DEVICES, FUSIONS, NAMED_CHECKPOINTS, PRESETS, REGISTRATIONS, Settings
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 ATLAS = ("image", "labels")
+DEVICE_HELP = "where to compute; auto: a GPU if there is one, else the processor"
+SEED_HELP = "of the random numbers; the same one, the same result (0)"
+MOST_STEPS = 0.25  # of neighbouring voxels of a label volume, see `files.share_of_steps`
+MOST_DRAWN = 0.75  # of the slices from the first drawn one to the last
+MOST_NAMED = 5  # labels in a line that sums up
 ALLOCATIONS = 50_000  # of objects between two searches for garbage
 
 
@@ -72,6 +77,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise InputError(f"{message} (see '{self.prog} --help')")
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As the base class; but a verb says itself what it does not know, so that its own help is pointed to."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
 
 
 def parser() -> Parser:
@@ -179,8 +191,20 @@ def add_settings(add: Callable):
         default=True,
         help="snap what a scribble corrects to edges of the image (default), or do not",
     )
-    add("--registration", choices=REGISTRATIONS, default="auto")
-    add("--fusion", choices=FUSIONS, default="auto")
+    add(
+        "--registration",
+        choices=REGISTRATIONS,
+        default="auto",
+        help="how slices are matched: optimised for this scan (instance, which is auto), by a network trained on this"
+        " scan (network), or by one as it comes (pretrained)",
+    )
+    add(
+        "--fusion",
+        choices=FUSIONS,
+        default="auto",
+        help="how what arrives at a slice is weighed; auto: for each label the best of deep, similarity and appearance"
+        " as far as hidden slices tell",
+    )
     add("--preset", choices=PRESETS, default="balanced", help="how much time to spend")
     add(
         "--checkpoint",
@@ -188,9 +212,9 @@ def add_settings(add: Callable):
         default="auto",
         help="weights to start from; auto: those that come with LabelProp",
     )
-    add("--device", choices=DEVICES, default="auto")
+    add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
     add("--memory", dest="memory_gb", metavar="GB", type=float, help="of memory to hold at most (all that is free)")
-    add("--seed", metavar="N", type=natural, default=0)
+    add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
 
 
 def add_training(verbs):
@@ -219,8 +243,8 @@ def add_training_options(add: Callable):
     """What `train` and `pretrain` share; `add` is a parser's `add_argument`."""
     add("-o", "--output", metavar="CHECKPOINT.pt", type=Path, required=True, help="weights to write; log and plot too")
     add("--checkpoint", metavar="FILE|auto|none", default="auto", help="weights to begin with; auto: LabelProp's own")
-    add("--device", choices=DEVICES, default="auto")
-    add("--seed", metavar="N", type=natural, default=0)
+    add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
+    add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
     add("--licence", metavar="TEXT", default="not stated", help="of the weights, kept with them")
 
 
@@ -240,18 +264,23 @@ def settings_of(options) -> Settings:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1. Raises ValueError."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    """A whole number from 1. Raises ArgumentTypeError."""
+    return whole_number(text, 1)
 
 
 def natural(text: str) -> int:
-    """A whole number from 0. Raises ValueError."""
-    number = int(text)
-    if number < 0:
-        raise ValueError
+    """A whole number from 0. Raises ArgumentTypeError."""
+    return whole_number(text, 0)
+
+
+def whole_number(text: str, least: int) -> int:
+    """The number in a text. Raises ArgumentTypeError with what to give instead."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = None
+    if number is None or number < least:
+        raise argparse.ArgumentTypeError(f"'{text}': give a whole number from {least}")
     return number
 
 
@@ -268,9 +297,9 @@ def batch(options) -> int:
         options.scheduler,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    failed = [result for result in results if result.failure]
-    for result in failed:
-        complain(f"{result.name}: {result.failure}")
+    failed = sum(bool(result.failure) for result in results)
+    if failed:
+        complain(f"{failed} of {len(results)} volumes failed, see above")
     return FAILED if failed else DONE
 
 
@@ -285,7 +314,7 @@ def train(options):
     collected, _ = collect(options)
     with shown_progress() as progress:
         train(collected.annotation, run, settings, options.licence, progress)
-    print(f"Written: {run.checkpoint}, log {run.log.name}.", file=sys.stderr)
+    say_written(run)
 
 
 def pretrain(options):
@@ -297,6 +326,8 @@ def pretrain(options):
     run = RunFiles(options.output)
     entries = dataset.read_table(options.table)
     run.check([options.table, *(path for entry in entries for path in (entry.image, entry.annotations) if path)])
+    if len({entry.image for entry in entries}) == 1:
+        print("There is one image only, so none to validate with: all steps are made.", file=sys.stderr)
     plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
     try:
         with shown_progress() as progress:
@@ -314,13 +345,21 @@ def pretrain(options):
         if run.state.exists():
             raise Cancelled(f"cancelled: the same command goes on from {run.state}") from error
         raise
+    say_written(run)
+
+
+def say_written(run):
+    """Say on stderr which files a training has left; run: `training_run.RunFiles`."""
+    plot = f", plot {run.plot.name}" if importlib.util.find_spec("matplotlib") else ""
+    print(f"Written: {run.checkpoint}, log {run.log.name}{plot}.", file=sys.stderr)
 
 
 def suggest(options):
     """labelprop suggest: propagate, write nothing of it, and say which slices to draw."""
     settings = replace(settings_of(options), suggestions=options.count)
-    inputs = (options.image, options.annotations, options.scribbles, options.second_image)
-    files.check_outputs(filter(None, [options.report]), filter(None, inputs))
+    if options.report:
+        files.check_suffix(options.report, (".json",))
+    files.check_outputs(filter(None, [options.report]), inputs_of(options))
 
     collected, _ = collect(options)
 
@@ -338,18 +377,48 @@ def suggest(options):
 
 
 def format_suggestions(report: dict) -> str:
-    """A line for each slice to draw, for the user."""
+    """What is expected, and a line for each slice to draw, for the user."""
+    return "\n".join([*format_mean(report), *format_slices(report)])
+
+
+def format_mean(report: dict) -> list[str]:
+    """For the user: the Dice that is expected over all."""
     mean = report["expected_mean_dice"]
-    lines = [] if mean is None else [f"Expected Dice on the slices that are not annotated: {mean:.3f}."]
+    return [] if mean is None else [f"Expected Dice on the slices that are not annotated: {mean:.3f}."]
+
+
+def format_weakest(report: dict) -> list[str]:
+    """For the user: the labels of the least expected Dice, each on its worst slice."""
+    worst = {
+        label: min((dice, int(plane)) for plane, dice in planes.items())
+        for label, planes in report["expected_dice"].items()
+        if min(planes.values(), default=1) < 1  # drawn slices have 1
+    }
+    chosen = sorted(worst, key=worst.get)[:MOST_NAMED]
+    said = ", ".join(f"{named(report, label)} {worst[label][0]:.3f} on slice {worst[label][1]}" for label in chosen)
+    return [f"Least for label {said}."] if worst else []
+
+
+def format_slices(report: dict, most: int | None = None) -> list[str]:
+    """For the user: a line for each slice to draw, with `most` of the labels on it, None for all."""
+    if report["expected_mean_dice"] is None and not any(np.diff(report["annotated_slices"]) > 1):
+        return ["No slice to suggest: none lies between annotated ones."]
     if not report["suggested_slices"]:
-        lines.append("No slice to suggest: none of those in between is likely to bear a label.")
+        return ["No slice to suggest: none of those in between is likely to bear a label."]
+    lines = []
     for suggested in report["suggested_slices"]:
-        labels = ", ".join(f"{label} ({report['segments'][str(label)]})" for label in suggested["labels"])
+        labels = ", ".join(named(report, label) for label in suggested["labels"][:most])
+        more = f" and {len(suggested['labels']) - most} more" if most and len(suggested["labels"]) > most else ""
         lines.append(
-            f"Slice {suggested['plane']} across {report['axis']}: expected Dice +{suggested['gain']:.4f} for"
-            f" {suggested['boundary_mm']:.0f} mm to trace, labels {labels}."
+            f"Slice {suggested['plane']} across {report['axis']}: expected Dice +{suggested['gain']:.4f} when drawn, of"
+            f" {suggested['boundary_mm']:.0f} mm to trace, labels {labels}{more}."
         )
-    return "\n".join(lines)
+    return lines
+
+
+def named(report: dict, label: int | str) -> str:
+    """The label and its segment's name, for the user."""
+    return f"{label} ({report['segments'][str(label)]})"
 
 
 def evaluate(options):
@@ -382,10 +451,17 @@ def propagate(options):
     made_of = provenance_of(options, settings)  # before they are read: they may be changed while this computes
     collected, label_type = collect(options)
     check_overlap(collected, options.output)
-    read = time.monotonic()
+    read = loaded = time.monotonic()
 
     with shown_progress() as progress:
-        propagation = logic.compute(collected, settings, progress)
+
+        def tell(fraction: float, message: str):
+            nonlocal loaded
+            if loaded == read:  # the first stage begins
+                loaded = time.monotonic()
+            progress(fraction, message)
+
+        propagation = logic.compute(collected, settings, tell)
     computed = time.monotonic()
 
     uncertainty_node = None
@@ -393,7 +469,8 @@ def propagate(options):
         uncertainty_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Uncertainty")
     direction_nodes = logic.addDirections(collected, propagation)
     report = logic.write(collected, propagation, uncertainty_node)
-    report["seconds"] = {"reading": round(read - started, 3), **report["seconds"]}
+    loading = {"reading": round(read - started, 3), "loading": round(loaded - read, 3)}
+    report["seconds"] = {**loading, **report["seconds"]}
     report["made_of"] = made_of
     segmentation_nodes = {options.output: collected.segmentation_node}
     segmentation_nodes |= {path: direction_nodes[name] for name, path in directions.items()}
@@ -401,6 +478,8 @@ def propagate(options):
 
     now = time.monotonic()
     summarise(collected.annotation, report, writing=now - computed, total=now - started)
+    written = (*segmentation_nodes, options.uncertainty, options.picture, options.report)
+    print(f"Written: {', '.join(map(str, filter(None, written)))}.", file=sys.stderr)
 
 
 def provenance_of(options, settings: Settings) -> dict | None:
@@ -421,12 +500,20 @@ def check_outputs(options) -> dict[str, Path]:
         files.check_suffix(options.picture, (".png",))
         if importlib.util.find_spec("matplotlib") is None:
             raise InputError("A picture needs matplotlib, which is not installed: pip install matplotlib.")
+    if options.report:
+        files.check_suffix(options.report, (".json",))
     names = ("up", "down") if options.directions else ()
     directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
     outputs = (options.output, *directions.values(), options.uncertainty, options.picture, options.report)
-    inputs = (options.image, options.annotations, options.scribbles, options.second_image, *sum(options.atlases, []))
-    files.check_outputs(filter(None, outputs), filter(None, inputs))
+    files.check_outputs(filter(None, outputs), inputs_of(options))
     return directions
+
+
+def inputs_of(options) -> list[Path]:
+    """All files that the job reads."""
+    weights = [] if options.checkpoint in NAMED_CHECKPOINTS else [Path(options.checkpoint)]
+    images = (options.image, options.annotations, options.scribbles, options.second_image)
+    return [*filter(None, images), *sum(options.atlases, []), *weights]
 
 
 def collect(options):
@@ -468,14 +555,42 @@ def read_inputs(options):
 
 def add_segmentation(path: Path, volume_node, grid: files.Grid, image_path: Path):
     """The segmentation node of a .seg.nrrd file, or a label volume on the image's grid; the type for label values."""
+    import slicer
+
     from LabelPropLib import scene
 
+    check_not_the_same(path, image_path)
     if files.is_segmentation(path):
         node = load_segmentation(path)
         segment_ids, _ = scene.choose_segments(node)
         return node, np.promote_types(np.uint16, np.min_scalar_type(max(segment_ids, default=0)))
     labels = read_labels(path, grid, image_path)
+    check_not_swapped(labels, path, slicer.util.arrayFromVolume(volume_node), image_path)
     return scene.add_segmentation_of_labels(labels, volume_node, path.name), labels.dtype
+
+
+def check_not_the_same(labels_path: Path, image_path: Path):
+    """Raise InputError if a scan was given as its own annotations."""
+    if labels_path.resolve() == image_path.resolve():
+        raise InputError(
+            f"{labels_path} was given as the scan and as its labels: give the scan first, then the labels."
+        )
+
+
+def check_not_swapped(labels: np.ndarray, labels_path: Path, image: np.ndarray, image_path: Path):
+    """Raise InputError if the labels fill all slices and vary from voxel to voxel, and the image does not vary so."""
+    steps = files.share_of_steps(labels)
+    if steps > MOST_STEPS and files.share_of_steps(image) < steps / 2 and fills_slices(labels):
+        raise InputError(
+            f"{image_path} and {labels_path} look swapped, for in the latter {steps:.0%} of neighbouring voxels differ,"
+            " as in a scan: give the scan first, then the labels."
+        )
+
+
+def fills_slices(labels: np.ndarray) -> bool:
+    """Whether along every axis several slices bear a label, and hardly any is left out from the first to the last."""
+    borne = [np.flatnonzero(labels.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return all(len(planes) > max(1, MOST_DRAWN * (planes[-1] - planes[0] + 1)) for planes in borne)
 
 
 def load_segmentation(path: Path):
@@ -552,15 +667,17 @@ def write_outputs(
 
 
 def summarise(annotation, report: dict, **more_seconds: float):
-    """Say on stderr what was done, in how much time and memory."""
+    """Say on stderr what was done, how good it is expected to be, and in how much time and memory it was done."""
     slices = ", ".join(map(str, annotation.planes))
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in {**report["seconds"], **more_seconds}.items())
     lines = [
         *report["messages"],
         f"Labels {', '.join(map(str, annotation.labels))}: {annotation.plane_count} slices across"
         f" {AXIS_NAMES[annotation.axis]}, annotated on {slices}.",
-        f"Time: {stages}.",
     ]
+    if report["expected_mean_dice"] is not None:
+        lines += [*format_mean(report), *format_weakest(report), *format_slices(report, MOST_NAMED)]
+    lines.append(f"Time: {stages}.")
     if report["peak_memory_gb"] is not None:
         lines.append(f"Peak memory: {report['peak_memory_gb']:.2f} GB.")
     print("\n".join(lines), file=sys.stderr)

@@ -120,7 +120,8 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
     axis, annotated = coarsest_axis(spacing), []
     if annotations is not None:
         axis, annotated = annotated_slices(read_on_grid(annotations))
-    scores = score_labels(read_on_grid(prediction), reference_labels, spacing, axis, annotated)
+    predicted = read_on_grid(prediction)
+    scores = score_labels(predicted, reference_labels, spacing, axis, annotated)
     if not scores:
         raise InputError(
             f"{reference}: no label has {FEWEST_VOXELS} voxels or more on the slices to be scored, so there is nothing"
@@ -133,6 +134,9 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
     unscored = sorted(set(np.unique(reference_labels).tolist()) - set(scores) - {0})
     if unscored:
         print(f"Not scored, under {FEWEST_VOXELS} voxels there: label {', '.join(map(str, unscored))}.")
+    unknown = np.setdiff1d(predicted, reference_labels)
+    if unknown.any():
+        print(f"Not scored, in {prediction} only: label {', '.join(map(str, unknown[unknown != 0]))}.")
 
 
 def annotated_slices(annotations: np.ndarray) -> tuple[int, list[int]]:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import struct
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,8 @@ SEGMENTATION_SUFFIX = ".seg.nrrd"
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file each, that keep the place in space and any label
 LARGEST_LABEL = 2**31 - 1  # of a segment in Slicer
 GRID_TOLERANCE = 0.1  # voxels by which two volumes on one grid may lie apart: headers are rounded
+NIFTI_HEADER_LENGTHS = (348, 540)
+NIFTI_FLOATS = {"16": "f4", "64": "f8"}  # data types of NIfTI that may hold NaN -> as numpy names them
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -73,8 +76,8 @@ def read_labels(path: Path) -> sitk.Image:
     whole = labels.dtype.kind in "iu" or (labels % 1 == 0).all()
     if not (lowest >= 0 and highest <= LARGEST_LABEL and whole):
         raise InputError(
-            f"{path}: values from {lowest:g} to {highest:g} that are no labels: give a volume of whole numbers from 0"
-            f" (not annotated) to {LARGEST_LABEL}."
+            f"{path}: values from {lowest:g} to {highest:g} that are no labels, but perhaps a scan's: give in its place"
+            f" a volume of whole numbers from 0 (not annotated) to {LARGEST_LABEL}."
         )
     if labels.dtype.kind in "iu":
         return image
@@ -95,7 +98,7 @@ def check_readable(path: Path):
         with path.open("rb"):
             reader.ReadImageInformation()
         if reader.HasMetaDataKey("vox_offset"):
-            check_nifti_is_whole(path, reader)
+            check_nifti_voxels(path, reader)
     except PermissionError as error:
         raise InputError(f"{path}: you may not read this file: change its permissions.") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -104,21 +107,52 @@ def check_readable(path: Path):
         raise InputError(f"{path}: not an image that ITK can read: give {', '.join(VOLUME_SUFFIXES)}.") from error
 
 
-def check_nifti_is_whole(path: Path, header: sitk.ImageFileReader):
-    """Raise EOFError, BadGzipFile or zlib.error if the end is missing, which ITK would fill up with zeros, silently.
+def check_nifti_voxels(path: Path, header: sitk.ImageFileReader):
+    """Raise where ITK would silently put zeros: for voxels that are NaN or infinite, and those of a missing end.
 
     Of a pair of files, x.hdr and x.img, the second is looked at, in which the voxels are.
+    Raises InputError for the former, EOFError, BadGzipFile or zlib.error for the latter.
     """
     count = math.prod(int(header.GetMetaData(f"dim[{n}]")) for n in range(1, 1 + int(header.GetMetaData("dim[0]"))))
-    missing = float(header.GetMetaData("vox_offset")) + count * int(header.GetMetaData("bitpix")) // 8
+    missing = count * int(header.GetMetaData("bitpix")) // 8
+    number = np.dtype(nifti_byte_order(path) + NIFTI_FLOATS.get(header.GetMetaData("datatype"), "u1"))
     pair = re.fullmatch(r"(.*)\.hdr(\.gz)?", path.name, re.IGNORECASE)
     if pair:
         path = next((p for p in (path.with_name(pair[1] + end) for end in (".img", ".img.gz")) if p.is_file()), path)
-    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
+    unusable = 0
+    with open_unpacked(path) as stream:
+        stream.read(int(float(header.GetMetaData("vox_offset"))))
         while block := stream.read(2**20):
+            if number.kind == "f" and missing > 0:
+                values = np.frombuffer(block, number, min(len(block), missing) // number.itemsize)
+                unusable += np.count_nonzero(~np.isfinite(values))
             missing -= len(block)
     if missing > 0:
         raise EOFError
+    if unusable:
+        raise InputError(f"{path}: {unusable} voxels that are NaN or infinite: replace them by a number first.")
+
+
+def nifti_byte_order(path: Path) -> str:
+    """'<' or '>', as the header's first number, its own length, tells."""
+    with open_unpacked(path) as stream:
+        (length,) = struct.unpack("<i", stream.read(4))
+    return "<" if length in NIFTI_HEADER_LENGTHS else ">"
+
+
+def open_unpacked(path: Path):
+    """The file as a binary stream to read, unpacked if it is packed."""
+    return (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb")
+
+
+def share_of_steps(voxels: np.ndarray) -> float:
+    """Of neighbours along the last axis of (K, J, I), neither of them 0, the share that differ; 0 if there are none.
+
+    In scans 0.3 to 1, in label volumes up to 0.1 (of 20 each).
+    """
+    first, second = voxels[..., :-1], voxels[..., 1:]
+    borne = (first != 0) & (second != 0)
+    return np.count_nonzero(borne & (first != second)) / max(1, np.count_nonzero(borne))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,12 @@ from .evaluation import dice
 from .propagation import Propagation
 
 PAPER, INK, QUIET = "#0e1116", "#f2f4f8", "#9aa4b2"
-DRAWN, FOUND, TRUTH = "#ffd166", "#4cc9f0", "#ffffff"
+DRAWN, TRUTH = "#ffd166", "#ffffff"
 ROWS, COLUMNS = 2, 4  # of slices
 SIDE = 1.2  # width of the view from the side, in columns
 MARGIN = 12  # mm around the labels
+EXPECTED = 0.18  # of a small picture, for what is expected of its slice
+NAMED, LONGEST = 4, 18  # labels that are named there, and letters of a name
 GOLDEN = 0.618034  # of a turn from hue to hue: any number of colours, all apart
 
 Colour = tuple[float, float, float]
@@ -97,19 +99,25 @@ def save_picture(
 
 
 def save_doubtful_slice(path: str | os.PathLike, annotation: SparseAnnotation, propagation: Propagation):
-    """Write a small square picture (.png) of the slice that needs a look most, with the outlines found on it."""
+    """Write a small square picture (.png) of the slice that needs a look most, with the outlines found on it.
+
+    On it the Dice that is expected there, the mean and that of the labels for which it is least.
+    """
     found = np.max(propagation.label_maps, axis=0)
     index = most_doubtful_slice(propagation.report, found, annotation.axis, annotation.planes)
+    expected = expected_on_slices(propagation.report).get(index, {})
     colours = {label: colour(n) for n, label in enumerate(annotation.labels)}
     box = box_in_plane(found, annotation.spacing, annotation.axis)
     plane = np.take(annotation.image, index, annotation.axis)[box]
     low, high = np.percentile(plane, (1, 99.5))
     stack = Stack(annotation.image, annotation.spacing, annotation.axis, (float(low), float(high)), colours)
     figure = Figure(figsize=(2.56, 2.56), facecolor=PAPER, dpi=100)
-    panel = figure.add_axes((0, 0, 1, 1))
+    bottom = EXPECTED if expected else 0.0
+    panel = figure.add_axes((0, bottom, 1, 1 - bottom))
     for label_map in propagation.label_maps:
         draw_slice(panel, stack, index, box, label_map, None)
     annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", index in annotation.planes, None)
+    draw_expected(figure, colours, propagation.report.get("segments", {}), expected)
     figure.savefig(path, facecolor=PAPER)
 
 
@@ -118,14 +126,20 @@ def most_doubtful_slice(report: Mapping, found: np.ndarray, axis: int, drawn: Se
 
     Without expectations in the report: of the slices that bear a label, one that is furthest from the drawn ones.
     """
-    expected: dict[int, list[float]] = {}
-    for slices in report.get("expected_dice", {}).values():
-        for index, value in slices.items():
-            expected.setdefault(int(index), []).append(value)
+    expected = expected_on_slices(report)
     if expected:
-        return min(expected, key=lambda index: np.mean(expected[index]))
+        return min(expected, key=lambda index: np.mean(list(expected[index].values())))
     borne = np.flatnonzero(np.moveaxis(found, axis, 0).any(axis=(1, 2)))
     return int(max(borne, key=lambda index: min(abs(index - other) for other in drawn)))
+
+
+def expected_on_slices(report: Mapping) -> dict[int, dict[int, float]]:
+    """Slice -> label -> Dice that is expected, empty without expectations in the report."""
+    expected: dict[int, dict[int, float]] = {}
+    for label, slices in report.get("expected_dice", {}).items():
+        for index, value in slices.items():
+            expected.setdefault(int(index), {})[int(label)] = value
+    return expected
 
 
 def colour(n: int) -> Colour:
@@ -245,7 +259,7 @@ def draw_legends(figure: Figure, colours: Mapping[int, Colour], names: Mapping[i
     style = {"frameon": False, "labelcolor": INK, "handlelength": 1.4, "columnspacing": 1.8, "borderpad": 0}
     lines = [
         Line2D([], [], color=DRAWN, linewidth=3, label="drawn"),
-        Line2D([], [], color=FOUND, linewidth=2, label="found"),
+        Line2D([], [], color=QUIET, linewidth=2, label="found, in its label's colour"),
     ]
     if with_truth:
         lines.append(Line2D([], [], color=TRUTH, linewidth=1.1, label="truth, where it differs"))
@@ -257,3 +271,20 @@ def draw_legends(figure: Figure, colours: Mapping[int, Colour], names: Mapping[i
         by_column = [patch for column in range(columns) for patch in patches[column::columns]]
         bottom = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.015), "ncols": columns, "fontsize": 10}
         figure.legend(handles=by_column, **bottom, **style)
+
+
+def draw_expected(
+    figure: Figure, colours: Mapping[int, Colour], names: Mapping[str, str], expected: Mapping[int, float]
+):
+    """Below the slice, the expected Dice on the slice: its mean, and the least ones; names: label as text -> name."""
+    lines = []
+    for label in sorted(expected, key=expected.get)[:NAMED]:
+        name = names.get(str(label), str(label))
+        name = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+        lines.append(Line2D([], [], color=colours[label], linewidth=2, label=f"{name} {expected[label]:.2f}"))
+    if lines:
+        title = f"expected Dice {np.mean(list(expected.values())):.3f}"
+        look = {"frameon": False, "labelcolor": INK, "fontsize": 6.5, "title_fontsize": 8}
+        space = {"handlelength": 1, "borderpad": 0.3, "borderaxespad": 0.2, "columnspacing": 1, "labelspacing": 0.2}
+        legend = figure.legend(handles=lines, loc="lower left", ncols=2, title=title, **look, **space)
+        legend.get_title().set_color(INK)

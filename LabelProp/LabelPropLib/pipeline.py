@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from . import atlases, confidence, planner, scribbles, suggestion
+from . import atlases, checkpoint, confidence, planner, scribbles, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains, LabelPlanes, far_ends
 from .clock import Clock, Progress
@@ -69,6 +69,7 @@ def compute(
 ) -> Propagation:
     """`propagate` by a plan. Raises what `is_out_of_memory` knows where there is not enough."""
     device = plan.device
+    checkpoint.check_kind(settings.checkpoint, settings.networks)
     network = load_network(settings.checkpoint)
     networks = deep.load(settings.checkpoint, settings.fusion == DEEP, device)
     effort = EFFORTS[settings.preset]
@@ -239,12 +240,13 @@ def messages(
     weights: (C,) of mean 1, of the images.
     """
     said = []
-    if len(annotation.labels) > 1:
+    if annotation.some_missing:
         reading = {
             "absent": "Labels missing on an annotated slice are read as absent there.",
             "unknown": "Labels missing on an annotated slice are read as not drawn there (unknown).",
         }
         said.append(reading[annotation.missing])
+    said += unused_weights(settings)
     only, last = annotation.planes[0], annotation.planes[-1]
     if not settings.extrapolate and only == last and scribbled_range(annotation, (only, last)) == (only, last):
         said.append(
@@ -260,3 +262,14 @@ def messages(
             " neighbouring slices were registered again."
         )
     return said
+
+
+def unused_weights(settings: Settings) -> list[str]:
+    """For the user: that the file of weights makes no difference to the registration or fusion that was chosen."""
+    kind = checkpoint.kind_of(settings.checkpoint)
+    users = {"registration": ("network", "pretrained"), "fusion": ("auto", "deep")}
+    if kind is None or getattr(settings, kind) in users[kind]:
+        return []
+    chosen = "instance" if settings.registration == "auto" and kind == "registration" else getattr(settings, kind)
+    choices = " or ".join(users[kind])
+    return [f"The weights of {settings.checkpoint} are not used by the {kind} '{chosen}': choose {choices}."]

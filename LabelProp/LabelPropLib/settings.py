@@ -56,8 +56,17 @@ class Settings:
         if self.memory_gb is not None and not self.memory_gb > 0:
             raise InputError(f"A limit of {self.memory_gb:g} GB of memory: give a number above 0.")
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Kinds of the networks (see `checkpoint.KINDS`) that are asked for by name."""
+        registration = ("registration",) if self.registration in ("network", "pretrained") else ()
+        return (*registration, "fusion") if self.fusion == "deep" else registration
+
     def arguments(self) -> Iterator[str]:
-        """What is not the default, as arguments of `labelprop propagate`."""
+        """What is not the default, as arguments of `labelprop propagate`.
+
+        For settings without `uncertainty`, for which that wants a file, and `suggestions`, which it does not know.
+        """
         for field in fields(self):
             value = getattr(self, field.name)
             if value != field.default:

@@ -23,10 +23,12 @@ def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) ->
     """The records of a table, with the cells of `columns`, and the names of its other columns.
 
     Case of the columns' names and blanks around cells do not matter. Raises InputError if the file is no such table,
-    has no record, or none of the columns that are required.
+    has no record, or lacks one of the columns that are required.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file: check the path.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a table ({error}): give a CSV file in UTF-8.") from error
     head = text.partition("\n")[0]

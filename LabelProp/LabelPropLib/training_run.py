@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from .preprocessing import prepare
 from .provenance import identify
 from .registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, weights
 from .registration.training import FROM_SCRATCH, course_for, fit
-from .registration_weights import load_network, save_network
+from .registration_weights import KIND, load_network, save_network
 from .settings import NAMED_CHECKPOINTS, Settings
 
 SUFFIX = ".pt"
@@ -76,14 +77,21 @@ class RunFiles:
 def train(annotation: SparseAnnotation, run: RunFiles, settings: Settings, licence: str, progress: Progress):
     """Train the network on one scan as `propagate` does with the registration 'network', and keep it.
 
-    On the scan alone: weights that are kept are of networks that look at one image. Raises InputError.
+    On the scan alone: weights that are kept are of networks that look at one image. Raises InputError, among others
+    where no two neighbouring slices lie between drawn ones.
     """
     annotation = replace(annotation, second_image=None)
     device = choose_device(settings.device)
-    start = load_network(settings.checkpoint)
+    checkpoint.check_kind(settings.checkpoint, [KIND])
+    start, origin = load_network(settings.checkpoint), origin_of(settings.checkpoint)
     losses: list[float] = []
     with threads(thread_count()):
         stack = prepare(annotation, EFFORTS[settings.preset].pixels, device=device)
+        if len(stack.images) < 2:
+            raise InputError(
+                f"Only slice {annotation.planes[0]} is annotated, so there are no neighbouring slices to train on:"
+                " annotate a second slice, some slices away."
+            )
         ends = far_ends(annotation, stack, LabelPlanes(annotation, stack))
         network = fit(
             stack.images,
@@ -99,7 +107,7 @@ def train(annotation: SparseAnnotation, run: RunFiles, settings: Settings, licen
         "slices": len(stack.images),
         "annotated_slices": len(annotation.planes),
         "steps": len(losses),
-        "start": settings.checkpoint,
+        "start": origin,
         "seed": settings.seed,
     }
     save_network(run.checkpoint, weights(network), summary, licence)
@@ -125,7 +133,8 @@ def pretrain(
     every process takes part, and the first one writes. Raises InputError.
     """
     with processes(device) as (rank, device), threads(thread_count()):
-        network = load_network(start)
+        checkpoint.check_kind(start, [KIND])
+        network, origin = load_network(start), origin_of(start)
         description = describe(entries, plan, sampling, start)
         state = from_first(lambda: read_state(run.state, description), rank)
         training, validation = load_volumes(entries, plan.seed, progress)
@@ -137,12 +146,20 @@ def pretrain(
             if rank == 0:
                 write_state(run, {"description": description, **pretraining.state()})
         if rank == 0:
-            summary = summarise(pretraining, training, validation, start)
+            summary = summarise(pretraining, training, validation, origin)
             save_network(run.checkpoint, pretraining.best, summary, licence, half)
             write_log(pretraining.progress.log, run.log)
             plot_log(pretraining.progress.log, run.plot)
             run.state.unlink()
     return pretraining
+
+
+def origin_of(start: str) -> str | dict[str, str]:
+    """The weights to begin with, for metadata that others may read: of a file its name and its content's digest."""
+    if start in NAMED_CHECKPOINTS:
+        return start
+    path = Path(start)
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def describe(entries: Sequence[Entry], plan: Plan, sampling: Sampling, start: str) -> dict[str, Any]:
@@ -207,20 +224,24 @@ def training_message(pretraining: Pretraining) -> str:
     if not pretraining.progress.log:
         return "Training"
     last = pretraining.progress.log[-1]
-    return f"Step {last['step']}: loss {last['training_loss']:.4f}, validation {last['validation_loss']:.4f}"
+    validation = "" if math.isnan(last["validation_loss"]) else f", validation {last['validation_loss']:.4f}"
+    return f"Step {last['step']}: loss {last['training_loss']:.4f}{validation}"
 
 
 def summarise(
-    pretraining: Pretraining, training: list[TrainingVolume], validation: list[TrainingVolume], start: str
+    pretraining: Pretraining,
+    training: list[TrainingVolume],
+    validation: list[TrainingVolume],
+    origin: str | dict[str, str],
 ) -> dict[str, Any]:
-    """For the metadata of the checkpoint."""
+    """For the metadata of the checkpoint; origin: see `origin_of`."""
     return {
         "scans": len(training),
         "annotated_scans": sum(volume.labels is not None for volume in training),
         "slices": sum(len(volume.images) for volume in training),
         "names": [volume.name for volume in training],
         "validation_names": [volume.name for volume in validation],
-        "start": start,
+        "start": origin,
         "steps": pretraining.progress.step,
         "processes": pretraining.processes,
         "best_step": pretraining.progress.best_step,

@@ -58,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a propagation: Dice by label on the slices to be scored, and the slice that is suggested."""
+    """Of a propagation: mean Dice of the labels on the slices to be scored, and the slice that is suggested."""
 
     dice: float
     suggested: int | None

@@ -196,8 +196,7 @@ def propagate(scan: Scan, count: int, preset: str) -> Run:
 
     def keep_gaps(annotation, stack, evidence, label_maps, factors):
         expected = assess(annotation, stack, evidence, label_maps, factors)
-        for seen, stretch in zip(evidence, expected.stretches, strict=True):
-            gaps.append(compare_gap(scan, label_maps, seen, stretch))
+        gaps.extend(compare_gap(scan, label_maps, seen) for seen in evidence)
         return expected
 
     with standing_in(confidence, "scales", keep_hidden), standing_in(confidence, "assess", keep_gaps):
@@ -216,7 +215,7 @@ def standing_in(module: ModuleType, name: str, value: object):
         setattr(module, name, original)
 
 
-def compare_gap(scan: Scan, label_maps: Sequence[np.ndarray], seen: Evidence, stretch: confidence.Stretch) -> Gap:
+def compare_gap(scan: Scan, label_maps: Sequence[np.ndarray], seen: Evidence) -> Gap:
     """What was found of a label in a gap, and how good it is."""
     planes = list(seen.planes)
     found = np.any([label_map[planes] == seen.label for label_map in label_maps], axis=0)
@@ -523,10 +522,18 @@ def plot(pairs: Sequence[Pair], voxels: np.ndarray, path: Path):
     by_pair.plot(*np.transpose(middles), color="black", marker="o", markersize=4, label="mean of a twelfth")
     by_pair.set(xlabel="expected Dice, anatomy held out", ylabel="true Dice", title="A label on a slice")
     means = case_means(pairs)
-    for case, (_, expected, measured) in means.items():
+    ranked = sorted(means, key=lambda case: means[case][2])
+    for height, case in zip(np.linspace(0.02, 0.98, len(ranked)), ranked, strict=True):
+        _, expected, measured = means[case]
         by_case.plot(expected, measured, "o", color="#1d6fb8", markersize=5)
         by_case.annotate(
-            case.rpartition("-k")[0], (expected, measured), (4, -3), textcoords="offset points", fontsize=7
+            case.rpartition("-k")[0],
+            (expected, measured),
+            (1.03, height),  # beside the panel, where names do not lie on each other
+            textcoords="axes fraction",
+            va="center",
+            fontsize=7,
+            arrowprops={"arrowstyle": "-", "color": "#9aa4b2", "linewidth": 0.6},
         )
     by_case.set(xlabel="mean expected Dice, anatomy held out", ylabel="mean true Dice", title="A volume")
     used = voxels[:, 2] > 50

@@ -110,7 +110,7 @@ def run_process(method: Method, case: Case, prediction: Path) -> Cost:
         stages = json.loads(report.read_text())["seconds"]
     if method.text == ORACLE:
         take_what_is_right(case, prediction)
-    seconds = sum(seconds for stage, seconds in stages.items() if stage != "reading")
+    seconds = sum(seconds for stage, seconds in stages.items() if stage not in ("reading", "loading"))
     return Cost(seconds, process_seconds, usage.ru_maxrss / MAXRSS_PER_GB)
 
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from methods import Cost, Method
 
 CLEARLY = 0.005  # Dice by which a case has to be below the better baseline to count as worse
-LINES = {"nearest": ("#9aa4b2", "--"), "fill": ("#f4a261", "--")}
-OWN_COLOURS = ("#1d6fb8", "#2a9d8f", "#8e44ad", "#d1495b")
+LINES = {"nearest": ("#9aa4b2", "--", 1.4), "fill": ("#f4a261", "--", 1.4)}  # colour, dashes, width
+OWN_LINES = (("#6fb1ea", "-", 5), ("#14532d", "-", 1.4), ("#8e44ad", "-", 2.2), ("#d1495b", "-", 1.4))
 
 
 @dataclass(frozen=True)
@@ -200,10 +200,10 @@ def plot_slices(rows: list[Row], methods: list[Method], path: Path):
     lines = -(-len(volumes) // columns)
     figure = Figure(figsize=(2.9 * columns, 2.4 * lines + 0.5), layout="constrained", dpi=110)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    own_colours = iter(OWN_COLOURS)
-    styles = [LINES.get(method.text) or (next(own_colours), "-") for method in methods]
+    own_lines = iter(OWN_LINES)
+    styles = [LINES.get(method.text) or next(own_lines) for method in methods]
     for panel, volume in zip(panels, volumes):
-        for method, (colour, dashes) in zip(methods, styles):
+        for method, (colour, dashes, width) in zip(methods, styles):
             own = [row for row in rows if (row.volume, row.method) == (volume, method.text)]
             panel.plot(
                 [row.slice_count for row in own],
@@ -212,7 +212,7 @@ def plot_slices(rows: list[Row], methods: list[Method], path: Path):
                 linestyle=dashes,
                 marker="o",
                 markersize=3.5,
-                linewidth=1.4 if method.is_baseline else 2.2,
+                linewidth=width,
                 label=method.title,
             )
         panel.set_title(volume, fontsize=10)

@@ -136,5 +136,8 @@ def propagate_nearest(annotation, settings, progress=None, is_cancelled=None):
             "seconds": {"copying": 0.0},
             "messages": [],
             "peak_memory_gb": 0.5,
+            "expected_dice": {},
+            "expected_mean_dice": None,
+            "suggested_slices": [],
         },
     )

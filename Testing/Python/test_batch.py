@@ -20,6 +20,7 @@ import SimpleITK as sitk
 from samples import SHAPE, STRAIGHT, drawn_masks, label_volume, noise
 
 from LabelPropLib import batch, cli, commands, files, overview
+from LabelPropLib.checkpoint import SHIPPED_FOLDER
 from LabelPropLib.commands import Ended
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.overview import Result
@@ -176,8 +177,9 @@ def test_a_failure_is_named_and_the_others_go_on(table, tmp_path, in_this_proces
     image.write_bytes(image.read_bytes()[:300])
     assert run(table, tmp_path) == 1
     assert in_this_process == list(NAMES)
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1] == "labelprop: two: what it said"
+    said = capsys.readouterr().err
+    assert said.count("two: failed: what it said") == said.count("what it said") == 1
+    assert said.splitlines()[-1] == "labelprop: 1 of 3 volumes failed, see above"
     assert sorted(path.name for path in tmp_path.glob("*.nii.gz")) == ["one.nii.gz", "three.nii.gz"]
     with (tmp_path / overview.TABLE).open(newline="") as stream:
         assert [(row["name"], row["status"]) for row in csv.DictReader(stream)][0] == ("two", "failed")
@@ -215,9 +217,9 @@ def test_bad_table(tmp_path, capsys, text, message):
 
 def test_table_that_is_none(tmp_path, capsys):
     (tmp_path / "table.csv").write_bytes(b"\xff\xfe\x00\x01")
-    for name in ("table.csv", "nothing.csv"):
+    for name, message in {"table.csv": "cannot be read as a table", "nothing.csv": "no such file"}.items():
         assert run(tmp_path / name, tmp_path / "out") == 2
-        assert "cannot be read as a table" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -354,14 +356,25 @@ def test_directions_replace_no_other_rows_result(table, tmp_path):
 def test_a_checkpoint_is_found_wherever_a_row_runs(table, tmp_path, in_this_process, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
-    (tmp_path / "weights.pt").write_bytes(b"one")
+    shipped = (SHIPPED_FOLDER / "registration.pt").read_bytes(), (SHIPPED_FOLDER / "fusion.pt").read_bytes()
+    (tmp_path / "weights.pt").write_bytes(shipped[0])
     run(table, tmp_path / "out", "--checkpoint", "weights.pt")
     made_of = json.loads((tmp_path / "out" / "one.json").read_text())["made_of"]
     assert made_of["settings"]["checkpoint"] == str((tmp_path / "weights.pt").resolve())
     in_this_process.clear()
-    (tmp_path / "weights.pt").write_bytes(b"other")
+    (tmp_path / "weights.pt").write_bytes(shipped[1])
     run(table, tmp_path / "out", "--checkpoint", "weights.pt")
     assert sorted(in_this_process) == sorted(NAMES)
+
+
+def test_weights_that_cannot_be_used_are_found_before_a_row_runs(table, tmp_path, in_this_process, capsys):
+    (tmp_path / "damaged.pt").write_bytes(b"one")
+    for name, message in {"missing.pt": "no such file", "damaged.pt": "not a checkpoint"}.items():
+        assert run(table, tmp_path / "out", "--checkpoint", tmp_path / name) == 2
+        assert message in capsys.readouterr().err
+    other_kind = ["--checkpoint", SHIPPED_FOLDER / "fusion.pt", "--registration", "pretrained"]
+    assert run(table, tmp_path / "out", *other_kind) == 2
+    assert in_this_process == [] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("setting", [{"uncertainty": True}, {"suggestions": 3}])

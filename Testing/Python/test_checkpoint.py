@@ -140,6 +140,14 @@ def test_weights_for_something_else_are_refused(path):
     assert_refused(path, "registration", "fusion", kind="fusion")
 
 
+def test_a_file_for_none_of_the_networks_asked_for_is_refused(path):
+    for needed in ([], ["registration"], ["registration", "fusion"]):
+        checkpoint.check_kind(str(path), needed)
+        checkpoint.check_kind("auto", needed)
+    with pytest.raises(InputError, match="weights for registration, where those for fusion are needed"):
+        checkpoint.check_kind(str(path), ["fusion"])
+
+
 def test_weights_that_are_not_finite_are_refused(path):
     checkpoint.save(path, {"w": torch.tensor([1.0, float("nan")])}, METADATA)
     assert_refused(path, "NaN")

@@ -132,7 +132,7 @@ def test_report(case, nearest_slice_engine):
     assert report["labels"] == list(LABELS)
     assert report["segments"] == {"7": "Label_7", "300": "Label_300"}
     assert report["device"] == "cpu"
-    assert set(report["seconds"]) == {"reading", "copying"}
+    assert set(report["seconds"]) == {"reading", "loading", "copying"}
 
 
 def test_time_and_memory_are_told(case, nearest_slice_engine, capsys):
@@ -142,6 +142,18 @@ def test_time_and_memory_are_told(case, nearest_slice_engine, capsys):
     assert "Labels 7, 300: 12 slices across k, annotated on 2, 9." in said.err
     assert "copying 0.0 s" in said.err
     assert "Peak memory: 0.50 GB." in said.err
+
+
+def test_what_was_written_and_what_to_expect_of_it_are_told(case, capsys):
+    options = ["--report", case / "report.json", "--preset", "fast", "--device", "cpu"]
+    assert propagate(case, *options) == 0
+    said, report = capsys.readouterr().err, json.loads((case / "report.json").read_text())
+    assert f"Expected Dice on the slices that are not annotated: {report['expected_mean_dice']:.3f}." in said
+    for label, planes in report["expected_dice"].items():
+        plane = min(planes, key=planes.get)
+        assert f"{label} (Label_{label}) {planes[plane]:.3f} on slice {plane}" in said
+    assert f"Slice {report['suggested_slice']['plane']} across k: expected Dice" in said
+    assert f"Written: {case / 'out.nii.gz'}, {case / 'report.json'}." in said
 
 
 def test_directions_and_uncertainty(case, nearest_slice_engine):
@@ -518,11 +530,30 @@ def test_plane(case, capsys):
     assert_refused(capsys, case, "2 dimensions", image="2d.nrrd")
 
 
-def test_nan(case, capsys):
-    array = noise().astype(np.float32)
+@pytest.mark.parametrize("name", ["nan.nrrd", "nan.nii.gz", "nan.nii", "nan.hdr"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_nan(case, capsys, name, kind):
+    """In NIfTI ITK itself reads it as 0."""
+    array = noise().astype(kind)
     array[3, 4, 5] = np.nan
-    write(case / "nan.nrrd", array)  # in NIfTI ITK reads NaN as 0
-    assert_refused(capsys, case, "1 voxels that are NaN", image="nan.nrrd")
+    array[11, 19, 23] = np.inf
+    write(case / name, array)
+    assert_refused(capsys, case, "2 voxels that are NaN", image=name)
+
+
+def test_nan_in_a_nifti_of_the_other_byte_order(case, capsys):
+    array = np.ones(SHAPE, np.float32)
+    array[3, 4, 5] = np.nan
+    write(case / "nan.nii", array)
+    content = (case / "nan.nii").read_bytes()
+    numbers = np.frombuffer(content[352:], "<f4").astype(">f4").tobytes()
+    fields = {0: "i4", 32: "i4", 40: "8i2", 70: "2i2", 76: "8f4", 108: "3f4", 252: "2i2", 256: "18f4"}
+    header = bytearray(content[:352])
+    for start, kind in fields.items():
+        values = np.frombuffer(content, f"<{kind}", 1, start)
+        header[start : start + values.nbytes] = values.byteswap().tobytes()
+    (case / "nan.nii").write_bytes(header + numbers)
+    assert_refused(capsys, case, "1 voxels that are NaN", image="nan.nii")
 
 
 def test_constant(case, capsys):
@@ -549,6 +580,23 @@ def test_values_that_are_no_labels(case, capsys, value):
     array[array == 7] = value
     write(case / "odd.nrrd", array)
     assert_refused(capsys, case, "that are no labels", annotations="odd.nrrd")
+
+
+def test_image_and_annotations_swapped(case, capsys):
+    assert_refused(capsys, case, "look swapped", image="annotations.nii.gz", annotations="image.nii.gz")
+    assert_refused(capsys, case, "given as the scan and as its labels", annotations="image.nii.gz")
+    write(case / "ct.nii.gz", noise() - 1000)
+    assert_refused(capsys, case, "perhaps a scan's", image="annotations.nii.gz", annotations="ct.nii.gz")
+
+
+def test_many_labels_on_an_image_of_few_values_are_not_swapped(case, nearest_slice_engine):
+    """An atlas of 200 labels, three voxels wide, which fill every plane of two axes, on a mask."""
+    _, j, i = np.indices(SHAPE)
+    atlas = (1 + j // 2 * 20 + i // 3).astype(np.uint16)
+    atlas[1:-1] = 0
+    write(case / "atlas.nii.gz", atlas)
+    write(case / "mask.nii.gz", (noise() > 100).astype(np.uint8))
+    assert propagate(case, image="mask.nii.gz", annotations="atlas.nii.gz") == 0
 
 
 def test_output_folder_missing(case, capsys):
@@ -588,12 +636,37 @@ def test_output_in_the_place_of_an_input(case, capsys, name):
     assert_refused(capsys, case, "in use as another file", "--uncertainty", case / "out.nii.gz")
 
 
+def test_a_report_replaces_only_json_and_no_checkpoint(case, capsys):
+    for name in ("image.nii.gz", "weights.pt"):
+        assert_refused(capsys, case, "choose one of .json", "--report", case / name)
+    (case / "weights.json").write_bytes(b"weights")
+    weights = ["--checkpoint", case / "weights.json", "--report", case / "weights.json"]
+    assert_refused(capsys, case, "in use as another file", *weights)
+    inputs = [case / "image.nii.gz", case / "annotations.nii.gz"]
+    for options in (weights, ["--report", case / "weights.pt"]):
+        assert cli.main(["suggest", *map(str, inputs), *map(str, options)]) == 2
+    assert (case / "weights.json").read_bytes() == b"weights" and not (case / "weights.pt").exists()
+
+
 @pytest.mark.parametrize(
     "options",
     [["--axis", "z"], ["--missing", "no"], ["--fusion", "x"], ["--preset", "x"], ["--seed", "x"], ["--colour", "red"]],
 )
 def test_unknown_option_value(case, capsys, options):
     assert_refused(capsys, case, options[1] if options[0] != "--colour" else "--colour", *options)
+
+
+def test_what_a_verb_does_not_know_is_looked_up_in_its_own_help(capsys):
+    for arguments in (["evaluate", "a.nii.gz", "b.nii.gz", "--colour"], ["suggest", "a", "b", "--seed", "-1"]):
+        assert cli.main(arguments) == 2
+        assert f"see 'labelprop {arguments[0]} --help'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["-1", "one", "1.5"])
+def test_numbers_that_are_none(capsys, text):
+    for option, least in (("--seed", 0), ("--count", 1)):
+        assert cli.main(["suggest", "image.nii.gz", "drawn.nii.gz", option, text]) == 2
+        assert f"argument {option}: '{text}': give a whole number from {least}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["conquer"], [], ["propagate"], ["evaluate", "a.nii.gz"]])

@@ -427,6 +427,14 @@ def suggest(folder, *options):
     return cli.main(arguments)
 
 
+def test_suggest_says_that_one_drawn_slice_has_none_in_between(case, volume, capsys):
+    drawn = np.zeros_like(volume[1])
+    drawn[4] = volume[1][4]
+    write_case(case, volume[0], drawn.astype(np.uint16))
+    assert suggest(case) == 0
+    assert capsys.readouterr().out == "No slice to suggest: none lies between annotated ones.\n"
+
+
 def test_suggest_prints_and_reports_and_writes_nothing_else(case, capsys):
     assert suggest(case, "--count", 2, "--axis", "k", "--report", case / "report.json") == 0
     said = capsys.readouterr().out.splitlines()
@@ -441,8 +449,8 @@ def test_suggest_prints_and_reports_and_writes_nothing_else(case, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--count", "0"), "invalid positive value"),
-        (("--count", "two"), "invalid positive value"),
+        (("--count", "0"), "'0': give a whole number from 1"),
+        (("--count", "two"), "'two': give a whole number from 1"),
         (("--axis", "z"), "invalid choice"),
         (("--report", "annotations.nii.gz"), "annotations.nii.gz"),
         (("--scribbles", "missing.nii.gz"), "missing.nii.gz"),

@@ -6,14 +6,18 @@ import pytest
 import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy import ndimage
 
 from LabelPropLib import cli, demo, scene
+from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.baselines import copy_nearest, fill_between_slices
 from LabelPropLib.errors import InputError
 from LabelPropLib.evaluation import score_labels
 from LabelPropLib.phantom import CROSS_SECTIONS, make_phantom
-from LabelPropLib.picture import choose_slices, save_picture
+from LabelPropLib.picture import choose_slices, save_doubtful_slice, save_picture
+from LabelPropLib.propagation import Propagation
 
 DRAWN = [0, 24, 47]
 
@@ -146,3 +150,16 @@ def test_a_demo_that_fails_leaves_no_nodes(tmp_path, monkeypatch, phantom):
         demo.run(tmp_path)
     for kind in ("vtkMRMLScalarVolumeNode", "vtkMRMLSegmentationNode"):
         assert demo.slicer.mrmlScene.GetNumberOfNodesByClass(kind) == 0
+
+
+def test_small_picture_tells_what_is_expected_of_the_slice(tmp_path, monkeypatch):
+    labels = np.zeros((12, 20, 25), np.uint8)
+    labels[4:8, 6:15, 8:20] = 5
+    drawn = np.zeros(labels.shape, bool)
+    drawn[[4, 7]] = labels[[4, 7]] == 5
+    annotation = annotate_from_masks(np.random.default_rng(0).random(labels.shape), {5: drawn}, (3, 1, 1), 0)
+    report = {"expected_dice": {"5": {"4": 0.9, "6": 0.75}}, "segments": {"5": "a muscle of quite a long name"}}
+    texts = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *rest, **more: texts.extend(figure.findobj(Text)))
+    save_doubtful_slice(tmp_path / "picture.png", annotation, Propagation([labels], {}, None, report))
+    assert {"k = 6", "expected Dice 0.750", "a muscle of quite… 0.75"} <= {text.get_text() for text in texts}

@@ -118,6 +118,13 @@ def test_command_prints_a_line_for_each_label(tmp_path, capsys):
     assert "4 of 6 slices across k, without the annotated ones" in printed
 
 
+def test_labels_that_the_reference_lacks_are_named(tmp_path, capsys):
+    predicted = random_labels(2)
+    predicted[3, 2:5, 2:5] = 77
+    run(write(tmp_path / "found.nii.gz", predicted), write(tmp_path / "reference.nii.gz", random_labels(2)))
+    assert f"Not scored, in {tmp_path / 'found.nii.gz'} only: label 77." in capsys.readouterr().out
+
+
 def test_rounding_of_a_header_does_not_choose_the_axis(tmp_path, capsys):
     labels = np.zeros((12, 14, 16), np.uint8)
     labels[3:9, 4:10, 5:11] = 1

@@ -14,7 +14,7 @@ from LabelPropLib import pipeline
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume, annotate_from_masks
 from LabelPropLib.candidates import LabelPlanes, far_ends, shared_gaps
 from LabelPropLib.errors import Cancelled, InputError
-from LabelPropLib.pipeline import propagate
+from LabelPropLib.pipeline import messages, propagate
 from LabelPropLib.preprocessing import prepare
 from LabelPropLib.settings import FUSIONS, Settings
 
@@ -84,6 +84,20 @@ def test_report_tells_what_was_done(found):
     assert found.report["missing"] == "absent"
     assert set(found.report["fusion"]) == {"3", "700"}
     assert {"preparing", "registering", "choosing", "fusing", "scribbling", "assessing"} == set(found.report["seconds"])
+
+
+def test_missing_labels_are_spoken_of_where_there_are_some(volume, found):
+    assert not any("missing" in message for message in found.report["messages"])
+    image, labels = volume
+    masks = {label: keep(labels, [0, 8, 16]) == label for label in (3, 700)}
+    masks[700][16] = False
+    for choice, reading in {"absent": "absent", "unknown": "not drawn"}.items():
+        annotation = annotate_from_masks(image, masks, SPACING, 0, choice)
+        (told,) = messages(annotation, Settings(), torch.ones(1))
+        assert told.startswith(f"Labels missing on an annotated slice are read as {reading} there")
+        for marked in ({"absent": {700: {16}}}, {"ignored": {700: {16}}}):
+            annotation = annotate_from_masks(image, masks, SPACING, 0, choice, **marked)
+            assert messages(annotation, Settings(), torch.ones(1)) == []
 
 
 def test_same_seed_same_voxels(volume, found):

@@ -316,6 +316,16 @@ def test_command_line(tmp_path, capsys):
     assert "not a checkpoint" in capsys.readouterr().err
 
 
+def test_one_image_leaves_none_to_validate_with(tmp_path, capsys):
+    command = ["pretrain", str(write_table(tmp_path, count=1)), "-o", str(tmp_path / "w.pt"), "--checkpoint", "none"]
+    assert cli.main([*command, "--steps", "2", "--batch", "1", "--device", "cpu"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("none to validate with") == 1 and "nan" not in said
+    assert f"Written: {tmp_path / 'w.pt'}, log w.csv, plot w.png." in said
+    assert cli.main([*command, "--checkpoint", str(checkpoint.SHIPPED_FOLDER / "fusion.pt")]) == 2
+    assert "weights for fusion" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_who_cancels_is_told_whether_it_can_go_on(tmp_path, capsys, monkeypatch, begun):
     table = write_table(tmp_path)

@@ -1,5 +1,7 @@
 """What checkpoints do: in the pipeline, on the command line, and those that come with LabelProp."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,26 @@ def test_training_on_the_scan_starts_from_the_checkpoint(annotation, weights, qu
     assert not np.array_equal(from_file, from_scratch)
 
 
+@pytest.mark.parametrize("registration", ["network", "pretrained"])
+def test_weights_of_the_other_kind_are_refused(annotation, weights, registration):
+    fusion = str(checkpoint.SHIPPED_FOLDER / "fusion.pt")
+    with pytest.raises(InputError, match="weights for fusion, where those for registration"):
+        propagate(annotation, Settings(registration=registration, checkpoint=fusion))
+    with pytest.raises(InputError, match="weights for registration, where those for fusion"):
+        propagate(annotation, Settings(fusion="deep", checkpoint=str(weights)))
+
+
+def test_who_gives_weights_that_are_not_used_is_told(annotation, weights):
+    def told(**choices):
+        said = propagate(annotation, Settings(preset="fast", device="cpu", checkpoint=str(weights), **choices)).report
+        return [message for message in said["messages"] if "weights" in message]
+
+    assert told() == [
+        f"The weights of {weights} are not used by the registration 'instance': choose network or pretrained."
+    ]
+    assert told(registration="pretrained") == []
+
+
 @pytest.mark.parametrize("registration", ["auto", "network", "pretrained"])
 def test_a_wrong_checkpoint_is_said_in_one_line_and_nothing_is_written(tmp_path, capsys, registration):
     image, labels = disc_volume()
@@ -119,6 +141,7 @@ def test_train_keeps_the_network_of_one_scan(tmp_path, quick, capsys):
     _, metadata = checkpoint.load(tmp_path / "own.pt", "registration")
     assert metadata["training"]["annotated_slices"] == 2 and metadata["licence"] == "MIT"
     assert len((tmp_path / "own.csv").read_text().splitlines()) == 1 + 3
+    assert f"Written: {tmp_path / 'own.pt'}, log own.csv, plot own.png." in capsys.readouterr().err
     assert load_network(str(tmp_path / "own.pt")) is not None
     assert cli.main([*command, "-o", str(tmp_path / "image.nii.gz")]) == 2
     assert cli.main([*command, "-o", str(tmp_path / "other.pt"), "--checkpoint", str(tmp_path / "own.csv")]) == 2
@@ -139,3 +162,31 @@ def test_train_does_as_it_is_told_to(tmp_path, monkeypatch):
     assert (annotation.axis, annotation.missing) == (1, "unknown")
     assert settings == Settings(preset="fast", device="cpu", seed=3)
     assert (run.checkpoint, licence) == (tmp_path / "own.pt", "MIT")
+
+
+def write_scan(folder, drawn):
+    """Image and annotations of a disc drawn on some slices; returns their paths."""
+    image, labels = disc_volume()
+    files.write_volume(image, np.diag([1.0, 1, 3, 1]), folder / "image.nii.gz")
+    kept = np.isin(np.arange(len(labels)), drawn)[:, None, None]
+    files.write_volume(labels * kept, np.diag([1.0, 1, 3, 1]), folder / "labels.nii.gz")
+    return [str(folder / name) for name in ("image.nii.gz", "labels.nii.gz")]
+
+
+def test_one_drawn_slice_trains_nothing(tmp_path, quick, capsys):
+    inputs = write_scan(tmp_path, [4])
+    before = sorted(tmp_path.iterdir())
+    assert cli.main(["train", *inputs, "-o", str(tmp_path / "own.pt"), "--checkpoint", "none"]) == 2
+    assert "Only slice 4 is annotated" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_trained_weights_tell_what_they_began_with_but_not_where_it_lay(tmp_path, weights, quick, capsys):
+    command = ["train", *write_scan(tmp_path, [0, 8]), "-o", str(tmp_path / "own.pt"), "--checkpoint"]
+    assert cli.main([*command, str(weights)]) == 0
+    _, metadata = checkpoint.load(tmp_path / "own.pt", "registration")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert metadata["training"]["start"] == {"file": "weights.pt", "sha256": digest}
+    assert str(tmp_path) not in repr(metadata)
+    assert cli.main([*command, str(checkpoint.SHIPPED_FOLDER / "fusion.pt")]) == 2
+    assert "weights for fusion" in capsys.readouterr().err
