@@ -555,3 +555,54 @@ def test_the_page_needs_no_other_file_but_the_results(tmp_path):
     links = [reference for reference in page.references if not reference.startswith("data:image/png;base64,")]
     assert links == ["a%20b.nii.gz"]
     assert len(page.references) == 2
+
+
+def test_cells_at_the_end_of_a_row_may_be_missing(tmp_path):
+    (tmp_path / "table.csv").write_text("image,annotations,axis,name\na.nii.gz,b.nii.gz\n")
+    (row,) = batch.read_table(tmp_path / "table.csv", print)
+    assert (row.name, row.axis) == ("a", "auto")
+
+
+@pytest.mark.parametrize("option", [("--missing", "unknown"), ("--fusion", "distance")])
+def test_other_options_are_run_again(table, tmp_path, in_this_process, option):
+    run(table, tmp_path)
+    in_this_process.clear()
+    assert run(table, tmp_path, *option) == 0
+    assert in_this_process == list(NAMES)
+    in_this_process.clear()
+    assert run(table, tmp_path, *option) == 0
+    assert in_this_process == []
+
+
+def test_as_many_rows_at_once_as_there_are_processors_for(table, tmp_path, monkeypatch):
+    seen = []
+
+    def run_here(all_commands, jobs, threads):
+        seen.append((jobs, threads))
+        yield from ()
+
+    monkeypatch.setattr(batch, "run_here", run_here)
+    monkeypatch.setattr(batch, "processor_count", lambda: 20)
+    monkeypatch.setattr(batch, "thread_count", lambda: 8)
+    for jobs in (None, 5):
+        batch.run(table, tmp_path, jobs=jobs)
+    assert seen == [(2, 8), (5, 8)]
+
+
+@pytest.mark.parametrize("name", [".hidden", "ends with a dot.", "a/b", "a:b"])
+def test_names_that_no_file_can_have_are_refused(table, tmp_path, name):
+    write_table(table, {"image": "one.nii.gz", "annotations": "one-drawn.nii.gz", "name": name})
+    with pytest.raises(InputError, match="cannot be that of a file"):
+        batch.run(table, tmp_path)
+
+
+def test_a_process_that_does_not_stop_is_killed(tmp_path, stand_in, monkeypatch):
+    monkeypatch.setattr(commands, "STOP_SECONDS", 0.2)
+    stand_in("""
+        import pathlib, signal, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        pathlib.Path(sys.argv[1]).touch()
+        time.sleep(20)
+        """)
+    started = tmp_path / "started"
+    assert commands.run_once([str(started)], 1, started.exists).status == -signal.SIGKILL

@@ -821,3 +821,36 @@ def test_output_through_a_link(case, nearest_slice_engine):
     assert propagate(case) == 0
     assert (case / "out.nii.gz").is_symlink()
     assert read(case / "results" / "true.nii.gz").any()
+
+
+def test_half_a_pixel_within_the_plane_is_another_grid_however_thick_the_slices_are(case, capsys):
+    moved = OBLIQUE.copy()
+    moved[:3, 3] += OBLIQUE[:3, 0] / 3
+    write(case / "other.nii.gz", read(case / "annotations.nii.gz"), moved)
+    assert_refused(capsys, case, "resample one to the other's grid", annotations="other.nii.gz")
+
+
+def test_nifti_without_its_last_voxels(case, capfd):
+    write(case / "scan.nii", noise())
+    (case / "scan.nii").write_bytes((case / "scan.nii").read_bytes()[:-100])
+    assert_refused(capfd, case, "damaged or cut off", image="scan.nii")
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_output_is_compressed(case, nearest_slice_engine, suffix):
+    assert propagate(case, output=f"out{suffix}") == 0
+    assert (case / f"out{suffix}").stat().st_size < read(case / f"out{suffix}").nbytes / 2
+
+
+def test_an_output_is_prepared_beside_the_file_that_a_link_leads_to(tmp_path):
+    """Which may be on another disk: only within one a file takes another's place at once."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out.nrrd").symlink_to(tmp_path / "elsewhere" / "out.nrrd")
+    with files.replacing([tmp_path / "out.nrrd"]) as staged:
+        (written,) = staged.values()
+        assert written.parent.parent == tmp_path / "elsewhere"
+        written.touch()
+
+
+def test_a_negative_seed_is_refused(case, capsys):
+    assert_refused(capsys, case, "'-1': give a whole number from 0", "--seed", "-1")
