@@ -388,15 +388,15 @@ def format_mean(report: dict) -> list[str]:
 
 
 def format_weakest(report: dict) -> list[str]:
-    """For the user: the labels of the least expected Dice, each on its worst slice."""
-    worst = {
-        label: min((dice, int(plane)) for plane, dice in planes.items())
+    """For the user: the labels of the least expected Dice, mean over the slices on which they were found."""
+    found = {
+        label: [dice for dice in planes.values() if dice < 1]  # drawn slices have 1
         for label, planes in report["expected_dice"].items()
-        if min(planes.values(), default=1) < 1  # drawn slices have 1
     }
-    chosen = sorted(worst, key=worst.get)[:MOST_NAMED]
-    said = ", ".join(f"{named(report, label)} {worst[label][0]:.3f} on slice {worst[label][1]}" for label in chosen)
-    return [f"Least for label {said}."] if worst else []
+    means = {label: float(np.mean(values)) for label, values in found.items() if values}
+    chosen = sorted(means, key=means.get)[:MOST_NAMED]
+    said = ", ".join(f"{named(report, label)} {means[label]:.3f}" for label in chosen)
+    return [f"Least, slice by slice: label {said}."] if len(means) > 1 else []
 
 
 def format_slices(report: dict, most: int | None = None) -> list[str]:
@@ -406,12 +406,13 @@ def format_slices(report: dict, most: int | None = None) -> list[str]:
     if not report["suggested_slices"]:
         return ["No slice to suggest: none of those in between is likely to bear a label."]
     lines = []
-    for suggested in report["suggested_slices"]:
+    for number, suggested in enumerate(report["suggested_slices"]):
+        which = "Then" if number else "Best slice to draw next"
         labels = ", ".join(named(report, label) for label in suggested["labels"][:most])
         more = f" and {len(suggested['labels']) - most} more" if most and len(suggested["labels"]) > most else ""
         lines.append(
-            f"Slice {suggested['plane']} across {report['axis']}: expected Dice +{suggested['gain']:.4f} when drawn, of"
-            f" {suggested['boundary_mm']:.0f} mm to trace, labels {labels}{more}."
+            f"{which}: {suggested['plane']} across {report['axis']}, for an expected Dice higher by"
+            f" {suggested['gain']:.4f}; {suggested['boundary_mm']:.0f} mm to trace, labels {labels}{more}."
         )
     return lines
 

@@ -440,8 +440,10 @@ def test_suggest_prints_and_reports_and_writes_nothing_else(case, capsys):
     said = capsys.readouterr().out.splitlines()
     report = json.loads((case / "report.json").read_text())
     assert len(said) == 3 and len(report["suggested_slices"]) == 2
-    for line, suggested in zip(said[1:], report["suggested_slices"], strict=True):
-        assert line.startswith(f"Slice {suggested['plane']} across k: expected Dice +")
+    for line, start, suggested in zip(
+        said[1:], ("Best slice to draw next", "Then"), report["suggested_slices"], strict=True
+    ):
+        assert line.startswith(f"{start}: {suggested['plane']} across k, for an expected Dice higher by")
         assert f"{suggested['boundary_mm']:.0f} mm to trace" in line and "700 (Label_700)" in line
     assert sorted(path.name for path in case.iterdir()) == ["annotations.nii.gz", "image.nii.gz", "report.json"]
 
