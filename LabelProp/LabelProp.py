@@ -652,8 +652,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         """
         labels, _backgroundIds = scene.check_inputs(volumeNode, segmentationNode, segmentIds)
         with slices.marks_kept_on_failure(segmentationNode):
-            slices.follow_geometry(segmentationNode, labels.values(), say)
-            overview = slices.survey(volumeNode, segmentationNode, labels.values(), axis)
+            overview = slices.survey(volumeNode, segmentationNode, labels.values(), axis, say)
             slices.notice_corrections(segmentationNode, overview, say)
 
     def compute(self, collected, settings, progress=None, isCancelled=None):

@@ -511,9 +511,10 @@ class Confidence:
     layers: Mapping[int, np.ndarray]
 
     def expected_dice(self) -> dict[int, dict[int, float]]:
-        """Label -> plane -> Dice to expect, for the planes on which it was drawn, 1, or found.
+        """Label -> plane -> Dice to expect, for the planes on which it was drawn, 1, or carried to and found.
 
-        And 0 where nothing was found although the drawn slices on both sides bear the label.
+        And 0 where nothing was found although the drawn slices on both sides bear the label. Nothing for planes to
+        which the label was not carried, on which a stroke alone says that it is.
         """
         return self._by_plane("dice", 1.0, lambda stretch: (stretch.found > 0) | (stretch.ends is None))
 

@@ -17,6 +17,7 @@ from scipy import ndimage
 from . import files
 from .annotation import AXIS_NAMES, coarsest_axis, find_axis
 from .errors import InputError
+from .roles import PROPAGATED_TAG
 
 FEWEST_VOXELS = 30  # labels with fewer reference voxels say more about rounding than about the method: not scored
 FEWEST_PIXELS = 10  # the same for the worst slice of a label
@@ -106,7 +107,8 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
 
     annotations: the label volume that `prediction` was made from; its slices are not counted, and its axis is the
     stack's. Without it all slices count, across the axis of the largest spacing.
-    Raises InputError for files that cannot be read, are no label volumes, or lie on different grids.
+    Raises InputError for files that cannot be read, are no label volumes, or lie on different grids, and for
+    annotations that hold slices which were found.
     """
     reference_image = files.read_labels(reference)
     spacing = reference_image.GetSpacing()[::-1]
@@ -119,6 +121,7 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
     reference_labels = files.voxels(reference_image)
     axis, annotated = coarsest_axis(spacing), []
     if annotations is not None:
+        check_nothing_was_found(annotations)
         axis, annotated = annotated_slices(read_on_grid(annotations))
     predicted = read_on_grid(prediction)
     scores = score_labels(predicted, reference_labels, spacing, axis, annotated)
@@ -137,6 +140,17 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
     unknown = np.setdiff1d(predicted, reference_labels)
     if unknown.any():
         print(f"Not scored, in {prediction} only: label {', '.join(map(str, unknown[unknown != 0]))}.")
+
+
+def check_nothing_was_found(annotations: Path):
+    """Raise InputError for a segmentation of Slicer's that bears slices which an earlier run has found."""
+    image = files.read_volume(annotations)
+    tags = [image.GetMetaData(key) for key in image.GetMetaDataKeys() if key.endswith("_Tags")]
+    if any(PROPAGATED_TAG in text for text in tags):
+        raise InputError(
+            f"{annotations} holds slices that were found, not drawn, which would not be scored: give the annotations as"
+            " they were before."
+        )
 
 
 def annotated_slices(annotations: np.ndarray) -> tuple[int, list[int]]:

@@ -103,7 +103,7 @@ class Remembered:
     pulls: frozenset[Pull]
 
     def box_around(self, annotation: SparseAnnotation) -> tuple[slice, slice]:
-        """The crop for the annotation: the same, as long as it has some margin around all labels and scribbles."""
+        """The crop for the annotation: the same, as long as it has some margin around all drawn labels."""
         needed = crop_box(annotation, KEPT_MARGIN)
         fits = all(old.start <= new.start and new.stop <= old.stop for old, new in zip(self.box, needed, strict=True))
         return self.box if fits else crop_box(annotation)

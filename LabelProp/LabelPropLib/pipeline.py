@@ -104,6 +104,8 @@ def compute(
                 expected = confidence.assess(annotation, stack, fusion.evidence, label_maps, fusion.factors)
                 suggestions = suggestion.suggest(expected, settings.suggestions)
     clock.tell(1.0)
+    if update is not None and plan.why and not update.pairs:
+        update = None  # the plan before this one had registered them, in the same run
     return Propagation(
         label_maps=label_maps,
         directions={name: side.volumes() for name, side in sides.items()},

@@ -10,8 +10,10 @@ import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 
 from .errors import InputError
 from .machine import free_memory, held_memory, is_out_of_memory
@@ -53,13 +55,27 @@ EFFORTS = {
 
 def choose_device(name: str) -> torch.device:
     """'auto' takes CUDA, then Apple's GPU, then the CPU. Raises InputError if the device asked for is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": can_use_mps(), "cpu": True}
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if available[device])
     if not available[name]:
         present = ", ".join(device for device, there in available.items() if there)
         raise InputError(f"The device '{name}' is not available here: choose auto or one of {present}.")
     return torch.device(name)
+
+
+@cache
+def can_use_mps() -> bool:
+    """Whether there is Apple's GPU, and PyTorch can warp images on it, and differentiate that: not before 2.13."""
+    if not torch.backends.mps.is_available():
+        return False
+    try:
+        image = torch.zeros(1, 1, 2, 2, device="mps")
+        points = torch.zeros(1, 2, 2, 2, device="mps", requires_grad=True)
+        F.grid_sample(image, points, padding_mode="border", align_corners=True).sum().backward()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import slicer
 
 from . import scene
 from .errors import InputError
+from .roles import ABSENT, COMPLETE, SCRIBBLE
 from .slices import SliceOverview
 
 
@@ -44,7 +45,7 @@ def masks_to_write(
     )
     occupied = occupied_voxels(editor_node, names, grid)
     locked = locked_voxels(editor_node, names, grid, source_image)
-    known, scribbled = planes("complete", "absent"), planes("scribble")
+    known, scribbled = planes(COMPLETE, ABSENT), planes(SCRIBBLE)
     written = protect(preview, current, overview.axis, known, scribbled, occupied, locked)
     left = 0 if occupied is None else sum(int((preview[n] & occupied & ~written[n]).sum()) for n in names)
     return {name: mask for name, mask in written.items() if (mask != current[name]).any()}, grid, left

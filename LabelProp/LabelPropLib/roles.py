@@ -9,8 +9,9 @@ from .annotation import AXIS_NAMES
 from .errors import InputError
 
 ROLES_TAG = "LabelProp.Roles"
-COMPLETE, ABSENT, IGNORED = "complete", "absent", "ignored"
-SLICE_ROLES = ("scribble", ABSENT, IGNORED)
+PROPAGATED_TAG = "LabelProp.Propagated"  # "k 3=1234 4=5678": slices that were not drawn, and their fingerprints
+COMPLETE, SCRIBBLE, ABSENT, IGNORED = "complete", "scribble", "absent", "ignored"
+SLICE_ROLES = (SCRIBBLE, ABSENT, IGNORED)
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class Roles:
 
 def slice_roles(borne: Iterable[int], roles: Roles, axis: int) -> dict[int, str]:
     """Slice -> role, from the slices that bear the segment's voxels and the roles that the user gave."""
-    found = dict.fromkeys(borne, "scribble" if roles.background else COMPLETE)
+    found = dict.fromkeys(borne, SCRIBBLE if roles.background else COMPLETE)
     for role in SLICE_ROLES:
         for index in roles.of(axis, role):
-            if role == IGNORED or (index in found) == (role == "scribble"):
+            if role == IGNORED or (index in found) == (role == SCRIBBLE):
                 found[index] = role
     return found

@@ -30,7 +30,7 @@ from .annotation import (
     run_length,
 )
 from .errors import InputError
-from .roles import ROLES_TAG, Roles, slice_roles
+from .roles import ABSENT, IGNORED, ROLES_TAG, SCRIBBLE, Roles, slice_roles
 
 # Only Slicer's core is there when the module is loaded: what its other modules bring is asked for when it is needed.
 Resample = slicer.vtkOrientedImageDataResample
@@ -319,7 +319,7 @@ def collect(
         return {index: stored[label].mask_on_grid(array_axis, index + first, grid) for index in sorted(indices)}
 
     borne = {label: {index - first for index in drawn[label]} for label in labels}
-    scribbled, ignored = planes("scribble"), planes("ignored")
+    scribbled, ignored = planes(SCRIBBLE), planes(IGNORED)
     strokes = {
         label: [_voxels_on_planes(masks(label, borne[label] & scribbled[label]), array_axis)] for label in labels
     }
@@ -335,7 +335,7 @@ def collect(
         spacing=grid.GetSpacing()[::-1],
         axis=array_axis,
         missing=missing,
-        absent=planes("absent"),
+        absent=planes(ABSENT),
         ignored={label: scribbled[label] | ignored[label] for label in labels},
         scribbles=scribbles,
         second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),

@@ -16,7 +16,7 @@ import slicer
 import vtk
 
 from .annotation import AXIS_NAMES
-from .roles import ABSENT, COMPLETE, IGNORED, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
+from .roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
 from .scene import (
     REFERENCE_GEOMETRY,
     Converter,
@@ -34,7 +34,6 @@ from .scene import (
     write_tag,
 )
 
-PROPAGATED_TAG = "LabelProp.Propagated"  # "k 3=1234 4=5678": slices that were not drawn, and their fingerprints
 GEOMETRY_TAG = "LabelProp.Geometry"  # the reference geometry that the slices are numbered by, as Slicer writes it
 PARALLEL = 1e-3  # slices by which two lattices may diverge per voxel: matrices are rounded
 MOST_EDITED = 0.8  # share of the propagated slices; what edits more was done to all of the segment, like smoothing
@@ -54,13 +53,19 @@ class SliceOverview:
     roles: Mapping[str, Mapping[int, str]]
 
 
-def survey(volume_node, segmentation_node, segment_ids: Iterable[str], axis: str = "auto") -> SliceOverview:
+def survey(
+    volume_node,
+    segmentation_node,
+    segment_ids: Iterable[str],
+    axis: str = "auto",
+    say: Callable[[str], None] = lambda text: None,
+) -> SliceOverview:
     """How the slices of the segments are annotated; `axis` is 'k', 'j', 'i' or 'auto', as in `scene.collect`.
 
-    First the marks of the slices follow the geometry, see `follow_geometry`.
+    First the marks of the slices follow the geometry, see `follow_geometry`, which calls `say`.
     """
     segment_ids = list(segment_ids)
-    follow_geometry(segmentation_node, segment_ids)
+    follow_geometry(segmentation_node, segment_ids, say)
     grid = work_grid(volume_node, segmentation_node)
     segmentation = segmentation_node.GetSegmentation()
     stored = stored_segments(segmentation_node, segment_ids, grid)
@@ -235,12 +240,16 @@ def were_edited_singly(left: Set[int], edited: Set[int]) -> bool:
 def _write_propagated(segment, axis: int, found: Mapping[int, int]):
     """Keep slice -> fingerprint along an axis in the segment's tag, beside those along the other axes."""
     known = {**_propagated_by_axis(segment), AXIS_NAMES[axis]: found}
-    words = [
+    write_tag(segment, PROPAGATED_TAG, _propagated_text(known))
+
+
+def _propagated_text(known: Mapping[str, Mapping[int, int]]) -> str:
+    """Axis name -> slice -> fingerprint, as `_propagated_by_axis` reads it."""
+    return " ".join(
         " ".join([name, *(f"{index}={number}" for index, number in sorted(numbers.items()))])
         for name, numbers in known.items()
         if numbers
-    ]
-    write_tag(segment, PROPAGATED_TAG, " ".join(words))
+    )
 
 
 def _read_propagated(segment, axis: int) -> dict[int, int]:
@@ -268,9 +277,10 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
     """Let what is known of slices follow the reference geometry, by which they are numbered, where that was changed.
 
     A slice takes over what was known of the one nearest to it. Where slices came to lie askew nothing is known any
-    more, so that all that bear a segment count as drawn, and `say` is called with a line about it. A geometry of the
-    same extent, on which most of what was found lies as it did, was moved together with the voxels, as by a transform
-    that was hardened: nothing changes.
+    more, so that all that bear a segment count as drawn, and `say` is called with a line about it.
+    Nothing changes where the geometry was moved together with the voxels, as by a transform that was hardened: it has
+    the same extent, and more of what was found lies as it did if slices are numbered as before. Without anything found
+    both look alike, and a geometry that is not mirrored counts as moved.
     """
     segmentation = segmentation_node.GetSegmentation()
     geometry = segmentation.GetConversionParameter(REFERENCE_GEOMETRY)
@@ -281,56 +291,60 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
         if not (geometry and counted_on) or geometry == counted_on:
             continue
         Converter.DeserializeImageGeometry(geometry, now, False)
-        readable = Converter.DeserializeImageGeometry(counted_on, earlier, False)
-        grid = work_grid(None, segmentation_node)
-        moved = earlier.GetExtent() == now.GetExtent() and _lies_as_found(segmentation_node, segment_id, grid)
-        if readable and not moved:
-            lost = _renumber(segment, earlier, grid)
-            if lost:
-                say(
-                    f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
-                    f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
-                )
+        if Converter.DeserializeImageGeometry(counted_on, earlier, False):
+            grid = work_grid(None, segmentation_node)
+            stored = stored_segments(segmentation_node, [segment_id], grid)[segment_id]
+            to_earlier = lattice_to_lattice(grid, earlier)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+            propagated = _propagated_by_axis(segment)
+            roles, renumbered, lost = _renumber(read_roles(segment), propagated, to_earlier, grid)
+            as_before, as_renumbered = (_found_unchanged(stored, known) for known in (propagated, renumbered))
+            mirrored = np.linalg.det(to_earlier[:3, :3]) < 0
+            moved = as_before > as_renumbered or not (propagated or mirrored)
+            if not (moved and earlier.GetExtent() == now.GetExtent()):
+                write_roles(segment, roles)
+                write_tag(segment, PROPAGATED_TAG, _propagated_text(renumbered))
+                if lost:
+                    say(
+                        f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
+                        f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
+                    )
         write_tag(segment, GEOMETRY_TAG, geometry)
 
 
-def _lies_as_found(segmentation_node, segment_id: str, grid) -> bool:
-    """Whether at least half of the slices that were found are as they were, numbered as they were."""
-    known = _propagated_by_axis(segmentation_node.GetSegmentation().GetSegment(segment_id))
-    stored = stored_segments(segmentation_node, [segment_id], grid)[segment_id]
-    same = [fingerprints(stored, AXIS_NAMES.index(name)).items() & numbers.items() for name, numbers in known.items()]
-    return 2 * sum(map(len, same)) >= sum(map(len, known.values()))
+def _found_unchanged(stored: StoredSegment, known: Mapping[str, Mapping[int, int]]) -> int:
+    """How many of the slices that were found, axis name -> slice -> fingerprint, are as they were."""
+    return sum(
+        len(fingerprints(stored, AXIS_NAMES.index(name)).items() & numbers.items()) for name, numbers in known.items()
+    )
 
 
-def _renumber(segment, earlier, grid) -> list[str]:
-    """Give a segment's slices on the grid the marks of those nearest to them on an earlier one.
+def _renumber(
+    roles: Roles, propagated: Mapping[str, Mapping[int, int]], to_earlier: np.ndarray, grid
+) -> tuple[Roles, dict[str, dict[int, int]], list[str]]:
+    """What is known of the slices of the grid, by those nearest to them on an earlier one.
 
-    Returns the names of the earlier axes whose slices are not parallel to any of the grid's, and whose marks are lost.
+    roles, propagated: by the earlier lattice. to_earlier: (4, 4) from voxel indices (k, j, i) to those of that lattice.
+    Returns both by the grid's, and the names of the earlier axes whose slices are not parallel to any of the grid's.
     """
-    roles, propagated = read_roles(segment), _propagated_by_axis(segment)
     slices, found, lost = {}, {}, []
     for axis, name in enumerate(AXIS_NAMES):
         if name not in roles.axes | propagated.keys():
             continue
-        to_earlier = lattice_to_lattice(grid, earlier)[[2, 1, 0, 3]][:, [2, 1, 0, 3]][axis]
-        across = int(np.argmax(np.abs(to_earlier[:3])))
-        if np.abs(np.delete(to_earlier[:3], across)).max() > PARALLEL:
+        along = to_earlier[axis]
+        across = int(np.argmax(np.abs(along[:3])))
+        if np.abs(np.delete(along[:3], across)).max() > PARALLEL:
             lost.append(name)
             continue
         first = grid_start(grid)[across]
         indices = np.arange(first, first + grid_shape(grid)[across])
-        nearest = np.floor(to_earlier[across] * indices + to_earlier[3] + 0.5 + PARALLEL).astype(int)
+        nearest = np.floor(along[across] * indices + along[3] + 0.5 + PARALLEL).astype(int)
         pairs = list(zip(indices.tolist(), nearest.tolist()))
         slices[AXIS_NAMES[across]] = {
             role: frozenset(now for now, then in pairs if then in roles.of(axis, role)) for role in SLICE_ROLES
         }
         known = propagated.get(name, {})
-        found[across] = {now: known[then] for now, then in pairs if then in known}
-    write_roles(segment, replace(roles, slices=slices))
-    write_tag(segment, PROPAGATED_TAG, "")
-    for across, known in found.items():
-        _write_propagated(segment, across, known)
-    return lost
+        found[AXIS_NAMES[across]] = {now: known[then] for now, then in pairs if then in known}
+    return replace(roles, slices=slices), found, lost
 
 
 @contextlib.contextmanager

@@ -33,12 +33,13 @@ def sharpness(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
 
 
 def contrast(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
-    """(T, C) difference of the rims on both sides of the contour, in standard deviations of both; 0 to about 2 or 3.
+    """(T, C) difference of the rims on both sides of the contour, in standard deviations of both; 0 where one is empty.
 
-    score, slices: see `sharpness`.
+    2 for a clean edge between rims of one size, more the more their sizes differ. score, slices: see `sharpness`.
     """
     inner, outer = (score > 0) & (score < RIM), (score < 0) & (score > -RIM)
-    return (mean(slices, inner) - mean(slices, outer)).abs() / deviation(slices, inner | outer)
+    both = (inner.any(dim=(1, 2)) & outer.any(dim=(1, 2)))[:, None]
+    return both * (mean(slices, inner) - mean(slices, outer)).abs() / deviation(slices, inner | outer)
 
 
 def mean(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:

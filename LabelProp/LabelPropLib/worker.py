@@ -142,10 +142,12 @@ def devices() -> dict[str, str]:
     """What can be computed on, the fastest first: name in `Settings.device` -> for the user."""
     import torch
 
+    from LabelPropLib.planner import can_use_mps
+
     found = {}
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_device_name()
-    if torch.backends.mps.is_available():
+    if can_use_mps():
         found["mps"] = "Apple GPU"
     found["cpu"] = "CPU"
     return found

@@ -353,7 +353,6 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self.inputSegmentIds(),
             self.scriptedEffect.parameter("Direction"),
         )
-        LabelPropLogic().noticeCorrections(*arguments)
         collected = LabelPropLogic().collect(*arguments, self.scriptedEffect.parameter("Missing"))
         settings = self.settingsPanel.settings()
         self._observeInputs()
@@ -405,7 +404,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         try:
             self._showPreview(collected, propagation)
             self._previewed = collected
-            self._say("\n".join(propagation.report["messages"]))
+            self._say("\n".join([*collected.messages, *propagation.report["messages"]]))
             self.slicesPanel.showQuality(expected_quality(collected, propagation.report))
         except Exception as error:
             self._fail(explained(error))
@@ -623,8 +622,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
                 self._say()
             state = (overview.axis, *overview.roles, segmentsState)
             before, self._lookedAt = self._lookedAt, state
-            if state != before and notice_corrections(segmentationNode, overview):
+            remarks = list(self.slicesPanel.remarks)
+            if state != before and notice_corrections(segmentationNode, overview, remarks.append):
                 self.slicesPanel.refresh()
+            if remarks:
+                self._say("\n".join(remarks), ofSegments=True)
         self._showMessage()
 
     #

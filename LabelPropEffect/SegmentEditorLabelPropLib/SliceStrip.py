@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import qt
 from slicer.i18n import tr as _
 
-COMPLETE, SCRIBBLE, ABSENT, IGNORED = "complete", "scribble", "absent", "ignored"
+from LabelPropLib.roles import ABSENT, COMPLETE, IGNORED, SCRIBBLE
+
 ROLES = (COMPLETE, SCRIBBLE, ABSENT, IGNORED)
 
 MARGIN = 8  # pixels left and right of the slices

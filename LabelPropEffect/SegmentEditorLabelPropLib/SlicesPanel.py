@@ -12,8 +12,8 @@ from slicer.util import VTKObservationMixin
 from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES
 from LabelPropLib.errors import InputError
+from LabelPropLib.roles import PROPAGATED_TAG
 from LabelPropLib.slices import (
-    PROPAGATED_TAG,
     anatomical_plane,
     background_segments,
     set_background,
@@ -46,6 +46,7 @@ class SlicesPanel(VTKObservationMixin):
         self.deviceText = ""
         self._surveyNeeded = True
         self._surveyed = (None, None)  # the nodes that were looked through
+        self.remarks = []  # of the last look at the slices, about what is not known of them any more
         self._borne = {}  # segment ID -> the slices that bear its voxels, of segments that were asked for since
         self._direction = None  # the parameter when the slices were looked through
         self._timer = qt.QTimer()
@@ -196,11 +197,11 @@ class SlicesPanel(VTKObservationMixin):
         """There is no result to expect something of."""
         self.quality = None  # ExpectedQuality of the last run
         self._qualityNodes = (None, None)  # the volume and the segmentation that it is of
-        self._appliedIds = set()  # the segments that bear the result, once it was applied
+        self._applied = {}  # segment ID -> what its tag said of the slices found, once they were applied
 
     def qualityIsOfSegments(self):
         """The result was applied: what is expected of it holds until that is undone, or the segments are cleared."""
-        self._appliedIds = self._propagatedIds()
+        self._applied = self._propagated()
 
     def _onSegmentsModified(self, _caller, _event):
         self._surveyNeeded = True
@@ -232,7 +233,7 @@ class SlicesPanel(VTKObservationMixin):
         return (None, None) if node is None else (node.GetSourceVolumeNode(), node.GetSegmentationNode())
 
     def _survey(self):
-        self.overview, self._borne = None, {}
+        self.overview, self._borne, self.remarks = None, {}, []
         self._surveyed = volumeNode, segmentationNode = self.nodes()
         self._direction = self.scriptedEffect.parameter("Direction")
         if volumeNode is None or volumeNode.GetImageData() is None or segmentationNode is None:
@@ -240,16 +241,20 @@ class SlicesPanel(VTKObservationMixin):
         present = segmentationNode.GetSegmentation().GetSegmentIDs()
         segmentIds = [segmentId for segmentId in self.segmentIds() if segmentId in present]
         try:
-            self.overview = survey(volumeNode, segmentationNode, segmentIds, self._direction)
+            self.overview = survey(volumeNode, segmentationNode, segmentIds, self._direction, self.remarks.append)
         except InputError as error:  # of a tag that was written by other means
             self.statusLabel.text = str(error)
-        if self._qualityNodes == self._surveyed and not self._appliedIds <= self._propagatedIds():
-            self.forgetQuality()
+        if self._qualityNodes == self._surveyed:
+            left = self._propagated()
+            if not all(left.get(name, set()) and left[name] <= found for name, found in self._applied.items()):
+                self.forgetQuality()
 
-    def _propagatedIds(self):
-        """IDs of the segments that bear what a run has found."""
+    def _propagated(self):
+        """Segment ID -> what its tag says of the slices that a run has found, of the segments that bear some."""
         segmentation = self.scriptedEffect.parameterSetNode().GetSegmentationNode().GetSegmentation()
-        return {name for name in segmentation.GetSegmentIDs() if segmentation.GetSegment(name).HasTag(PROPAGATED_TAG)}
+        segments = {name: segmentation.GetSegment(name) for name in segmentation.GetSegmentIDs()}
+        tags = {name: scene.read_tag(segment, PROPAGATED_TAG) for name, segment in segments.items()}
+        return {name: set(text.split()) for name, text in tags.items() if text}
 
     def _show(self):
         segmentId = self._selectedSegmentId()

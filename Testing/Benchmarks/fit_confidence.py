@@ -6,7 +6,7 @@
 Propagates the benchmark's volumes, and others that lie in the folder `data` beside it, from several numbers of slices,
 and fits the coefficients `PRIOR` of LabelPropLib/confidence.py to what came out. Writes results/confidence.md, .csv and
 .png beside this file: the expected against the true Dice of every label and slice of the benchmark's volumes at 5
-annotated slices, with the coefficients fitted to all scans and with those fitted without any scan of that anatomy; and
+annotated slices, with the coefficients fitted to all scans and with those fitted without any scan of that kind; and
 how often voxels are wrong, against how often they should be. With --write the coefficients in confidence.py are
 replaced. With --cache what was propagated is kept in a folder, and taken from there if it is there.
 """
@@ -42,6 +42,10 @@ MORE_SLICE_COUNTS = (3, 9)  # that are fitted to as well, where the volume is lo
 # it among labels of all kinds. Anything from 0 to .3 gives the same error on them.
 LEAST_SLOPE = 0.15
 GEOMETRY_ALONE = (0.0, 1.0, *[0.0] * 7)  # dice_of_one that leaves what drift and end give
+ALSO_ELSEWHERE = (
+    "A few structures are in scans of another kind, too: the spleen in those of the torso, hippocampus and caudate in"
+    " those of the brain."
+)
 ANATOMIES = {
     "paraspinal-01": "back muscles",
     "leg-synthetic": "thighs",
@@ -446,7 +450,8 @@ def format_summary(pairs: Sequence[Pair], voxels: np.ndarray, preset: str) -> st
     lines = [
         f"Expected against true Dice of every label on every slice that was not annotated, {SLICE_COUNT} annotated"
         f" slices, preset {preset}; labels that are truly on the slice or were found there. Held out: coefficients"
-        " fitted without any scan of that anatomy. Where nothing was found the Dice is 0, and so is the expected one.",
+        f" fitted without any scan of that kind. {ALSO_ELSEWHERE} Where nothing was found the Dice is 0, and so is the"
+        " expected one.",
         "",
         "| | pairs | mean absolute error | held out | Spearman | held out |",
         "|---|---|---|---|---|---|",

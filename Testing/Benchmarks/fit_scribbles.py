@@ -6,7 +6,7 @@
 Propagates the benchmark's volumes, and others that lie in the folder `data` beside it, from 3 and 5 slices; draws
 strokes through the largest wrong regions, as scribbles.py does; and fits the coefficients `PRIOR` of
 LabelPropLib/surroundings.py to what is truly wrong around them. Then the strokes are drawn with coefficients
-fitted without any scan of that anatomy. Writes results/scribbles_held_out.md beside this file. With --write the
+fitted without any scan of that kind. Writes results/scribbles_held_out.md beside this file. With --write the
 coefficients in surroundings.py are replaced.
 """
 
@@ -22,7 +22,7 @@ from scipy import optimize, special
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import add_bench_option, open_bench  # noqa: E402
-from fit_confidence import ANATOMIES, MORE_SCANS, format_prior, standing_in, write_prior  # noqa: E402
+from fit_confidence import ALSO_ELSEWHERE, ANATOMIES, MORE_SCANS, format_prior, standing_in, write_prior  # noqa: E402
 from scans import read_scan, spread_slices  # noqa: E402
 from scribbles import KINDS, RESULTS, SLICE_COUNTS, StrokedScan, add_comparison_option, table  # noqa: E402
 
@@ -31,8 +31,8 @@ from LabelPropLib.surroundings import Prior  # noqa: E402
 
 REGIONS = 8  # of a scan, to be fitted to
 HEAD = (
-    "Strokes with coefficients fitted without any scan of the anatomy. Beyond the outermost slice that bears its label"
-    " a stroke carries the whole label up to it, also further than 15 mm."
+    f"Strokes with coefficients fitted without any scan of that kind. {ALSO_ELSEWHERE} Beyond the outermost slice that"
+    " bears its label a stroke carries the whole label up to it, also further than 15 mm."
 )
 LEAST_WRONG = 20  # voxels; a stroke around which fewer are wrong counts less than others
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import segment_editor_stand_ins
 import vtk
-from samples import OBLIQUE, propagate_nearest
+from samples import OBLIQUE, propagate_nearest, set_geometry
 
 qt_application = segment_editor_stand_ins.install()
 sys.path.append(str(Path(__file__).resolve().parents[2] / "LabelPropEffect"))
@@ -297,6 +297,34 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
                 end()
                 self.assertExpected(False)
                 self.setVoxels("tube", self.drawn)
+
+    def test_quality_of_a_second_result_ends_with_it(self):
+        self.nearest()
+        self.effect.onApply()
+        self.setVoxels("tube", np.where(np.arange(len(self.drawn))[:, None, None] == 3, 0, self.voxels("tube")))
+        self.nearest()
+        self.expect()
+        self.effect.onApply()
+        self.assertExpected(True)
+        self.editor.undo()
+        self.assertExpected(False)
+
+    def test_edits_that_do_not_count_are_told(self):
+        self.nearest()
+        self.effect.onApply()
+        drawn = self.drawn.any(axis=(1, 2))[:, None, None]
+        self.setVoxels("tube", np.where(drawn, self.drawn, np.roll(self.voxels("tube"), 1, axis=1)))
+        self.effect.slicesPanel.refresh()
+        self.assertIn("have changed since", self.effect.messageLabel.text)
+
+    def test_a_grid_that_was_turned_is_told(self):
+        self.nearest()
+        self.effect.onApply()
+        turned = np.eye(4)
+        turned[:3:2, :3:2] = [[0.8, -0.6], [0.6, 0.8]]
+        set_geometry(self.segmentationNode, slicer.util.addVolumeFromArray(np.zeros(self.drawn.shape), turned))
+        self.effect.slicesPanel.refresh()
+        self.assertIn("grid of the segmentation was turned", self.effect.messageLabel.text)
 
     def test_suggestion_of_a_slice_that_other_segments_bear(self):
         self.addSegment("other", self.neighbour())

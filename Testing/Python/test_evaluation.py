@@ -182,3 +182,13 @@ def test_the_axis_is_that_of_the_annotations_and_labels_not_scored_are_named(tmp
     said = capsys.readouterr().out
     assert "14 of 16 slices across j, without the annotated ones." in said
     assert "Not scored, under 30 voxels there: label 9." in said
+
+
+def test_annotations_that_hold_found_slices_are_refused(tmp_path):
+    labels = random_labels(1)
+    write(tmp_path / "labels.nii.gz", labels)
+    image = sitk.ReadImage(str(tmp_path / "labels.nii.gz"))
+    image.SetMetaData("Segment0_Tags", "LabelProp.Roles:k:ignored=3|LabelProp.Propagated:k 3=12|")
+    sitk.WriteImage(image, str(tmp_path / "found.seg.nrrd"))
+    with pytest.raises(InputError, match="found, not drawn"):
+        run(tmp_path / "labels.nii.gz", tmp_path / "labels.nii.gz", tmp_path / "found.seg.nrrd")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_pipeline import SPACING, dice, keep, tubes
 
+from LabelPropLib import pipeline
 from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_masks
 from LabelPropLib.errors import Cancelled
 from LabelPropLib.memory import Memory, fingerprint, fusion_fingerprint, resample
@@ -276,3 +277,16 @@ def test_strokes_of_a_run_are_not_in_the_directions_of_the_next_one(volume):
     for scribbles in (strokes, None):
         (found,) = propagate(drawn(volume, [0, 8, 16], scribbles), both, memory=memory).directions["up"]
         assert np.array_equal(found, before) == (scribbles is None)
+
+
+def test_a_plan_that_goes_on_where_one_failed_in_the_same_run_reuses_nothing(volume, monkeypatch):
+    """The first plan had registered all when memory ran out."""
+    fuse, failures = pipeline.fuse_gaps, [MemoryError()]
+    monkeypatch.setattr(pipeline, "fuse_gaps", lambda *rest: fuse(*rest) if not failures else raised(failures.pop()))
+    report = propagate(drawn(volume, [0, 8, 16]), FAST, memory=Memory()).report
+    assert report["registration"] == "instance" and any("smaller batches" in text for text in report["messages"])
+    assert not any("reused" in text for text in report["messages"])
+
+
+def raised(error):
+    raise error

@@ -202,3 +202,17 @@ def test_percentiles_are_those_of_numpy(values, kind):
     array = np.array(values, kind)
     expected = np.percentile(array.astype(np.float64), [1, 99])
     np.testing.assert_allclose(percentiles(array, (0.01, 0.99)), expected, rtol=1e-12, atol=1e-9)
+
+
+def test_auto_leaves_apples_gpu_alone_where_pytorch_cannot_warp_on_it(monkeypatch):
+    def fail(*inputs, **options):
+        raise RuntimeError("MPS: Unsupported Border padding mode")
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, **options: torch.ones(size))
+    monkeypatch.setattr(planner.F, "grid_sample", fail)
+    planner.can_use_mps.cache_clear()
+    try:
+        assert planner.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    finally:
+        planner.can_use_mps.cache_clear()

@@ -13,9 +13,8 @@ from samples import OBLIQUE, add_transform, set_geometry, tag
 from LabelPropLib import scene
 from LabelPropLib.annotation import find_axis
 from LabelPropLib.protection import protect
-from LabelPropLib.roles import Roles
+from LabelPropLib.roles import PROPAGATED_TAG, Roles
 from LabelPropLib.slices import (
-    PROPAGATED_TAG,
     ExpectedQuality,
     anatomical_plane,
     background_segments,
@@ -377,3 +376,39 @@ def test_segments_that_overlap_keep_what_they_share_where_one_was_drawn():
     masks = {"a": drawn, "b": drawn}
     written = protect(masks, {"a": drawn, "b": nothing}, 0, known={"a": [0], "b": ()}, scribbled={"a": (), "b": ()})
     np.testing.assert_array_equal(written["b"], drawn)
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_marks_follow_a_mirrored_geometry_of_the_same_extent(found):
+    image = np.zeros((12, 6, 7))
+    mask = np.zeros(image.shape, np.uint8)
+    mask[[2, 5], 2:5, 2:5] = 1
+    volume = slicer.util.addVolumeFromArray(image, np.eye(4))
+    node = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
+    set_role(node, "a", 0, "absent", [8])
+    if found:
+        overview = survey(volume, node, ["a"])
+        mask[3:5, 2:5, 2:5] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+        mark_propagated(node, overview)
+    mirrored = np.diag([1.0, 1.0, -1.0, 1.0])
+    mirrored[2, 3] = 11
+    set_geometry(node, slicer.util.addVolumeFromArray(image, mirrored))
+    roles = survey(volume, node, ["a"]).roles["a"]
+    assert roles == {6: "complete", 9: "complete", 3: "absent"} | ({7: "ignored", 8: "ignored"} if found else {})
+
+
+def test_marks_follow_a_shifted_geometry_although_slices_look_alike():
+    image, mask = np.zeros((12, 6, 7)), np.zeros((12, 6, 7), np.uint8)
+    mask[[2, 10], 2:5, 2:5] = 1
+    volume = slicer.util.addVolumeFromArray(image, np.eye(4))
+    node = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
+    overview = survey(volume, node, ["a"])
+    mask[3:10, 2:5, 2:5] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+    mark_propagated(node, overview)
+    shifted = np.eye(4)
+    shifted[2, 3] = 1
+    set_geometry(node, slicer.util.addVolumeFromArray(image, shifted))
+    roles = survey(volume, node, ["a"]).roles["a"]
+    assert [index for index, role in roles.items() if role == "complete"] == [1, 9]

@@ -132,6 +132,8 @@ def with_prior(
     distance rule's weights. hops: (P, N); same_source: (N, N) bool, so that duplicates get no more weight than one of
     them would.
     """
+    if errors.device.type == "mps":  # which has no float64
+        errors, hops, same_source = errors.cpu(), hops.cpu(), same_source.cpu()
     errors, hops = errors.double(), hops.double()
     ridge = RIDGE * torch.eye(errors.shape[1], dtype=errors.dtype, device=errors.device)
     growth = (hops[:, :, None] * hops[:, None, :]).sqrt()

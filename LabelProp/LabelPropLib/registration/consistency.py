@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import zip_longest
 
 import torch
@@ -35,7 +36,7 @@ class FarEnds:
         """(Lower, upper) plane of each."""
         return {tuple(sorted(bounds)) for bounds in zip(self.moving, self.fixed, strict=True)}
 
-    @property
+    @cached_property
     def hops(self) -> torch.Tensor:
         """(G,) pairs of neighbouring planes in each gap."""
         return (torch.tensor(self.moving) - torch.tensor(self.fixed)).abs().to(self.labels_moving.device)
@@ -62,7 +63,9 @@ def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:
     """`ends` with label masks averaged onto a coarser grid (h, w): the label term costs as much as they have pixels."""
     if ends is None:
         return None
-    moving, fixed = (F.interpolate(m, size=size, mode="area") for m in (ends.labels_moving, ends.labels_fixed))
+    masks = ends.labels_moving, ends.labels_fixed
+    # On the CPU: Apple's GPU does it for sizes that divide each other only.
+    moving, fixed = (F.interpolate(mask.cpu(), size=size, mode="area").to(mask.device) for mask in masks)
     return replace(ends, labels_moving=moving, labels_fixed=fixed)
 
 
