@@ -413,7 +413,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def _cancel(self):
         if self._job.running:
             self._job.cancel()
-            self._collected = None
+            self._tellOfInput()
             self._showRunning(False)
             self.ui.resultText.appendPlainText(_("Cancelled. The segments are as they were."))
 
@@ -442,10 +442,16 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.resultText.appendPlainText(formatReport(report))
 
     def _onFailed(self, kind, text):
-        self._collected = None
+        self._tellOfInput()
         self._showRunning(False)
         self.ui.resultText.appendPlainText(text)
         slicer.util.errorDisplay(text)
+
+    def _tellOfInput(self):
+        """Say what was noticed when the input was read, which is said once, though there is no result of it."""
+        collected, self._collected = self._collected, None
+        for message in collected.messages if collected is not None else ():
+            self.ui.resultText.appendPlainText(message)
 
     def _showRunning(self, running):
         self.ui.progressBar.visible = running
@@ -608,12 +614,15 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         )
         atlases = list(atlases)
         scene.check_target(uncertaintyVolumeNode, (volumeNode, secondVolumeNode, *(volume for volume, _ in atlases)))
-        collected = self.collect(
-            volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
-        )
-        propagation = self.compute(collected, settings, progress, isCancelled)
-        self.addDirections(collected, propagation)
-        return self.write(collected, propagation, uncertaintyVolumeNode)
+        segmentIds = None if segmentIds is None else list(segmentIds)
+        scene.check_inputs(volumeNode, segmentationNode, segmentIds)
+        with slices.marks_kept_on_failure(segmentationNode):
+            collected = self.collect(
+                volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
+            )
+            propagation = self.compute(collected, settings, progress, isCancelled)
+            self.addDirections(collected, propagation)
+            return self.write(collected, propagation, uncertaintyVolumeNode)
 
     def collect(
         self,

@@ -8,6 +8,7 @@ import sys
 import types
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -635,6 +636,32 @@ def test_panel_tells_what_failed(panel):
     panel._onFailed("memory", "There was not enough memory.")
     assert panel.ui.resultText.plainText == "There was not enough memory."
     assert panel.ui.applyButton.text == "Apply" and panel._collected is None
+
+
+def edit_all_that_was_found(volume, node):
+    mask = segment_array(node, "left", volume)
+    drawn = drawn_masks()["left"].any(axis=(1, 2))[:, None, None]
+    draw(node, "left", np.where(drawn, mask, np.roll(mask, 1, axis=1)), volume)
+
+
+def test_panel_tells_what_was_noticed_although_the_run_is_cancelled(panel, drawn):
+    panel.onApplyButton()
+    finish(panel)
+    edit_all_that_was_found(*drawn)
+    panel.onApplyButton()
+    panel.onApplyButton()
+    assert "have changed since" in panel.ui.resultText.plainText
+
+
+def test_a_cancelled_run_leaves_what_is_known_of_slices(drawn, nearest_slice_engine, monkeypatch):
+    volume, node = drawn
+    LabelPropLogic().propagate(volume, node)
+    edit_all_that_was_found(volume, node)
+    with monkeypatch.context() as patched:
+        patched.setattr("LabelPropLib.pipeline.propagate", mock.Mock(side_effect=Cancelled))
+        with pytest.raises(Cancelled):
+            LabelPropLogic().propagate(volume, node)
+    assert any("have changed since" in text for text in LabelPropLogic().propagate(volume, node)["messages"])
 
 
 def test_panel_holds_no_scan_when_nothing_runs(panel):
