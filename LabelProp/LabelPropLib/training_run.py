@@ -64,13 +64,23 @@ class RunFiles:
         return self.checkpoint.with_suffix(".state")
 
     def check(self, inputs: Sequence[Path]):
-        """Raise InputError unless all can be written, and none of them is an input or a file of something else."""
+        """Raise InputError unless all can be written, and none of them is an input or a file of something else.
+
+        A log shows by its header that it is one, and that a plot beside it is a training's.
+        """
         files.check_suffix(self.checkpoint, [SUFFIX])
         files.check_outputs([self.checkpoint, self.log, self.plot, self.state], inputs)
-        logged = self.log.is_file() and self.log.read_text("utf-8-sig", errors="replace").startswith(LOG_COLUMNS[0])
-        trained_before = logged or self.checkpoint.exists() or self.state.exists()
+        if self.checkpoint.exists():
+            try:
+                checkpoint.read(self.checkpoint)
+            except InputError as error:
+                raise InputError(
+                    f"{self.checkpoint} would be replaced, which is no checkpoint of LabelProp's, or damaged: remove"
+                    " it, or give the weights another name."
+                ) from error
+        logged = self.log.exists() and is_log(self.log)
         for path in (self.log, self.plot):
-            if path.exists() and not trained_before:
+            if path.exists() and not logged:
                 raise InputError(f"{path} would be replaced, which is something else: give the weights another name.")
 
 
@@ -257,6 +267,12 @@ def write_log(log: Sequence[Row], path: Path):
         writer.writerow(LOG_COLUMNS)
         for row in log:
             writer.writerow("" if math.isnan(row[column]) else row[column] for column in LOG_COLUMNS)
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file begins as `write_log` begins."""
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        return stream.readline().rstrip("\n") == ",".join(LOG_COLUMNS)
 
 
 def plot_log(log: Sequence[Row], path: Path):

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from LabelPropLib import checkpoint, cli, dataset, files, training_run
 from LabelPropLib.errors import InputError
 from LabelPropLib.registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, draw
+from LabelPropLib.registration.training import new_network
+from LabelPropLib.registration_weights import save_network
 from LabelPropLib.training_run import RunFiles, pretrain
 
 SCRIPT = Path(cli.__file__)
@@ -273,6 +275,20 @@ def test_files_of_something_else_are_kept(tmp_path, suffix):
         run.check([])
     training_run.write_log([], run.log)  # of a run that was interrupted, its state removed as its message advises
     run.check([])
+
+
+@pytest.mark.parametrize(
+    "suffix, content",
+    [(".csv", "step,heart rate\n"), (".csv", "step,training_loss\n"), (".csv", ""), (".png", "x"), (".pt", "x")],
+)
+def test_weights_of_its_name_do_not_give_away_what_lies_beside_them(tmp_path, suffix, content):
+    run = training_run.RunFiles(tmp_path / "anna.pt")
+    save_network(run.checkpoint, new_network(0).state_dict(), {"scans": 0}, "MIT")
+    run.check([])
+    run.log.with_suffix(suffix).write_text(content)
+    with pytest.raises(InputError, match=f"anna{suffix} would be replaced"):
+        run.check([])
+    assert run.log.with_suffix(suffix).read_text() == content
 
 
 def test_training_goes_on_while_somebody_looks_at_its_log(tmp_path, monkeypatch):
