@@ -2,7 +2,7 @@
 
 Beside the checkpoint lie the log (.csv: step, training_loss, validation_loss), the log as a plot (.png, where there is
 matplotlib) and, as long as `pretrain` is not done, what it needs to go on after an interruption (.state).
-Each of them is whole at any moment.
+Each of them is whole at any moment. Step 0 of the log is the validation of the weights that `pretrain` begins with.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SUFFIX = ".pt"
 SAMPLING = Sampling()
 HELD_BACK = 0.2  # of the images, to validate with
 LOG_COLUMNS = ("step", "training_loss", "validation_loss")
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 Row = Mapping[str, float]
 Progress = Callable[[float, str], None]
@@ -234,8 +234,9 @@ def training_message(pretraining: Pretraining) -> str:
     if not pretraining.progress.log:
         return "Training"
     last = pretraining.progress.log[-1]
-    validation = "" if math.isnan(last["validation_loss"]) else f", validation {last['validation_loss']:.4f}"
-    return f"Step {last['step']}: loss {last['training_loss']:.4f}{validation}"
+    losses = {"loss": last["training_loss"], "validation": last["validation_loss"]}
+    measured = (f"{name} {loss:.4f}" for name, loss in losses.items() if not math.isnan(loss))
+    return f"Step {last['step']}: {', '.join(measured)}"
 
 
 def summarise(

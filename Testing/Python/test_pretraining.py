@@ -1,5 +1,6 @@
 """Training on a data set: samples, steps, resuming, several processes, and the files that are left."""
 
+import copy
 import csv
 import signal
 import subprocess
@@ -87,7 +88,7 @@ def run_quickly(folder: Path, plan: Plan = SHORT, output: str = "weights.pt", st
 
 def read_log(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as stream:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(stream)]
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -133,12 +134,12 @@ def test_gaps_run_between_annotated_planes_with_others_in_between():
 
 def test_the_network_learns():
     training = Pretraining(
-        [volume(0, 3), volume(1)], [volume(2)], Plan(steps=30, batch=2, interval=10, validation_runs=4), SMALL
+        [volume(0, 3), volume(1)], [volume(2)], Plan(steps=60, batch=2, interval=20, validation_runs=4), SMALL
     )
     while not training.is_done:
         training.advance()
     losses = [row["validation_loss"] for row in training.progress.log]
-    assert [row["step"] for row in training.progress.log] == [10, 20, 30]
+    assert [row["step"] for row in training.progress.log] == [0, 20, 40, 60]
     assert losses[-1] < 0.97 * losses[0]
     assert training.progress.best_loss == min(losses)
 
@@ -149,8 +150,25 @@ def test_it_ends_early_when_the_validation_does_not_improve_and_keeps_the_best()
     before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
     while not training.is_done:
         training.advance()
-    assert training.progress.step == 4 and training.progress.best_step == 1
+    assert training.progress.step == 3 and training.progress.best_step == 0
     assert same(training.best, before)
+
+
+def test_weights_that_only_get_worse_are_not_kept():
+    plan = Plan(steps=4, batch=1, rate=1.0, interval=2, validation_runs=2)
+    training = Pretraining([volume(0)], [volume(1)], plan, SMALL)
+    before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
+    training.advance()
+    went_on = Pretraining([volume(0)], [volume(1)], plan, SMALL)
+    went_on.resume(copy.deepcopy(training.state()))
+    for one in (training, went_on):
+        one.advance()
+        start, *others = one.progress.log
+        assert start["step"] == 0 and np.isnan(start["training_loss"])
+        assert all(row["validation_loss"] > start["validation_loss"] for row in others)
+        assert (one.progress.best_step, one.progress.best_loss) == (0, start["validation_loss"])
+        assert same(one.best, before) and not same(one.network.state_dict(), before)
+    assert same(went_on.network.state_dict(), training.network.state_dict())
 
 
 def test_without_volumes_to_validate_with_all_steps_are_made():
@@ -223,9 +241,9 @@ def test_two_processes_follow_the_loss_curve_of_one_with_twice_the_batch(tmp_pat
     subprocess.run([*launcher, script, table, tmp_path / "two.pt", "8", "2"], check=True, capture_output=True)
     run_quickly(tmp_path, Plan(steps=8, batch=4, interval=2, validation_runs=2), "one.pt")
     two, one = read_log(tmp_path / "two.csv"), read_log(tmp_path / "one.csv")
-    assert len(two) == len(one) == 4
+    assert len(two) == len(one) == 5
     for here, there in zip(two, one):
-        assert here == pytest.approx(there, rel=0.02)
+        assert here == pytest.approx(there, rel=0.02, nan_ok=True)
     assert checkpoint.load(tmp_path / "two.pt", "registration")[1]["training"]["processes"] == 2
 
 
@@ -304,7 +322,7 @@ def test_training_goes_on_while_somebody_looks_at_its_log(tmp_path, monkeypatch)
 
     monkeypatch.setattr(training_run, "write_log", write)
     run_quickly(tmp_path, output="w.pt")
-    assert refused == [run.log] and [row["step"] for row in read_log(run.log)] == [2, 4, 6]
+    assert refused == [run.log] and [row["step"] for row in read_log(run.log)] == [0, 2, 4, 6]
 
 
 def test_what_is_left(tmp_path):
@@ -315,7 +333,7 @@ def test_what_is_left(tmp_path):
     assert summary["scans"] == 2 and len(summary["validation_names"]) == 1
     assert summary["steps"] == SHORT.steps
     log = read_log(tmp_path / "weights.csv")
-    assert [row["step"] for row in log] == [2, 4, 6]
+    assert [row["step"] for row in log] == [0, 2, 4, 6]
     assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "weights.state").exists()
 
