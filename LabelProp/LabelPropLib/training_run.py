@@ -147,7 +147,8 @@ def pretrain(
         network, origin = load_network(start), origin_of(start)
         description = describe(entries, plan, sampling, start)
         state = from_first(lambda: read_state(run.state, description), rank)
-        training, validation = load_volumes(entries, plan.seed, progress)
+        trained_on, held_back = dataset.hold_back(entries, HELD_BACK, plan.seed)
+        training, validation = load_volumes(trained_on, progress), load_volumes(held_back, progress)
         pretraining = Pretraining(training, validation, plan, sampling, FROM_SCRATCH, network, device)
         if state is not None:
             pretraining.resume(state)
@@ -156,7 +157,7 @@ def pretrain(
             if rank == 0:
                 write_state(run, {"description": description, **pretraining.state()})
         if rank == 0:
-            summary = summarise(pretraining, training, validation, origin)
+            summary = summarise(pretraining, trained_on, training, validation, origin)
             save_network(run.checkpoint, pretraining.best, summary, licence, half)
             write_log(pretraining.progress.log, run.log)
             plot_log(pretraining.progress.log, run.plot)
@@ -215,18 +216,13 @@ def write_state(run: RunFiles, state: dict[str, Any]):
         write_log(state["progress"]["log"], run.log)
 
 
-def load_volumes(
-    entries: Sequence[Entry], seed: int, progress: Progress
-) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
-    """Volumes to train on and to validate with. Raises InputError."""
+def load_volumes(entries: Sequence[Entry], progress: Progress) -> list[TrainingVolume]:
+    """The volumes of these rows. Raises InputError."""
     loaded = []
-    parts = dataset.hold_back(entries, HELD_BACK, seed)
-    for part in parts:
-        loaded.append([])
-        for entry in part:
-            progress(0.0, f"Reading {entry.image.name}")
-            loaded[-1].append(dataset.load(entry))
-    return loaded[0], loaded[1]
+    for entry in entries:
+        progress(0.0, f"Reading {entry.image.name}")
+        loaded.append(dataset.load(entry))
+    return loaded
 
 
 def training_message(pretraining: Pretraining) -> str:
@@ -241,14 +237,19 @@ def training_message(pretraining: Pretraining) -> str:
 
 def summarise(
     pretraining: Pretraining,
+    trained_on: Sequence[Entry],
     training: list[TrainingVolume],
     validation: list[TrainingVolume],
     origin: str | dict[str, str],
 ) -> dict[str, Any]:
-    """For the metadata of the checkpoint; origin: see `origin_of`."""
+    """For the metadata of the checkpoint.
+
+    trained_on: the rows of `training`, in which a scan is several times if it is looked at across several axes; origin:
+    see `origin_of`.
+    """
     return {
-        "scans": len(training),
-        "annotated_scans": sum(volume.labels is not None for volume in training),
+        "scans": len({entry.image for entry in trained_on}),
+        "annotated_scans": len({entry.image for entry in trained_on if entry.annotations}),
         "slices": sum(len(volume.images) for volume in training),
         "names": [volume.name for volume in training],
         "validation_names": [volume.name for volume in validation],
@@ -284,11 +285,12 @@ def plot_log(log: Sequence[Row], path: Path):
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    steps = [row["step"] for row in log]
     for column, colour in (("training_loss", "#9aa4b2"), ("validation_loss", "#1d6fb8")):
-        values = [row[column] for row in log]
-        if not all(map(math.isnan, values)):
-            axes.plot(steps, values, color=colour, label=column.replace("_", " "))
+        measured = [row for row in log if not math.isnan(row[column])]
+        if measured:
+            steps, values = [row["step"] for row in measured], [row[column] for row in measured]
+            marker = "o" if len(measured) == 1 else ""  # no line runs through a single point
+            axes.plot(steps, values, color=colour, marker=marker, label=column.replace("_", " "))
     axes.set(xlabel="step", ylabel="loss")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

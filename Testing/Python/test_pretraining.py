@@ -338,6 +338,48 @@ def test_what_is_left(tmp_path):
     assert not (tmp_path / "weights.state").exists()
 
 
+def test_metadata_count_scans_and_name_them_apart_but_not_where_they_lie(tmp_path):
+    image, labels = tube(0)
+    (tmp_path / "set" / "deep" / "a").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    for folder in (tmp_path / "set" / "deep" / "a", tmp_path / "b"):
+        files.write_volume(image, AFFINE, folder / "image.nii.gz")
+        files.write_volume(labels, AFFINE, folder / "labels.nii.gz")
+    first, second = "deep/a/image.nii.gz,deep/a/labels.nii.gz", "../b/image.nii.gz,../b/labels.nii.gz"
+    rows = [f"{row},{axis}" for row in (first, second) for axis in "kj"]
+    (tmp_path / "set" / "table.csv").write_text("\n".join(["image,annotations,axis", *rows]))
+    pretrain(
+        dataset.read_table(tmp_path / "set" / "table.csv"),
+        RunFiles(tmp_path / "w.pt"),
+        Plan(steps=1, batch=1, validation_runs=1),
+        lambda *told: None,
+        "none",
+        "cpu",
+        sampling=SMALL,
+    )
+    summary = checkpoint.load(tmp_path / "w.pt", "registration")[1]["training"]
+    assert summary["scans"] == summary["annotated_scans"] == 1
+    names = ["deep/a/image.nii.gz across k", "deep/a/image.nii.gz across j"]
+    others = ["b/image.nii.gz across k", "b/image.nii.gz across j"]
+    assert sorted([summary["names"], summary["validation_names"]]) == sorted([names, others])
+    assert dataset.Entry(Path("/c/image.nii")).name == "c/image.nii"
+
+
+def test_a_plot_of_a_single_row_shows_it(tmp_path, monkeypatch):
+    figures = []
+
+    def save(figure, path, **options):
+        figures.append(figure)
+        Path(path).touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
+    rows = [{"step": step, "training_loss": 1.0, "validation_loss": np.nan} for step in (1, 2)]
+    for log in (rows[:1], rows):
+        training_run.plot_log(log, tmp_path / "plot.png")
+    markers = [[line.get_marker() for line in figure.axes[0].get_lines()] for figure in figures]
+    assert markers == [["o"], [""]]
+
+
 def test_command_line(tmp_path, capsys):
     table = write_table(tmp_path)
     command = ["pretrain", str(table), "-o", str(tmp_path / "w.pt"), "--checkpoint", "none", "--steps", "2"]
@@ -444,6 +486,14 @@ def test_an_image_is_either_trained_on_or_held_back(images, rows, seed):
     assert not {e.image for e in training} & {e.image for e in held_back}
     assert training and bool(held_back) == (images > 1)
     assert dataset.hold_back(entries, 0.2, seed) == (training, held_back)
+
+
+def test_what_is_held_back_does_not_depend_on_where_the_images_lie():
+    def held_back(*folders):
+        entries = [dataset.Entry(Path(folder, f"{n}.nii")) for folder in folders for n in range(6)]
+        return [entries.index(entry) for entry in dataset.hold_back(entries, 0.2, 0)[1]]
+
+    assert held_back("a", "b") == held_back("b", "a")
 
 
 def test_pretrain_does_as_it_is_told_to(tmp_path, monkeypatch):
