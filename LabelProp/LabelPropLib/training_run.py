@@ -195,6 +195,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all that share the training."""
+    return process_count() == 1 or os.environ.get("RANK") == "0"
+
+
 def read_state(path: Path, description: dict[str, Any]) -> dict[str, Any] | None:
     """The state to go on from, None if there is none. Raises InputError if it is another training's or damaged."""
     if not path.exists():

@@ -392,6 +392,19 @@ def test_command_line(tmp_path, capsys):
     assert "not a checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_the_first_process_speaks(tmp_path, capsys, monkeypatch, rank):
+    monkeypatch.setattr(training_run, "pretrain", lambda *arguments, **options: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    table = write_table(tmp_path, count=1)
+    table.write_text(table.read_text().replace("annotations", "anotations"))
+    assert cli.main(["pretrain", str(table), "-o", str(tmp_path / "w.pt")]) == 0
+    said = capsys.readouterr().err
+    for sentence in ("not used: anotations.", "none to validate with", "Written: "):
+        assert said.count(sentence) == (rank == "0")
+
+
 def test_one_image_leaves_none_to_validate_with(tmp_path, capsys):
     command = ["pretrain", str(write_table(tmp_path, count=1)), "-o", str(tmp_path / "w.pt"), "--checkpoint", "none"]
     assert cli.main([*command, "--steps", "2", "--batch", "1", "--device", "cpu"]) == 0
@@ -506,6 +519,16 @@ def test_pretrain_does_as_it_is_told_to(tmp_path, monkeypatch):
     assert len(entries) == 2 and run.checkpoint == tmp_path / "w.pt"
     assert plan == Plan(steps=7, batch=2, seed=3)
     assert choices == {"start": "none", "device": "cpu", "licence": "MIT", "half": True}
+
+
+def test_weights_do_not_replace_those_they_begin_with(tmp_path, capsys):
+    start = tmp_path / "start.pt"
+    save_network(start, new_network(0).state_dict(), {"scans": 0}, "MIT")
+    before = start.read_bytes()
+    command = ["pretrain", str(write_table(tmp_path, 2)), "-o", str(start), "--checkpoint", str(start), "--steps", "1"]
+    assert cli.main(command) == 2
+    assert "start.pt is in use as another file" in capsys.readouterr().err
+    assert start.read_bytes() == before
 
 
 def test_a_log_does_not_replace_the_table(tmp_path, capsys):
