@@ -309,25 +309,30 @@ def train(options):
 
     settings = Settings(preset=options.preset, device=options.device, seed=options.seed, checkpoint=options.checkpoint)
     run = RunFiles(options.output)
-    run.check([options.image, options.annotations])
+    run.check(inputs_of(options))
 
     collected, _ = collect(options)
     with shown_progress() as progress:
         train(collected.annotation, run, settings, options.licence, progress)
-    say_written(run)
+    print(written_text(run), file=sys.stderr)
 
 
 def pretrain(options):
     """labelprop pretrain"""
     from LabelPropLib import dataset
     from LabelPropLib.registration.pretraining import Plan
-    from LabelPropLib.training_run import RunFiles, pretrain
+    from LabelPropLib.training_run import RunFiles, is_first_process, pretrain
+
+    def say(text: str):
+        if is_first_process():
+            print(text, file=sys.stderr)
 
     run = RunFiles(options.output)
-    entries = dataset.read_table(options.table)
-    run.check([options.table, *(path for entry in entries for path in (entry.image, entry.annotations) if path)])
+    entries = dataset.read_table(options.table, say)
+    volumes = [path for entry in entries for path in (entry.image, entry.annotations) if path]
+    run.check([options.table, *volumes, *weights_of(options)])
     if len({entry.image for entry in entries}) == 1:
-        print("There is one image only, so none to validate with: all steps are made.", file=sys.stderr)
+        say("There is one image only, so none to validate with: all steps are made.")
     plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
     try:
         with shown_progress() as progress:
@@ -345,13 +350,13 @@ def pretrain(options):
         if run.state.exists():
             raise Cancelled(f"cancelled: the same command goes on from {run.state}") from error
         raise
-    say_written(run)
+    say(written_text(run))
 
 
-def say_written(run):
-    """Say on stderr which files a training has left; run: `training_run.RunFiles`."""
+def written_text(run) -> str:
+    """Which files a training has left, for the user; run: `training_run.RunFiles`."""
     plot = f", plot {run.plot.name}" if importlib.util.find_spec("matplotlib") else ""
-    print(f"Written: {run.checkpoint}, log {run.log.name}{plot}.", file=sys.stderr)
+    return f"Written: {run.checkpoint}, log {run.log.name}{plot}."
 
 
 def suggest(options):
@@ -512,9 +517,13 @@ def check_outputs(options) -> dict[str, Path]:
 
 def inputs_of(options) -> list[Path]:
     """All files that the job reads."""
-    weights = [] if options.checkpoint in NAMED_CHECKPOINTS else [Path(options.checkpoint)]
     images = (options.image, options.annotations, options.scribbles, options.second_image)
-    return [*filter(None, images), *sum(options.atlases, []), *weights]
+    return [*filter(None, images), *sum(options.atlases, []), *weights_of(options)]
+
+
+def weights_of(options) -> list[Path]:
+    """The file of weights that the job reads, if it reads one."""
+    return [] if options.checkpoint in NAMED_CHECKPOINTS else [Path(options.checkpoint)]
 
 
 def collect(options):

@@ -1,11 +1,13 @@
 """A data set to train on: a table of files, and the volumes in them made ready.
 
 The table is a CSV file with a header. Columns: image; annotations, a label volume on the image's grid, optional; axis
-across the slices, i, j or k of the file, optional. Paths count from the table's folder.
+across the slices, i, j or k of the file, optional. Paths count from the table's folder. Other columns are not used.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,16 +29,37 @@ FOREGROUND = 0.08  # of the way from the 1st percentile to the 99th, from where 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table. axis: array axis across the slices, None to find it."""
+    """A row of the table.
+
+    axis: array axis across the slices, None to find it; folder: the table's, None for one of no table.
+    """
 
     image: Path
     annotations: Path | None = None
     axis: int | None = None
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """For metadata that others may read: image and axis, but not where on this computer the image lies.
+
+        The path from the table's folder where the image lies below it, else the last folder and the file.
+        """
+        image = Path(os.path.abspath(self.image))  # without .., but not where a link in the table's folder leads
+        folder = None if self.folder is None else Path(os.path.abspath(self.folder))
+        below = folder is not None and image.is_relative_to(folder)
+        short = image.relative_to(folder) if below else Path(image.parent.name, image.name)
+        return short.as_posix() + ("" if self.axis is None else f" across {AXIS_NAMES[self.axis]}")
 
 
-def read_table(path: Path) -> list[Entry]:
-    """The rows of the table. Raises InputError if it is not one, or names a file that is not there."""
-    records, _ = read_records(path, COLUMNS, required=("image",))
+def read_table(path: Path, say: Callable[[str], None] = lambda text: None) -> list[Entry]:
+    """The rows of the table. say: told which of its columns are not used, if any.
+
+    Raises InputError if it is no such table, or names a file that is not there.
+    """
+    records, unused = read_records(path, COLUMNS, required=("image",))
+    if unused:
+        say(f"Columns of the table that are not used: {', '.join(unused)}.")
     return [read_row(record.cells, record.number, path) for record in records]
 
 
@@ -56,6 +79,7 @@ def read_row(row: dict[str, str], line: int, path: Path) -> Entry:
         image=path.parent / image,
         annotations=path.parent / annotations if annotations else None,
         axis=AXIS_NAMES.index(axis) if axis in AXIS_NAMES else None,
+        folder=path.parent,
     )
 
 
@@ -81,10 +105,8 @@ def load(entry: Entry) -> TrainingVolume:
     if image.shape[axis] < 2:
         raise InputError(f"{entry.image}: a single slice across {AXIS_NAMES[axis]}: choose another axis.")
     plane_spacing = tuple(s for a, s in enumerate(spacing) if a != axis)
-    name = entry.image.name if entry.axis is None else f"{entry.image.name} across {AXIS_NAMES[axis]}"
-    return prepare(
-        name, np.moveaxis(image, axis, 0), None if labels is None else np.moveaxis(labels, axis, 0), plane_spacing
-    )
+    planes, labels = np.moveaxis(image, axis, 0), None if labels is None else np.moveaxis(labels, axis, 0)
+    return prepare(entry.name, planes, labels, plane_spacing)
 
 
 def choose_axis(labels: np.ndarray | None, spacing: tuple[float, float, float]) -> int:
@@ -124,9 +146,12 @@ def prepare(
     return TrainingVolume(name, images, numbers, tuple(annotated.tolist()))
 
 
-def hold_back(entries: list[Entry], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
-    """Entries to train on and to validate with: `share` of the images, at least one if there are two, at random."""
-    images = sorted({entry.image for entry in entries})
+def hold_back(entries: Sequence[Entry], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
+    """Entries to train on and to validate with: `share` of the images, at least one if there are two, at random.
+
+    Which ones, the seed and the order of the images in the table say, and not where they lie.
+    """
+    images = list(dict.fromkeys(entry.image for entry in entries))
     count = min(max(1, round(share * len(images))), len(images) - 1)
     chosen = set(np.random.default_rng(seed).permutation(len(images))[:count].tolist())
     held_back = {image for number, image in enumerate(images) if number in chosen}

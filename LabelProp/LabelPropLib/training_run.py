@@ -2,7 +2,7 @@
 
 Beside the checkpoint lie the log (.csv: step, training_loss, validation_loss), the log as a plot (.png, where there is
 matplotlib) and, as long as `pretrain` is not done, what it needs to go on after an interruption (.state).
-Each of them is whole at any moment.
+Each of them is whole at any moment. Step 0 of the log is the validation of the weights that `pretrain` begins with.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SUFFIX = ".pt"
 SAMPLING = Sampling()
 HELD_BACK = 0.2  # of the images, to validate with
 LOG_COLUMNS = ("step", "training_loss", "validation_loss")
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 Row = Mapping[str, float]
 Progress = Callable[[float, str], None]
@@ -64,13 +64,23 @@ class RunFiles:
         return self.checkpoint.with_suffix(".state")
 
     def check(self, inputs: Sequence[Path]):
-        """Raise InputError unless all can be written, and none of them is an input or a file of something else."""
+        """Raise InputError unless all can be written, and none of them is an input or a file of something else.
+
+        A log shows by its header that it is one, and that a plot beside it is a training's.
+        """
         files.check_suffix(self.checkpoint, [SUFFIX])
         files.check_outputs([self.checkpoint, self.log, self.plot, self.state], inputs)
-        logged = self.log.is_file() and self.log.read_text("utf-8-sig", errors="replace").startswith(LOG_COLUMNS[0])
-        trained_before = logged or self.checkpoint.exists() or self.state.exists()
+        if self.checkpoint.exists():
+            try:
+                checkpoint.read(self.checkpoint)
+            except InputError as error:
+                raise InputError(
+                    f"{self.checkpoint} would be replaced, which is no checkpoint of LabelProp's, or damaged: remove"
+                    " it, or give the weights another name."
+                ) from error
+        logged = self.log.exists() and is_log(self.log)
         for path in (self.log, self.plot):
-            if path.exists() and not trained_before:
+            if path.exists() and not logged:
                 raise InputError(f"{path} would be replaced, which is something else: give the weights another name.")
 
 
@@ -137,7 +147,8 @@ def pretrain(
         network, origin = load_network(start), origin_of(start)
         description = describe(entries, plan, sampling, start)
         state = from_first(lambda: read_state(run.state, description), rank)
-        training, validation = load_volumes(entries, plan.seed, progress)
+        trained_on, held_back = dataset.hold_back(entries, HELD_BACK, plan.seed)
+        training, validation = load_volumes(trained_on, progress), load_volumes(held_back, progress)
         pretraining = Pretraining(training, validation, plan, sampling, FROM_SCRATCH, network, device)
         if state is not None:
             pretraining.resume(state)
@@ -146,7 +157,7 @@ def pretrain(
             if rank == 0:
                 write_state(run, {"description": description, **pretraining.state()})
         if rank == 0:
-            summary = summarise(pretraining, training, validation, origin)
+            summary = summarise(pretraining, trained_on, training, validation, origin)
             save_network(run.checkpoint, pretraining.best, summary, licence, half)
             write_log(pretraining.progress.log, run.log)
             plot_log(pretraining.progress.log, run.plot)
@@ -184,6 +195,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all that share the training."""
+    return process_count() == 1 or os.environ.get("RANK") == "0"
+
+
 def read_state(path: Path, description: dict[str, Any]) -> dict[str, Any] | None:
     """The state to go on from, None if there is none. Raises InputError if it is another training's or damaged."""
     if not path.exists():
@@ -205,18 +221,13 @@ def write_state(run: RunFiles, state: dict[str, Any]):
         write_log(state["progress"]["log"], run.log)
 
 
-def load_volumes(
-    entries: Sequence[Entry], seed: int, progress: Progress
-) -> tuple[list[TrainingVolume], list[TrainingVolume]]:
-    """Volumes to train on and to validate with. Raises InputError."""
+def load_volumes(entries: Sequence[Entry], progress: Progress) -> list[TrainingVolume]:
+    """The volumes of these rows. Raises InputError."""
     loaded = []
-    parts = dataset.hold_back(entries, HELD_BACK, seed)
-    for part in parts:
-        loaded.append([])
-        for entry in part:
-            progress(0.0, f"Reading {entry.image.name}")
-            loaded[-1].append(dataset.load(entry))
-    return loaded[0], loaded[1]
+    for entry in entries:
+        progress(0.0, f"Reading {entry.image.name}")
+        loaded.append(dataset.load(entry))
+    return loaded
 
 
 def training_message(pretraining: Pretraining) -> str:
@@ -224,20 +235,26 @@ def training_message(pretraining: Pretraining) -> str:
     if not pretraining.progress.log:
         return "Training"
     last = pretraining.progress.log[-1]
-    validation = "" if math.isnan(last["validation_loss"]) else f", validation {last['validation_loss']:.4f}"
-    return f"Step {last['step']}: loss {last['training_loss']:.4f}{validation}"
+    losses = {"loss": last["training_loss"], "validation": last["validation_loss"]}
+    measured = (f"{name} {loss:.4f}" for name, loss in losses.items() if not math.isnan(loss))
+    return f"Step {last['step']}: {', '.join(measured)}"
 
 
 def summarise(
     pretraining: Pretraining,
+    trained_on: Sequence[Entry],
     training: list[TrainingVolume],
     validation: list[TrainingVolume],
     origin: str | dict[str, str],
 ) -> dict[str, Any]:
-    """For the metadata of the checkpoint; origin: see `origin_of`."""
+    """For the metadata of the checkpoint.
+
+    trained_on: the rows of `training`, in which a scan is several times if it is looked at across several axes; origin:
+    see `origin_of`.
+    """
     return {
-        "scans": len(training),
-        "annotated_scans": sum(volume.labels is not None for volume in training),
+        "scans": len({entry.image for entry in trained_on}),
+        "annotated_scans": len({entry.image for entry in trained_on if entry.annotations}),
         "slices": sum(len(volume.images) for volume in training),
         "names": [volume.name for volume in training],
         "validation_names": [volume.name for volume in validation],
@@ -259,6 +276,12 @@ def write_log(log: Sequence[Row], path: Path):
             writer.writerow("" if math.isnan(row[column]) else row[column] for column in LOG_COLUMNS)
 
 
+def is_log(path: Path) -> bool:
+    """Whether a file begins as `write_log` begins."""
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        return stream.readline().rstrip("\n") == ",".join(LOG_COLUMNS)
+
+
 def plot_log(log: Sequence[Row], path: Path):
     """The log as a plot, where matplotlib is installed; Slicer does not bundle it."""
     try:
@@ -267,11 +290,12 @@ def plot_log(log: Sequence[Row], path: Path):
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    steps = [row["step"] for row in log]
     for column, colour in (("training_loss", "#9aa4b2"), ("validation_loss", "#1d6fb8")):
-        values = [row[column] for row in log]
-        if not all(map(math.isnan, values)):
-            axes.plot(steps, values, color=colour, label=column.replace("_", " "))
+        measured = [row for row in log if not math.isnan(row[column])]
+        if measured:
+            steps, values = [row["step"] for row in measured], [row[column] for row in measured]
+            marker = "o" if len(measured) == 1 else ""  # no line runs through a single point
+            axes.plot(steps, values, color=colour, marker=marker, label=column.replace("_", " "))
     axes.set(xlabel="step", ylabel="loss")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

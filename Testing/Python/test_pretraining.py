@@ -1,5 +1,6 @@
 """Training on a data set: samples, steps, resuming, several processes, and the files that are left."""
 
+import copy
 import csv
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from LabelPropLib import checkpoint, cli, dataset, files, training_run
 from LabelPropLib.errors import InputError
 from LabelPropLib.registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, draw
+from LabelPropLib.registration.training import new_network
+from LabelPropLib.registration_weights import save_network
 from LabelPropLib.training_run import RunFiles, pretrain
 
 SCRIPT = Path(cli.__file__)
@@ -85,7 +88,7 @@ def run_quickly(folder: Path, plan: Plan = SHORT, output: str = "weights.pt", st
 
 def read_log(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as stream:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+        return [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(stream)]
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -131,12 +134,12 @@ def test_gaps_run_between_annotated_planes_with_others_in_between():
 
 def test_the_network_learns():
     training = Pretraining(
-        [volume(0, 3), volume(1)], [volume(2)], Plan(steps=30, batch=2, interval=10, validation_runs=4), SMALL
+        [volume(0, 3), volume(1)], [volume(2)], Plan(steps=60, batch=2, interval=20, validation_runs=4), SMALL
     )
     while not training.is_done:
         training.advance()
     losses = [row["validation_loss"] for row in training.progress.log]
-    assert [row["step"] for row in training.progress.log] == [10, 20, 30]
+    assert [row["step"] for row in training.progress.log] == [0, 20, 40, 60]
     assert losses[-1] < 0.97 * losses[0]
     assert training.progress.best_loss == min(losses)
 
@@ -147,8 +150,25 @@ def test_it_ends_early_when_the_validation_does_not_improve_and_keeps_the_best()
     before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
     while not training.is_done:
         training.advance()
-    assert training.progress.step == 4 and training.progress.best_step == 1
+    assert training.progress.step == 3 and training.progress.best_step == 0
     assert same(training.best, before)
+
+
+def test_weights_that_only_get_worse_are_not_kept():
+    plan = Plan(steps=4, batch=1, rate=1.0, interval=2, validation_runs=2)
+    training = Pretraining([volume(0)], [volume(1)], plan, SMALL)
+    before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
+    training.advance()
+    went_on = Pretraining([volume(0)], [volume(1)], plan, SMALL)
+    went_on.resume(copy.deepcopy(training.state()))
+    for one in (training, went_on):
+        one.advance()
+        start, *others = one.progress.log
+        assert start["step"] == 0 and np.isnan(start["training_loss"])
+        assert all(row["validation_loss"] > start["validation_loss"] for row in others)
+        assert (one.progress.best_step, one.progress.best_loss) == (0, start["validation_loss"])
+        assert same(one.best, before) and not same(one.network.state_dict(), before)
+    assert same(went_on.network.state_dict(), training.network.state_dict())
 
 
 def test_without_volumes_to_validate_with_all_steps_are_made():
@@ -221,9 +241,9 @@ def test_two_processes_follow_the_loss_curve_of_one_with_twice_the_batch(tmp_pat
     subprocess.run([*launcher, script, table, tmp_path / "two.pt", "8", "2"], check=True, capture_output=True)
     run_quickly(tmp_path, Plan(steps=8, batch=4, interval=2, validation_runs=2), "one.pt")
     two, one = read_log(tmp_path / "two.csv"), read_log(tmp_path / "one.csv")
-    assert len(two) == len(one) == 4
+    assert len(two) == len(one) == 5
     for here, there in zip(two, one):
-        assert here == pytest.approx(there, rel=0.02)
+        assert here == pytest.approx(there, rel=0.02, nan_ok=True)
     assert checkpoint.load(tmp_path / "two.pt", "registration")[1]["training"]["processes"] == 2
 
 
@@ -275,6 +295,20 @@ def test_files_of_something_else_are_kept(tmp_path, suffix):
     run.check([])
 
 
+@pytest.mark.parametrize(
+    "suffix, content",
+    [(".csv", "step,heart rate\n"), (".csv", "step,training_loss\n"), (".csv", ""), (".png", "x"), (".pt", "x")],
+)
+def test_weights_of_its_name_do_not_give_away_what_lies_beside_them(tmp_path, suffix, content):
+    run = training_run.RunFiles(tmp_path / "anna.pt")
+    save_network(run.checkpoint, new_network(0).state_dict(), {"scans": 0}, "MIT")
+    run.check([])
+    run.log.with_suffix(suffix).write_text(content)
+    with pytest.raises(InputError, match=f"anna{suffix} would be replaced"):
+        run.check([])
+    assert run.log.with_suffix(suffix).read_text() == content
+
+
 def test_training_goes_on_while_somebody_looks_at_its_log(tmp_path, monkeypatch):
     """As Excel on Windows does, which lets nobody replace the file."""
     run = training_run.RunFiles(tmp_path / "w.pt")
@@ -288,7 +322,7 @@ def test_training_goes_on_while_somebody_looks_at_its_log(tmp_path, monkeypatch)
 
     monkeypatch.setattr(training_run, "write_log", write)
     run_quickly(tmp_path, output="w.pt")
-    assert refused == [run.log] and [row["step"] for row in read_log(run.log)] == [2, 4, 6]
+    assert refused == [run.log] and [row["step"] for row in read_log(run.log)] == [0, 2, 4, 6]
 
 
 def test_what_is_left(tmp_path):
@@ -299,9 +333,51 @@ def test_what_is_left(tmp_path):
     assert summary["scans"] == 2 and len(summary["validation_names"]) == 1
     assert summary["steps"] == SHORT.steps
     log = read_log(tmp_path / "weights.csv")
-    assert [row["step"] for row in log] == [2, 4, 6]
+    assert [row["step"] for row in log] == [0, 2, 4, 6]
     assert (tmp_path / "weights.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "weights.state").exists()
+
+
+def test_metadata_count_scans_and_name_them_apart_but_not_where_they_lie(tmp_path):
+    image, labels = tube(0)
+    (tmp_path / "set" / "deep" / "a").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    for folder in (tmp_path / "set" / "deep" / "a", tmp_path / "b"):
+        files.write_volume(image, AFFINE, folder / "image.nii.gz")
+        files.write_volume(labels, AFFINE, folder / "labels.nii.gz")
+    first, second = "deep/a/image.nii.gz,deep/a/labels.nii.gz", "../b/image.nii.gz,../b/labels.nii.gz"
+    rows = [f"{row},{axis}" for row in (first, second) for axis in "kj"]
+    (tmp_path / "set" / "table.csv").write_text("\n".join(["image,annotations,axis", *rows]))
+    pretrain(
+        dataset.read_table(tmp_path / "set" / "table.csv"),
+        RunFiles(tmp_path / "w.pt"),
+        Plan(steps=1, batch=1, validation_runs=1),
+        lambda *told: None,
+        "none",
+        "cpu",
+        sampling=SMALL,
+    )
+    summary = checkpoint.load(tmp_path / "w.pt", "registration")[1]["training"]
+    assert summary["scans"] == summary["annotated_scans"] == 1
+    names = ["deep/a/image.nii.gz across k", "deep/a/image.nii.gz across j"]
+    others = ["b/image.nii.gz across k", "b/image.nii.gz across j"]
+    assert sorted([summary["names"], summary["validation_names"]]) == sorted([names, others])
+    assert dataset.Entry(Path("/c/image.nii")).name == "c/image.nii"
+
+
+def test_a_plot_of_a_single_row_shows_it(tmp_path, monkeypatch):
+    figures = []
+
+    def save(figure, path, **options):
+        figures.append(figure)
+        Path(path).touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
+    rows = [{"step": step, "training_loss": 1.0, "validation_loss": np.nan} for step in (1, 2)]
+    for log in (rows[:1], rows):
+        training_run.plot_log(log, tmp_path / "plot.png")
+    markers = [[line.get_marker() for line in figure.axes[0].get_lines()] for figure in figures]
+    assert markers == [["o"], [""]]
 
 
 def test_command_line(tmp_path, capsys):
@@ -314,6 +390,19 @@ def test_command_line(tmp_path, capsys):
     assert cli.main([*command[:3], str(tmp_path / "w.zip")]) == 2
     assert cli.main([*command, "--checkpoint", str(table)]) == 2
     assert "not a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_the_first_process_speaks(tmp_path, capsys, monkeypatch, rank):
+    monkeypatch.setattr(training_run, "pretrain", lambda *arguments, **options: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    table = write_table(tmp_path, count=1)
+    table.write_text(table.read_text().replace("annotations", "anotations"))
+    assert cli.main(["pretrain", str(table), "-o", str(tmp_path / "w.pt")]) == 0
+    said = capsys.readouterr().err
+    for sentence in ("not used: anotations.", "none to validate with", "Written: "):
+        assert said.count(sentence) == (rank == "0")
 
 
 def test_one_image_leaves_none_to_validate_with(tmp_path, capsys):
@@ -412,6 +501,14 @@ def test_an_image_is_either_trained_on_or_held_back(images, rows, seed):
     assert dataset.hold_back(entries, 0.2, seed) == (training, held_back)
 
 
+def test_what_is_held_back_does_not_depend_on_where_the_images_lie():
+    def held_back(*folders):
+        entries = [dataset.Entry(Path(folder, f"{n}.nii")) for folder in folders for n in range(6)]
+        return [entries.index(entry) for entry in dataset.hold_back(entries, 0.2, 0)[1]]
+
+    assert held_back("a", "b") == held_back("b", "a")
+
+
 def test_pretrain_does_as_it_is_told_to(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(training_run, "pretrain", lambda *arguments, **choices: seen.append((arguments, choices)))
@@ -422,6 +519,16 @@ def test_pretrain_does_as_it_is_told_to(tmp_path, monkeypatch):
     assert len(entries) == 2 and run.checkpoint == tmp_path / "w.pt"
     assert plan == Plan(steps=7, batch=2, seed=3)
     assert choices == {"start": "none", "device": "cpu", "licence": "MIT", "half": True}
+
+
+def test_weights_do_not_replace_those_they_begin_with(tmp_path, capsys):
+    start = tmp_path / "start.pt"
+    save_network(start, new_network(0).state_dict(), {"scans": 0}, "MIT")
+    before = start.read_bytes()
+    command = ["pretrain", str(write_table(tmp_path, 2)), "-o", str(start), "--checkpoint", str(start), "--steps", "1"]
+    assert cli.main(command) == 2
+    assert "start.pt is in use as another file" in capsys.readouterr().err
+    assert start.read_bytes() == before
 
 
 def test_a_log_does_not_replace_the_table(tmp_path, capsys):

@@ -190,3 +190,7 @@ def test_trained_weights_tell_what_they_began_with_but_not_where_it_lay(tmp_path
     assert str(tmp_path) not in repr(metadata)
     assert cli.main([*command, str(checkpoint.SHIPPED_FOLDER / "fusion.pt")]) == 2
     assert "weights for fusion" in capsys.readouterr().err
+    before = (tmp_path / "own.pt").read_bytes()
+    assert cli.main([*command, str(tmp_path / "own.pt")]) == 2
+    assert "own.pt is in use as another file" in capsys.readouterr().err
+    assert (tmp_path / "own.pt").read_bytes() == before

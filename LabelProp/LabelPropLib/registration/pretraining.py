@@ -74,9 +74,9 @@ class Sampling:
 class Plan:
     """How long and how fast.
 
-    steps: at most; batch: samples a step, of each process; rate: of Adam, annealed to 0 by a cosine. Every `interval`
-    steps the validation volumes are looked at, `validation_runs` samples each; after `patience` times without a better
-    loss the training ends.
+    steps: at most; batch: samples a step, of each process; rate: of Adam, annealed to 0 by a cosine. Before the first
+    step and every `interval` steps the validation volumes are looked at, `validation_runs` samples each; after
+    `patience` times without a better loss the training ends.
     """
 
     steps: int = 4000
@@ -101,9 +101,11 @@ class Progress:
 class Pretraining:
     """A training that can be put away after any step, as tensors and plain values, and taken up again.
 
-    training, validation: volumes; without any of the latter the training loss decides which weights are best, and
-    nothing ends the training early. network: to begin with, by default a new one of the plan's seed. The network, its
-    device and those of the volumes may be any. With torch.distributed initialised its processes share every step.
+    training, validation: volumes, on the CPU, from where samples go to `device`; without any of the latter the training
+    loss decides which weights are best, and nothing ends the training early. network: to begin with, by default a new
+    one of the plan's seed; it is moved to `device`, and trained in place. Where there are volumes to validate with, the
+    weights to begin with are the best until others are better. With torch.distributed initialised its processes share
+    every step.
     """
 
     def __init__(
@@ -135,14 +137,25 @@ class Pretraining:
         return self.progress.step >= self.plan.steps or (bool(self._validation) and stale >= self.plan.patience)
 
     def advance(self, on_step: Callable[[int], None] = lambda step: None):
-        """Train up to the next look at the validation volumes, and look. on_step: told the number of steps done."""
+        """Train up to the next look at the validation volumes, and look. on_step: told the number of steps done.
+
+        The first time it looks before the first step, too.
+        """
+        if self._validation and not self.progress.log:
+            self._look(training_loss=math.nan)
         losses = []
         while True:
             losses.append(self._step())
             on_step(self.progress.step)
             if self.progress.step % self.plan.interval == 0 or self.progress.step >= self.plan.steps:
                 break
-        training_loss = sum(losses) / len(losses)
+        self._look(training_loss=sum(losses) / len(losses))
+
+    def _look(self, training_loss: float):
+        """Log how good the network is now, and keep its weights if they are the best so far.
+
+        training_loss: mean of the steps since the last look, NaN before the first step.
+        """
         validation_loss = self._validate() if self._validation else math.nan
         loss = validation_loss if self._validation else training_loss
         self.progress.log.append(
