@@ -43,7 +43,7 @@ from LabelPropLib import scene, slices
 from LabelPropLib.annotation import MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.process import BackgroundPropagation
-from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings
+from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
 
 AXES = ("auto", "k", "j", "i")
 SEGMENTS = ("visible", "all")
@@ -729,10 +729,11 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         """
         from LabelPropLib.training_run import RunFiles, train
 
+        settings = Settings(**settings)
         run = RunFiles(Path(checkpointPath))
-        run.check([])
+        run.check(weights_of(settings.checkpoint))
         collected = self.collect(volumeNode, segmentationNode)
-        train(collected.annotation, run, Settings(**settings), licence, progress or (lambda fraction, message: None))
+        train(collected.annotation, run, settings, licence, progress or (lambda fraction, message: None))
 
     def batch(self, tablePath, outputFolder, missing="auto", jobs=None, scheduler=None, say=print, **settings):
         """

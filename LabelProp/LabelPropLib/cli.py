@@ -34,7 +34,7 @@ from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.provenance import provenance
-from LabelPropLib.settings import DEVICES, FUSIONS, NAMED_CHECKPOINTS, PRESETS, REGISTRATIONS, Settings
+from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 ATLAS = ("image", "labels")
@@ -330,7 +330,7 @@ def pretrain(options):
     run = RunFiles(options.output)
     entries = dataset.read_table(options.table, say)
     volumes = [path for entry in entries for path in (entry.image, entry.annotations) if path]
-    run.check([options.table, *volumes, *weights_of(options)])
+    run.check([options.table, *volumes, *weights_of(options.checkpoint)])
     if len({entry.image for entry in entries}) == 1:
         say("There is one image only, so none to validate with: all steps are made.")
     plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
@@ -518,12 +518,7 @@ def check_outputs(options) -> dict[str, Path]:
 def inputs_of(options) -> list[Path]:
     """All files that the job reads."""
     images = (options.image, options.annotations, options.scribbles, options.second_image)
-    return [*filter(None, images), *sum(options.atlases, []), *weights_of(options)]
-
-
-def weights_of(options) -> list[Path]:
-    """The file of weights that the job reads, if it reads one."""
-    return [] if options.checkpoint in NAMED_CHECKPOINTS else [Path(options.checkpoint)]
+    return [*filter(None, images), *sum(options.atlases, []), *weights_of(options.checkpoint)]
 
 
 def collect(options):

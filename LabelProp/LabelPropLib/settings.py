@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from .errors import InputError
 
@@ -75,3 +76,8 @@ class Settings:
                     yield f"--{name}" if value else f"--no-{name}"
                 else:
                     yield from (f"--{name}", str(value))
+
+
+def weights_of(checkpoint: str) -> list[Path]:
+    """The file of weights that `Settings.checkpoint` names, if it names one."""
+    return [] if checkpoint in NAMED_CHECKPOINTS else [Path(checkpoint)]

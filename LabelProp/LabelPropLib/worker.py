@@ -37,7 +37,7 @@ if __name__ == "__main__":  # run as a file: make the package that the file lies
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.exchange import read_annotation, write_propagation
 from LabelPropLib.machine import is_out_of_memory
-from LabelPropLib.settings import Settings
+from LabelPropLib.settings import Settings, weights_of
 
 PROGRESS_INTERVAL_S = 0.1
 
@@ -134,7 +134,7 @@ def train(folder: Path, settings: Settings, progress, is_cancelled, checkpoint: 
         progress(fraction, stage)
 
     run = training_run.RunFiles(Path(checkpoint))
-    run.check([])
+    run.check(weights_of(settings.checkpoint))
     training_run.train(read_annotation(folder), run, settings, "not stated", progress_or_stop)
 
 

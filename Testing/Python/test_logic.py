@@ -727,6 +727,14 @@ def test_weights_trained_from_the_console_are_used(tmp_path):
     assert report["registration"] == "pretrained"
 
 
+def test_weights_are_not_written_over_those_that_they_begin_with(tmp_path):
+    volume_node, segmentation_node, _ = LabelProp.addTaperedTube()
+    path = tmp_path / "weights.pt"
+    path.write_bytes((checkpoint.SHIPPED_FOLDER / "registration.pt").read_bytes())
+    with pytest.raises(InputError, match="in use as another file"):
+        LabelPropLogic().train(volume_node, segmentation_node, path, checkpoint=str(path))
+
+
 def test_weights_are_not_written_over_something_else(tmp_path):
     volume_node, segmentation_node, _ = LabelProp.addTaperedTube()
     with pytest.raises(InputError, match=r"\.pt"):
