@@ -763,14 +763,13 @@ sys.exit(cli.main())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_process_leaves_nothing(case, number):
+def test_interrupted_process_leaves_nothing(case):
     names = {path.name for path in case.iterdir()}
     command = [sys.executable, "-c", SLOW_ENGINE, "propagate", "image.nii.gz", "annotations.nii.gz", "-o", "out.nii.gz"]
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
     with subprocess.Popen(command, cwd=case, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr.readline() == "Sleeping\n"
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         assert process.stderr.read() == "labelprop: cancelled, nothing was written\n"
     assert process.returncode == 130
     assert {path.name for path in case.iterdir()} == names
