@@ -1,6 +1,7 @@
 """The module LabelProp: segments outlined on a few slices are carried through the volume."""
 
 import importlib.util
+import logging
 import os
 import threading
 import time
@@ -430,6 +431,8 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         collected, self._collected = self._collected, None
         self._showRunning(False)
         if propagation is None:
+            for message in collected.messages:
+                self.ui.resultText.appendPlainText(message)
             self._parameters.checkpoint = self._checkpoint
             self.ui.resultText.appendPlainText(
                 _(
@@ -614,15 +617,16 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         )
         atlases = list(atlases)
         scene.check_target(uncertaintyVolumeNode, (volumeNode, secondVolumeNode, *(volume for volume, _ in atlases)))
-        segmentIds = None if segmentIds is None else list(segmentIds)
-        scene.check_inputs(volumeNode, segmentationNode, segmentIds)
-        with slices.marks_kept_on_failure(segmentationNode):
-            collected = self.collect(
-                volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
-            )
+        collected = self.collect(
+            volumeNode, segmentationNode, segmentIds, axis, missing, scribbles, secondVolumeNode, atlases
+        )
+        try:
             propagation = self.compute(collected, settings, progress, isCancelled)
-            self.addDirections(collected, propagation)
-            return self.write(collected, propagation, uncertaintyVolumeNode)
+        except Exception:
+            self._logInputMessages(collected)
+            raise
+        self.addDirections(collected, propagation)
+        return self.write(collected, propagation, uncertaintyVolumeNode)
 
     def collect(
         self,
@@ -709,6 +713,11 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         report["segments"] = {str(label): collected.names[label] for label in collected.annotation.labels}
         return report
 
+    def _logInputMessages(self, collected):
+        """Say what was noticed when the input was read, which is noticed once, where there is no report to say it."""
+        for message in collected.messages:
+            logging.warning(f"LabelProp: {message}")
+
     def _addSegmentation(self, collected, labelMaps, what):
         """A new segmentation node of what was propagated, its found slices marked so."""
         name = f"{collected.segmentation_node.GetName()} ({what})"
@@ -733,6 +742,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         run = RunFiles(Path(checkpointPath))
         run.check(weights_of(settings.checkpoint))
         collected = self.collect(volumeNode, segmentationNode)
+        self._logInputMessages(collected)
         train(collected.annotation, run, settings, licence, progress or (lambda fraction, message: None))
 
     def batch(self, tablePath, outputFolder, missing="auto", jobs=None, scheduler=None, say=print, **settings):

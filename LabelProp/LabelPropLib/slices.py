@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -279,7 +279,7 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
     A slice takes over what was known of the one nearest to it. Where slices came to lie askew nothing is known any
     more, so that all that bear a segment count as drawn, and `say` is called with a line about it.
     Nothing changes where the geometry was moved together with the voxels, as by a transform that was hardened: it has
-    the same extent, and more of what was found lies as it did if slices are numbered as before. Without anything found
+    the same extent, and more of what was found lies as it did on the new one. Without anything found that is as it was
     both look alike, and a geometry that is not mirrored counts as moved.
     """
     segmentation = segmentation_node.GetSegmentation()
@@ -293,15 +293,16 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
         Converter.DeserializeImageGeometry(geometry, now, False)
         if Converter.DeserializeImageGeometry(counted_on, earlier, False):
             grid = work_grid(None, segmentation_node)
-            stored = stored_segments(segmentation_node, [segment_id], grid)[segment_id]
-            to_earlier = lattice_to_lattice(grid, earlier)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+            before, stored = (stored_segments(segmentation_node, [segment_id], g)[segment_id] for g in (earlier, grid))
             propagated = _propagated_by_axis(segment)
-            roles, renumbered, lost = _renumber(read_roles(segment), propagated, to_earlier, grid)
-            as_before, as_renumbered = (_found_unchanged(stored, known) for known in (propagated, renumbered))
+            unchanged, unchanged_if_moved = (_found_unchanged(s, propagated) for s in (before, stored))
+            to_earlier = lattice_to_lattice(grid, earlier)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
             mirrored = np.linalg.det(to_earlier[:3, :3]) < 0
-            moved = as_before > as_renumbered or not (propagated or mirrored)
+            moved = len(unchanged_if_moved) > len(unchanged) or not (unchanged_if_moved or unchanged or mirrored)
             if not (moved and earlier.GetExtent() == now.GetExtent()):
-                write_roles(segment, roles)
+                numbers, lost = _earlier_numbers(read_roles(segment).axes | propagated.keys(), to_earlier, grid)
+                write_roles(segment, _renumbered_roles(read_roles(segment), numbers))
+                renumbered = _renumbered_fingerprints(propagated, numbers, unchanged, stored)
                 write_tag(segment, PROPAGATED_TAG, _propagated_text(renumbered))
                 if lost:
                     say(
@@ -311,24 +312,28 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
         write_tag(segment, GEOMETRY_TAG, geometry)
 
 
-def _found_unchanged(stored: StoredSegment, known: Mapping[str, Mapping[int, int]]) -> int:
-    """How many of the slices that were found, axis name -> slice -> fingerprint, are as they were."""
-    return sum(
-        len(fingerprints(stored, AXIS_NAMES.index(name)).items() & numbers.items()) for name, numbers in known.items()
-    )
+# Axis name of the grid -> that of an earlier lattice across the same slices, and slice -> the one nearest to it there
+EarlierNumbers = dict[str, tuple[str, dict[int, int]]]
 
 
-def _renumber(
-    roles: Roles, propagated: Mapping[str, Mapping[int, int]], to_earlier: np.ndarray, grid
-) -> tuple[Roles, dict[str, dict[int, int]], list[str]]:
-    """What is known of the slices of the grid, by those nearest to them on an earlier one.
+def _found_unchanged(stored: StoredSegment, propagated: Mapping[str, Mapping[int, int]]) -> set[tuple[str, int]]:
+    """Axis name and index of the slices that were found, see `_propagated_by_axis`, and are as they were."""
+    return {
+        (name, index)
+        for name, numbers in propagated.items()
+        for index, _ in fingerprints(stored, AXIS_NAMES.index(name)).items() & numbers.items()
+    }
 
-    roles, propagated: by the earlier lattice. to_earlier: (4, 4) from voxel indices (k, j, i) to those of that lattice.
-    Returns both by the grid's, and the names of the earlier axes whose slices are not parallel to any of the grid's.
+
+def _earlier_numbers(names: Collection[str], to_earlier: np.ndarray, grid) -> tuple[EarlierNumbers, list[str]]:
+    """The slices of the grid across the axes that had these names on an earlier lattice.
+
+    to_earlier: (4, 4) from voxel indices (k, j, i) to those of that lattice. Returns also the names of the axes whose
+    slices are not parallel to any of the grid's.
     """
-    slices, found, lost = {}, {}, []
+    numbers, lost = {}, []
     for axis, name in enumerate(AXIS_NAMES):
-        if name not in roles.axes | propagated.keys():
+        if name not in names:
             continue
         along = to_earlier[axis]
         across = int(np.argmax(np.abs(along[:3])))
@@ -338,13 +343,38 @@ def _renumber(
         first = grid_start(grid)[across]
         indices = np.arange(first, first + grid_shape(grid)[across])
         nearest = np.floor(along[across] * indices + along[3] + 0.5 + PARALLEL).astype(int)
-        pairs = list(zip(indices.tolist(), nearest.tolist()))
-        slices[AXIS_NAMES[across]] = {
-            role: frozenset(now for now, then in pairs if then in roles.of(axis, role)) for role in SLICE_ROLES
+        numbers[AXIS_NAMES[across]] = name, dict(zip(indices.tolist(), nearest.tolist(), strict=True))
+    return numbers, lost
+
+
+def _renumbered_roles(roles: Roles, numbers: EarlierNumbers) -> Roles:
+    """Roles given to slices by an earlier lattice, by the grid's."""
+    slices = {
+        name: {
+            role: frozenset(now for now, then in nearest.items() if then in roles.of(AXIS_NAMES.index(earlier), role))
+            for role in SLICE_ROLES
         }
-        known = propagated.get(name, {})
-        found[AXIS_NAMES[across]] = {now: known[then] for now, then in pairs if then in known}
-    return replace(roles, slices=slices), found, lost
+        for name, (earlier, nearest) in numbers.items()
+    }
+    return replace(roles, slices=slices)
+
+
+def _renumbered_fingerprints(
+    propagated: Mapping[str, Mapping[int, int]],
+    numbers: EarlierNumbers,
+    unchanged: Set[tuple[str, int]],
+    stored: StoredSegment,
+) -> dict[str, dict[int, int]]:
+    """Fingerprints by an earlier lattice, by the grid's: new ones of what is unchanged, old ones of what was edited."""
+    renumbered: dict[str, dict[int, int]] = {}
+    for name, (earlier, nearest) in numbers.items():
+        known, fresh = propagated.get(earlier, {}), fingerprints(stored, AXIS_NAMES.index(name))
+        renumbered[name] = {
+            now: fresh[now] if (earlier, then) in unchanged else known[then]
+            for now, then in nearest.items()
+            if then in known and not ((earlier, then) in unchanged and now not in fresh)
+        }
+    return renumbered
 
 
 @contextlib.contextmanager

@@ -151,15 +151,16 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._showMessage()
 
     def _showMessage(self):
-        text = self._failure or self._message
+        texts = [self._failure, self._message]
         updating = self.running and self._running.unchanged
         if not self._failure and self.previewOutOfDate and not updating:
-            text = _(
+            outOfDate = _(
                 "Out of date: since this preview was started segments were edited, or another volume was chosen."
                 " Update includes the changes."
             )
-        self.messageLabel.text = text or ""
-        self.messageLabel.setVisible(bool(text))
+            texts = [outOfDate, self._message if self._saidOfState is not None else None]
+        self.messageLabel.text = "\n".join(text for text in texts if text)
+        self.messageLabel.setVisible(any(texts))
 
     def _say(self, message=None, failure=None, ofSegments=False):
         """
@@ -353,8 +354,9 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self.inputSegmentIds(),
             self.scriptedEffect.parameter("Direction"),
         )
-        collected = LabelPropLogic().collect(*arguments, self.scriptedEffect.parameter("Missing"))
         settings = self.settingsPanel.settings()
+        collected = LabelPropLogic().collect(*arguments, self.scriptedEffect.parameter("Missing"))
+        self._say("\n".join(collected.messages))  # whatever becomes of the job: it is noticed once
         self._observeInputs()
         self.delayedAutoUpdateTimer.stop()  # corrections that were noticed have been read
         self._running = collected
@@ -417,7 +419,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._fail(text)
 
     def _fail(self, text, ofSegments=False):
-        self._say(failure=text, ofSegments=ofSegments)
+        self._say(self._message, text, ofSegments)
         slicer.util.showStatusMessage(text, 5000)
         self.updateGUIFromMRML()
 
@@ -626,7 +628,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             if state != before and notice_corrections(segmentationNode, overview, remarks.append):
                 self.slicesPanel.refresh()
             if remarks:
-                self._say("\n".join(remarks), ofSegments=True)
+                self._say("\n".join(remarks), self._failure, ofSegments=True)
         self._showMessage()
 
     #

@@ -317,6 +317,16 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.effect.slicesPanel.refresh()
         self.assertIn("have changed since", self.effect.messageLabel.text)
 
+    def test_edits_that_do_not_count_are_told_beside_a_preview(self):
+        self.test_edits_that_do_not_count_are_told()
+        self.nearest()
+        self.assertNotIn("have changed since", self.effect.messageLabel.text)
+        drawn = self.drawn.any(axis=(1, 2))[:, None, None]
+        self.setVoxels("tube", np.where(drawn, self.drawn, np.roll(self.voxels("tube"), 1, axis=2)))
+        self.effect.slicesPanel.refresh()
+        self.assertIn("have changed since", self.effect.messageLabel.text)
+        self.assertIn("Out of date", self.effect.messageLabel.text)
+
     def test_a_grid_that_was_turned_is_told(self):
         self.nearest()
         self.effect.onApply()

@@ -653,15 +653,27 @@ def test_panel_tells_what_was_noticed_although_the_run_is_cancelled(panel, drawn
     assert "have changed since" in panel.ui.resultText.plainText
 
 
-def test_a_cancelled_run_leaves_what_is_known_of_slices(drawn, nearest_slice_engine, monkeypatch):
+def test_what_was_noticed_is_logged_where_a_run_gives_no_report(drawn, nearest_slice_engine, monkeypatch, caplog):
     volume, node = drawn
     LabelPropLogic().propagate(volume, node)
     edit_all_that_was_found(volume, node)
-    with monkeypatch.context() as patched:
-        patched.setattr("LabelPropLib.pipeline.propagate", mock.Mock(side_effect=Cancelled))
-        with pytest.raises(Cancelled):
-            LabelPropLogic().propagate(volume, node)
-    assert any("have changed since" in text for text in LabelPropLogic().propagate(volume, node)["messages"])
+    monkeypatch.setattr("LabelPropLib.pipeline.propagate", mock.Mock(side_effect=Cancelled))
+    with pytest.raises(Cancelled):
+        LabelPropLogic().propagate(volume, node)
+    assert "have changed since" in caplog.text
+
+
+def test_marks_that_are_made_while_a_run_computes_stay_when_it_is_cancelled(drawn, monkeypatch):
+    volume, node = drawn
+
+    def mark_and_cancel(*arguments):
+        slices.set_role(node, "left", 0, "absent", [10])
+        raise Cancelled
+
+    monkeypatch.setattr("LabelPropLib.pipeline.propagate", mark_and_cancel)
+    with pytest.raises(Cancelled):
+        LabelPropLogic().propagate(volume, node)
+    assert slices.survey(volume, node, ["left"]).roles["left"][10] == "absent"
 
 
 def test_panel_holds_no_scan_when_nothing_runs(panel):

@@ -412,3 +412,28 @@ def test_marks_follow_a_shifted_geometry_although_slices_look_alike():
     set_geometry(node, slicer.util.addVolumeFromArray(image, shifted))
     roles = survey(volume, node, ["a"]).roles["a"]
     assert [index for index, role in roles.items() if role == "complete"] == [1, 9]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_corrections_are_noticed_on_a_grid_that_was_cropped_or_mirrored_within_the_slices(mirrored):
+    image, mask = np.zeros((8, 12, 14)), np.zeros((8, 12, 14), np.uint8)
+    mask[[1, 6], 4:8, 5:9] = 1
+    volume = slicer.util.addVolumeFromArray(image, np.eye(4))
+    node = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
+    overview = survey(volume, node, ["a"])
+    mask[2:6, 4:8, 5:9] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+    mark_propagated(node, overview)
+    mask[3, 4] = 0
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+    other, part = np.eye(4), image[:, 2:, 3:]
+    if mirrored:
+        other[0, 0], other[0, 3], part = -1, 13, image
+    else:
+        other[:3, 3] = 3, 2, 0
+    volume = slicer.util.addVolumeFromArray(part, other)
+    set_geometry(node, volume)
+    said = []
+    assert notice_corrections(node, survey(volume, node, ["a"]), said.append) and not said
+    roles = survey(volume, node, ["a"]).roles["a"]
+    assert [index for index, role in sorted(roles.items()) if role == "complete"] == [1, 3, 6]
