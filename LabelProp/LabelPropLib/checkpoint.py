@@ -65,14 +65,16 @@ def load(path: Path, kind: str) -> tuple[Tensors, Metadata]:
     return tensors, metadata
 
 
-def check_kind(checkpoint: str, needed: Collection[str]):
+def check_kind(checkpoint: str, needed: Collection[str]) -> str | None:
     """Raise InputError if a file is for another network than all those `needed`, if any are, or cannot be read.
 
     checkpoint: as in `choose`. needed: kinds. A file for one of several is no mistake: it can hold only one.
+    Returns the file's kind, None where `checkpoint` names no file.
     """
     kind = kind_of(checkpoint)
     if kind is not None and needed and kind not in needed:
         raise another_kind(checkpoint, kind, " or ".join(needed))
+    return kind
 
 
 def kind_of(checkpoint: str) -> str | None:

@@ -41,6 +41,7 @@ ATLAS = ("image", "labels")
 DEVICE_HELP = "where to compute; auto: a GPU if there is one, else the processor"
 SEED_HELP = "of the random numbers; the same one, the same result (0)"
 MOST_STEPS = 0.25  # of neighbouring voxels of a label volume, see `files.share_of_steps`
+FEWEST_INTENSITIES = 64  # that a scan has
 MOST_DRAWN = 0.75  # of the slices from the first drawn one to the last
 MOST_NAMED = 5  # labels in a line that sums up
 ALLOCATIONS = 50_000  # of objects between two searches for garbage
@@ -583,9 +584,10 @@ def check_not_the_same(labels_path: Path, image_path: Path):
 
 
 def check_not_swapped(labels: np.ndarray, labels_path: Path, image: np.ndarray, image_path: Path):
-    """Raise InputError if the labels fill all slices and vary from voxel to voxel, and the image does not vary so."""
+    """Raise InputError if the labels are many, fill all slices and vary from voxel to voxel, and the image does not."""
     steps = files.share_of_steps(labels)
-    if steps > MOST_STEPS and files.share_of_steps(image) < steps / 2 and fills_slices(labels):
+    varies = steps > MOST_STEPS and files.share_of_steps(image) < steps / 2
+    if varies and fills_slices(labels) and len(np.unique(labels)) > FEWEST_INTENSITIES:
         raise InputError(
             f"{image_path} and {labels_path} look swapped, for in the latter {steps:.0%} of neighbouring voxels differ,"
             " as in a scan: give the scan first, then the labels."

@@ -134,7 +134,10 @@ def check_nifti_voxels(path: Path, header: sitk.ImageFileReader):
 
 
 def nifti_byte_order(path: Path) -> str:
-    """'<' or '>', as the header's first number, its own length, tells."""
+    """'<' or '>', as the header's first number, its own length, tells; of a pair of files it lies in x.hdr."""
+    pair = re.fullmatch(r"(.*)\.img(\.gz)?", path.name, re.IGNORECASE)
+    if pair:
+        path = next((p for p in (path.with_name(pair[1] + end) for end in (".hdr", ".hdr.gz")) if p.is_file()), path)
     with open_unpacked(path) as stream:
         (length,) = struct.unpack("<i", stream.read(4))
     return "<" if length in NIFTI_HEADER_LENGTHS else ">"

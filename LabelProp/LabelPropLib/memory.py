@@ -136,6 +136,7 @@ class Memory:
         self._key: tuple | None = None
         self._remembered: Remembered | None = None
         self._fusion: tuple[tuple, Fusion] | None = None
+        self.taken_over: Update | None = None  # by the first plan of a run; one after it takes over what that has found
 
     def recall(self, annotation: SparseAnnotation, settings: Settings) -> Remembered | None:
         """What is remembered of the annotation's scan; and be ready to keep what a run on it finds."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import colorsys
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
@@ -28,7 +30,7 @@ ROWS, COLUMNS = 2, 4  # of slices
 SIDE = 1.2  # width of the view from the side, in columns
 MARGIN = 12  # mm around the labels
 EXPECTED = 0.18  # of a small picture, for what is expected of its slice
-NAMED, LONGEST = 4, 18  # labels that are named there, and letters of a name
+NAMED, LONGEST = 4, 12  # labels that are named there, and letters of a name
 GOLDEN = 0.618034  # of a turn from hue to hue: any number of colours, all apart
 
 Colour = tuple[float, float, float]
@@ -118,7 +120,9 @@ def save_doubtful_slice(path: str | os.PathLike, annotation: SparseAnnotation, p
         draw_slice(panel, stack, index, box, label_map, None)
     annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", index in annotation.planes, None)
     draw_expected(figure, colours, propagation.report.get("segments", {}), expected)
-    figure.savefig(path, facecolor=PAPER)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that the font lacks
+        figure.savefig(path, facecolor=PAPER)
 
 
 def most_doubtful_slice(report: Mapping, found: np.ndarray, axis: int, drawn: Sequence[int]) -> int:
@@ -270,7 +274,7 @@ def draw_legends(figure: Figure, colours: Mapping[int, Colour], names: Mapping[i
         columns = min(len(patches), 6)
         by_column = [patch for column in range(columns) for patch in patches[column::columns]]
         bottom = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.015), "ncols": columns, "fontsize": 10}
-        figure.legend(handles=by_column, **bottom, **style)
+        take_literally(figure.legend(handles=by_column, **bottom, **style))
 
 
 def draw_expected(
@@ -288,3 +292,10 @@ def draw_expected(
         space = {"handlelength": 1, "borderpad": 0.3, "borderaxespad": 0.2, "columnspacing": 1, "labelspacing": 0.2}
         legend = figure.legend(handles=lines, loc="lower left", ncols=2, title=title, **look, **space)
         legend.get_title().set_color(INK)
+        take_literally(legend)
+
+
+def take_literally(legend: Legend):
+    """Names of segments may hold what matplotlib would read as formulas."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -69,7 +69,7 @@ def compute(
 ) -> Propagation:
     """`propagate` by a plan. Raises what `is_out_of_memory` knows where there is not enough."""
     device = plan.device
-    checkpoint.check_kind(settings.checkpoint, settings.networks)
+    kind = checkpoint.check_kind(settings.checkpoint, settings.networks)
     network = load_network(settings.checkpoint)
     networks = deep.load(settings.checkpoint, settings.fusion == DEEP, device)
     effort = EFFORTS[settings.preset]
@@ -83,6 +83,8 @@ def compute(
             planes = LabelPlanes(annotation, stack)
         with clock.stage("Registering"):
             update = None if remembered is None else remembered.update(annotation, stack)
+            if memory is not None and not plan.why:
+                memory.taken_over = update
             ends = None if update is not None and not update.pairs else far_ends(annotation, stack, planes)
             velocity = register(
                 stack, ends, settings, plan, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done), update
@@ -104,8 +106,8 @@ def compute(
                 expected = confidence.assess(annotation, stack, fusion.evidence, label_maps, fusion.factors)
                 suggestions = suggestion.suggest(expected, settings.suggestions)
     clock.tell(1.0)
-    if update is not None and plan.why and not update.pairs:
-        update = None  # the plan before this one had registered them, in the same run
+    if memory is not None:
+        update = memory.taken_over
     return Propagation(
         label_maps=label_maps,
         directions={name: side.volumes() for name, side in sides.items()},
@@ -119,7 +121,7 @@ def compute(
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "messages": planner.messages(plan, stack.size, pixels, effort)
-            + messages(annotation, settings, fusion.image_weights, update)
+            + messages(annotation, settings, fusion.image_weights, kind, update)
             + atlases.messages(annotation, fusion.priors)
             + scribbles.contradictions(annotation, maps),
             **expected.report(),
@@ -235,11 +237,15 @@ def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dic
 
 
 def messages(
-    annotation: SparseAnnotation, settings: Settings, weights: torch.Tensor, update: Update | None = None
+    annotation: SparseAnnotation,
+    settings: Settings,
+    weights: torch.Tensor,
+    kind: str | None = None,
+    update: Update | None = None,
 ) -> list[str]:
     """Sentences for the user about how the input was read, and what was taken over from a run before.
 
-    weights: (C,) of mean 1, of the images.
+    weights: (C,) of mean 1, of the images. kind: of the file of networks' weights, if one was given.
     """
     said = []
     if annotation.some_missing:
@@ -248,12 +254,17 @@ def messages(
             "unknown": "Labels missing on an annotated slice are read as not drawn there (unknown).",
         }
         said.append(reading[annotation.missing])
-    said += unused_weights(settings)
+    said += unused_weights(settings, kind)
     only, last = annotation.planes[0], annotation.planes[-1]
     if not settings.extrapolate and only == last and scribbled_range(annotation, (only, last)) == (only, last):
         said.append(
             f"Only slice {only} is annotated and nothing lies between annotated slices:"
             " annotate a second slice, or extrapolate."
+        )
+    elif not settings.extrapolate and len(annotation.planes) == last - only + 1 > 1:
+        said.append(
+            f"Nothing lies between the annotated slices {only} to {last}: annotate another one, some slices away, or"
+            " extrapolate."
         )
     if weights.min() < LEAST_SHARE * len(weights):
         weak, strong = ("image", "second image") if weights[0] < weights[1] else ("second image", "image")
@@ -266,9 +277,8 @@ def messages(
     return said
 
 
-def unused_weights(settings: Settings) -> list[str]:
+def unused_weights(settings: Settings, kind: str | None) -> list[str]:
     """For the user: that the file of weights makes no difference to the registration or fusion that was chosen."""
-    kind = checkpoint.kind_of(settings.checkpoint)
     users = {"registration": ("network", "pretrained"), "fusion": ("auto", "deep")}
     if kind is None or getattr(settings, kind) in users[kind]:
         return []

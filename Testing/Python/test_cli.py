@@ -853,3 +853,10 @@ def test_an_output_is_prepared_beside_the_file_that_a_link_leads_to(tmp_path):
 
 def test_a_negative_seed_is_refused(case, capsys):
     assert_refused(capsys, case, "'-1': give a whole number from 0", "--seed", "-1")
+
+
+@pytest.mark.parametrize("suffix", [".img", ".hdr"])
+def test_pairs_of_floats_are_read_by_either_name(tmp_path, suffix):
+    voxels = np.random.default_rng(0).normal(100, 30, (8, 32, 32)).astype(np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / "scan.img"))
+    np.testing.assert_array_equal(files.voxels(files.read_volume(tmp_path / f"scan{suffix}")), voxels)

@@ -16,7 +16,7 @@ from LabelPropLib.baselines import copy_nearest, fill_between_slices
 from LabelPropLib.errors import InputError
 from LabelPropLib.evaluation import score_labels
 from LabelPropLib.phantom import CROSS_SECTIONS, make_phantom
-from LabelPropLib.picture import choose_slices, save_doubtful_slice, save_picture
+from LabelPropLib.picture import choose_slices, draw_expected, save_doubtful_slice, save_picture
 from LabelPropLib.propagation import Propagation
 
 DRAWN = [0, 24, 47]
@@ -161,4 +161,14 @@ def test_small_picture_tells_what_is_expected_of_the_slice(tmp_path, monkeypatch
     texts = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *rest, **more: texts.extend(figure.findobj(Text)))
     save_doubtful_slice(tmp_path / "picture.png", annotation, Propagation([labels], {}, None, report))
-    assert {"k = 6", "expected Dice 0.750", "a muscle of quite… 0.75"} <= {text.get_text() for text in texts}
+    assert {"k = 6", "expected Dice 0.750", "a muscle of… 0.75"} <= {text.get_text() for text in texts}
+
+
+def test_names_of_segments_are_no_formulas_and_fit_in_the_small_picture(tmp_path):
+    figure = Figure(figsize=(2.56, 2.56), dpi=100)
+    long = ("cyst ($5_$)", "Quadratus lumborum left", "Iliopsoas muscle right", "Vertebral body L5")
+    names = {str(n): name for n, name in enumerate(long, 1)}
+    draw_expected(figure, {n: (1, 1, 1) for n in range(1, 5)}, names, {n: 0.91 for n in range(1, 5)})
+    figure.savefig(tmp_path / "picture.png")
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= 256

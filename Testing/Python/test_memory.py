@@ -288,5 +288,15 @@ def test_a_plan_that_goes_on_where_one_failed_in_the_same_run_reuses_nothing(vol
     assert not any("reused" in text for text in report["messages"])
 
 
+def test_what_an_earlier_run_had_registered_is_told_although_a_plan_failed(volume, monkeypatch):
+    memory = Memory()
+    propagate(drawn(volume, [0, 8, 16]), FAST, memory=memory)
+    fuse, failures = pipeline.fuse_gaps, [MemoryError()]
+    monkeypatch.setattr(pipeline, "fuse_gaps", lambda *rest: fuse(*rest) if not failures else raised(failures.pop()))
+    report = propagate(drawn(volume, [0, 4, 8, 16]), FAST, memory=memory).report
+    assert report["registration"] == "instance, reused"
+    assert any("8 of 16 pairs" in text for text in report["messages"])
+
+
 def raised(error):
     raise error

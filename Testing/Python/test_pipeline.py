@@ -153,6 +153,8 @@ def test_a_single_annotated_slice_stays_alone_and_says_so(volume):
     alone = propagate(annotation)
     np.testing.assert_array_equal(alone.label_maps[0], keep(labels, [8]))
     assert any("Only slice 8" in message for message in alone.report["messages"])
+    beside = propagate(annotate_from_label_volume(image, keep(labels, [8, 9]), SPACING, 0), Settings(preset="fast"))
+    assert any("between the annotated slices 8 to 9" in message for message in beside.report["messages"])
     carried = propagate(annotation, Settings(extrapolate=True))
     assert dice(carried.label_maps[0][6:11] > 0, labels[6:11] > 0) > 0.85
 
