@@ -428,11 +428,9 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.progressBar.format = stage if secondsLeft is None else f"{stage} · {formatSeconds(secondsLeft)}"
 
     def _onDone(self, propagation):
-        collected, self._collected = self._collected, None
         self._showRunning(False)
         if propagation is None:
-            for message in collected.messages:
-                self.ui.resultText.appendPlainText(message)
+            self._tellOfInput()
             self._parameters.checkpoint = self._checkpoint
             self.ui.resultText.appendPlainText(
                 _(
@@ -440,6 +438,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 ).format(path=self._checkpoint)
             )
             return
+        collected, self._collected = self._collected, None
         with slicer.util.tryWithErrorDisplay(_("The result could not be written."), waitCursor=True):
             report = self.logic.write(collected, propagation, self._uncertaintyVolume)
             self.ui.resultText.appendPlainText(formatReport(report))

@@ -155,6 +155,12 @@ class SparseAnnotation:
         return pairs
 
 
+def stack_order(annotation: SparseAnnotation) -> tuple[int, int, int]:
+    """The array axes of the volume as planes, rows, columns."""
+    rows, columns = (axis for axis in range(3) if axis != annotation.axis)
+    return annotation.axis, rows, columns
+
+
 def exclude(label: int, other: int, overlapping: Collection[tuple[int, int]]) -> bool:
     """Whether no voxel can bear both labels; overlapping: pairs of labels, ascending, that may share voxels."""
     return (min(label, other), max(label, other)) not in overlapping

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy import special
 
-from .annotation import BACKGROUND, SparseAnnotation
+from .annotation import BACKGROUND, SparseAnnotation, stack_order
 from .candidates import Arrivals, Carried
 from .ends import AROUND, Growth, depth_left
 from .preprocessing import Stack, around, signed_distance
@@ -603,16 +603,18 @@ class Confidence:
 
     def _doubt_loss(self, stretch: Stretch, wrong: np.ndarray):
         """Enter a toss-up where either side brought a label of which nothing was found, though it is there."""
+        lost = np.flatnonzero(stretch.found == 0)
+        if not lost.size:
+            return
         label, first = stretch.evidence.label, stretch.evidence.planes.start - self.stack.first
-        window, distances = self.stack.window_to_volume_grid(stretch.evidence.distances, stretch.evidence.box)
-        for index in np.flatnonzero(stretch.found == 0):
+        window, distances = self.stack.window_to_volume_grid(stretch.evidence.distances[lost], stretch.evidence.box)
+        for index, depth in zip(lost, distances, strict=True):
             labels, doubt = self._layer(stretch)[index][window], wrong[first + index][window]
-            enter(np.where(distances[index] > 0, 0.5, 0.0), label, labels, doubt)
+            enter(np.where(depth > 0, 0.5, 0.0), label, labels, doubt)
 
     def _trust_scribbles(self, label: int, voxels: np.ndarray, wrong: np.ndarray):
         """What was scribbled (N, 3) and kept is right."""
-        places = np.insert(np.delete(voxels, self.annotation.axis, axis=1), 0, voxels[:, self.annotation.axis], axis=1)
-        places = places - [part.start for part in self.stack.crop]
+        places = voxels[:, stack_order(self.annotation)] - [part.start for part in self.stack.crop]
         places = tuple(places[((0 <= places) & (places < wrong.shape)).all(axis=1)].T)
         if label == BACKGROUND:
             kept = np.all([layer[places] == 0 for layer in self.layers.values()], axis=0)

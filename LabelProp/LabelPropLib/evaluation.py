@@ -7,11 +7,12 @@ extra. Slices that were given are left out where the annotations are known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 
 from . import files
@@ -113,16 +114,16 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
     reference_image = files.read_labels(reference)
     spacing = reference_image.GetSpacing()[::-1]
 
-    def read_on_grid(path: Path) -> np.ndarray:
+    def read_on_grid(path: Path, check: Callable[[sitk.Image, Path], None] = lambda image, path: None) -> np.ndarray:
         image = files.read_labels(path)
+        check(image, path)
         files.check_same_grid(files.Grid.of(image), path, files.Grid.of(reference_image), reference)
         return files.voxels(image)
 
     reference_labels = files.voxels(reference_image)
     axis, annotated = coarsest_axis(spacing), []
     if annotations is not None:
-        check_nothing_was_found(annotations)
-        axis, annotated = annotated_slices(read_on_grid(annotations))
+        axis, annotated = annotated_slices(read_on_grid(annotations, check_nothing_was_found))
     predicted = read_on_grid(prediction)
     scores = score_labels(predicted, reference_labels, spacing, axis, annotated)
     if not scores:
@@ -142,9 +143,8 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
         print(f"Not scored, in {prediction} only: label {', '.join(map(str, unknown[unknown != 0]))}.")
 
 
-def check_nothing_was_found(annotations: Path):
-    """Raise InputError for a segmentation of Slicer's that bears slices which an earlier run has found."""
-    image = files.read_volume(annotations)
+def check_nothing_was_found(image: sitk.Image, annotations: Path):
+    """Raise InputError for a segmentation of Slicer's, read from a file, with slices which an earlier run has found."""
     tags = [image.GetMetaData(key) for key in image.GetMetaDataKeys() if key.endswith("_Tags")]
     if any(PROPAGATED_TAG in text for text in tags):
         raise InputError(

@@ -116,9 +116,7 @@ def check_nifti_voxels(path: Path, header: sitk.ImageFileReader):
     count = math.prod(int(header.GetMetaData(f"dim[{n}]")) for n in range(1, 1 + int(header.GetMetaData("dim[0]"))))
     missing = count * int(header.GetMetaData("bitpix")) // 8
     number = np.dtype(nifti_byte_order(path) + NIFTI_FLOATS.get(header.GetMetaData("datatype"), "u1"))
-    pair = re.fullmatch(r"(.*)\.hdr(\.gz)?", path.name, re.IGNORECASE)
-    if pair:
-        path = next((p for p in (path.with_name(pair[1] + end) for end in (".img", ".img.gz")) if p.is_file()), path)
+    path = of_pair(path, "img")
     unusable = 0
     with open_unpacked(path) as stream:
         stream.read(int(float(header.GetMetaData("vox_offset"))))
@@ -135,12 +133,18 @@ def check_nifti_voxels(path: Path, header: sitk.ImageFileReader):
 
 def nifti_byte_order(path: Path) -> str:
     """'<' or '>', as the header's first number, its own length, tells; of a pair of files it lies in x.hdr."""
-    pair = re.fullmatch(r"(.*)\.img(\.gz)?", path.name, re.IGNORECASE)
-    if pair:
-        path = next((p for p in (path.with_name(pair[1] + end) for end in (".hdr", ".hdr.gz")) if p.is_file()), path)
-    with open_unpacked(path) as stream:
+    with open_unpacked(of_pair(path, "hdr")) as stream:
         (length,) = struct.unpack("<i", stream.read(4))
     return "<" if length in NIFTI_HEADER_LENGTHS else ">"
+
+
+def of_pair(path: Path, kind: str) -> Path:
+    """Of a pair of files, x.hdr and x.img, the one of this kind; any other file as it is."""
+    pair = re.fullmatch(r"(.*)\.(hdr|img)(\.gz)?", path.name, re.IGNORECASE)
+    if pair is None or pair[2].lower() == kind:
+        return path
+    candidates = (path.with_name(f"{pair[1]}.{kind}{end}") for end in ("", ".gz"))
+    return next((candidate for candidate in candidates if candidate.is_file()), path)
 
 
 def open_unpacked(path: Path):

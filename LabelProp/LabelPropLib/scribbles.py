@@ -20,10 +20,10 @@ import numpy as np
 from scipy import ndimage, special
 
 from . import graph_cut
-from .annotation import BACKGROUND, SparseAnnotation
+from .annotation import BACKGROUND, SparseAnnotation, stack_order
 from .labelmaps import Box, FusedScore, LabelMaps
 from .preprocessing import Stack
-from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, around_strokes, at, stack_order
+from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, around_strokes, at
 
 SHARE = 0.9  # of all voxels that are expected to be wrong, to be put right
 # Log-odds by which all voxels may be overrated, and the Dice, mean over the labels, that may be lost then: a stroke is

@@ -43,14 +43,24 @@ ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S di
 
 @dataclass(frozen=True)
 class SliceOverview:
-    """axis: the array axis across which the annotated slices lie; slices: the indices that there are along it;
-    roles: segment ID -> slice -> 'complete', 'scribble', 'absent' or 'ignored'; slices not named are unknown.
+    """axis: the array axis across which the annotated slices lie; roles: segment ID -> slice -> 'complete', 'scribble',
+    'absent' or 'ignored'; slices not named are unknown.
     """
 
     grid: slicer.vtkOrientedImageData
     axis: int
-    slices: range
     roles: Mapping[str, Mapping[int, str]]
+
+    @property
+    def slices(self) -> range:
+        """The indices that there are along the axis."""
+        return slice_numbers(self.grid, self.axis)
+
+
+def slice_numbers(grid, axis: int) -> range:
+    """The indices of the grid's slices across an array axis."""
+    first = grid_start(grid)[axis]
+    return range(first, first + grid_shape(grid)[axis])
 
 
 def survey(
@@ -73,25 +83,13 @@ def survey(
     array_axis, drawn = drawn_planes(stored, roles.values(), axis)
     if axis == "auto" and not any(drawn.values()) and not any(given.axes for given in roles.values()):
         array_axis = min(range(3), key=lambda a: grid_shape(grid)[a])  # slices are thick as a rule
-    first = grid_start(grid)[array_axis]
-    return SliceOverview(
-        grid=grid,
-        axis=array_axis,
-        slices=range(first, first + grid_shape(grid)[array_axis]),
-        roles={name: slice_roles(drawn[name], roles[name], array_axis) for name in stored},
-    )
+    return SliceOverview(grid, array_axis, {name: slice_roles(drawn[name], roles[name], array_axis) for name in stored})
 
 
 def overview_when_read(collected: SceneAnnotation) -> SliceOverview:
     """How the slices of the segments that get a result were annotated when they were read."""
-    axis = collected.annotation.axis
-    first = grid_start(collected.grid)[axis]
-    return SliceOverview(
-        grid=collected.grid,
-        axis=axis,
-        slices=range(first, first + grid_shape(collected.grid)[axis]),
-        roles={name: collected.slices[name] for name in collected.written_ids.values()},
-    )
+    roles = {name: collected.slices[name] for name in collected.written_ids.values()}
+    return SliceOverview(collected.grid, collected.annotation.axis, roles)
 
 
 def with_role(roles: Roles, axis: int, role: str, slices: Iterable[int]) -> Roles:
@@ -300,8 +298,9 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
             mirrored = np.linalg.det(to_earlier[:3, :3]) < 0
             moved = len(unchanged_if_moved) > len(unchanged) or not (unchanged_if_moved or unchanged or mirrored)
             if not (moved and earlier.GetExtent() == now.GetExtent()):
-                numbers, lost = _earlier_numbers(read_roles(segment).axes | propagated.keys(), to_earlier, grid)
-                write_roles(segment, _renumbered_roles(read_roles(segment), numbers))
+                roles = read_roles(segment)
+                numbers, lost = _earlier_numbers(roles.axes | propagated.keys(), to_earlier, grid)
+                write_roles(segment, _renumbered_roles(roles, numbers))
                 renumbered = _renumbered_fingerprints(propagated, numbers, unchanged, stored)
                 write_tag(segment, PROPAGATED_TAG, _propagated_text(renumbered))
                 if lost:
@@ -340,8 +339,7 @@ def _earlier_numbers(names: Collection[str], to_earlier: np.ndarray, grid) -> tu
         if np.abs(np.delete(along[:3], across)).max() > PARALLEL:
             lost.append(name)
             continue
-        first = grid_start(grid)[across]
-        indices = np.arange(first, first + grid_shape(grid)[across])
+        indices = np.array(slice_numbers(grid, across))
         nearest = np.floor(along[across] * indices + along[3] + 0.5 + PARALLEL).astype(int)
         numbers[AXIS_NAMES[across]] = name, dict(zip(indices.tolist(), nearest.tolist(), strict=True))
     return numbers, lost

@@ -31,7 +31,7 @@ import SimpleITK as sitk
 from scipy import ndimage, spatial
 
 from . import boxes
-from .annotation import BACKGROUND, SparseAnnotation, exclude
+from .annotation import BACKGROUND, SparseAnnotation, exclude, stack_order
 from .candidates import DISTANCE_LIMIT, SURROUND, computed_once
 from .confidence import bridge
 from .labelmaps import Box, FusedScore
@@ -359,12 +359,6 @@ class Window:
         smoothed = ndimage.gaussian_filter(image, SMOOTHING, mode="nearest")
         counts = np.histogram(smoothed[mask], INTENSITY_BINS, INTENSITY_RANGE)[0].astype(float)
         return ndimage.gaussian_filter1d(counts, HISTOGRAM_SMOOTHING, mode="nearest")
-
-
-def stack_order(annotation: SparseAnnotation) -> tuple[int, int, int]:
-    """The array axes of the volume as planes, rows, columns."""
-    rows, columns = (axis for axis in range(3) if axis != annotation.axis)
-    return annotation.axis, rows, columns
 
 
 def at(voxels: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -33,7 +33,7 @@ from .provenance import identify
 from .registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, weights
 from .registration.training import FROM_SCRATCH, course_for, fit
 from .registration_weights import KIND, load_network, save_network
-from .settings import NAMED_CHECKPOINTS, Settings
+from .settings import NAMED_CHECKPOINTS, Settings, weights_of
 
 SUFFIX = ".pt"
 SAMPLING = Sampling()
@@ -177,8 +177,7 @@ def describe(entries: Sequence[Entry], plan: Plan, sampling: Sampling, start: st
     """What makes a training this one and no other, as plain values: a state of another one is not gone on with."""
     rows = [[str(e.image), str(e.annotations), str(e.axis)] for e in entries]
     paths = [path for entry in entries for path in (entry.image, entry.annotations) if path is not None]
-    if start not in NAMED_CHECKPOINTS:
-        paths.append(Path(start))
+    paths += weights_of(start)
     choices = {name: repr(value) for name, value in {**asdict(plan), **asdict(sampling)}.items()}
     return {
         "version": STATE_VERSION,

@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import Case, add_bench_option, open_bench  # noqa: E402
 
-from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume  # noqa: E402
+from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume, stack_order  # noqa: E402
 from LabelPropLib.memory import Memory  # noqa: E402
 from LabelPropLib.pipeline import propagate  # noqa: E402
 from LabelPropLib.settings import Settings  # noqa: E402
-from LabelPropLib.surroundings import REACH, stack_order  # noqa: E402
+from LabelPropLib.surroundings import REACH  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 KINDS = ("in the slice", "across rows", "across columns", "oblique")

@@ -378,19 +378,29 @@ def test_segments_that_overlap_keep_what_they_share_where_one_was_drawn():
     np.testing.assert_array_equal(written["b"], drawn)
 
 
+def drawn_column(image, drawn):
+    """A column drawn on some slices: volume, segmentation and mask."""
+    mask = np.zeros(image.shape, np.uint8)
+    mask[drawn, 2:5, 2:5] = 1
+    volume = slicer.util.addVolumeFromArray(image, np.eye(4))
+    return volume, scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"}), mask
+
+
+def find_between(volume, node, mask, found):
+    """The column on other slices as well, as a run finds it."""
+    overview = survey(volume, node, ["a"])
+    mask[found, 2:5, 2:5] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
+    mark_propagated(node, overview)
+
+
 @pytest.mark.parametrize("found", [False, True])
 def test_marks_follow_a_mirrored_geometry_of_the_same_extent(found):
     image = np.zeros((12, 6, 7))
-    mask = np.zeros(image.shape, np.uint8)
-    mask[[2, 5], 2:5, 2:5] = 1
-    volume = slicer.util.addVolumeFromArray(image, np.eye(4))
-    node = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
+    volume, node, mask = drawn_column(image, [2, 5])
     set_role(node, "a", 0, "absent", [8])
     if found:
-        overview = survey(volume, node, ["a"])
-        mask[3:5, 2:5, 2:5] = 1
-        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
-        mark_propagated(node, overview)
+        find_between(volume, node, mask, slice(3, 5))
     mirrored = np.diag([1.0, 1.0, -1.0, 1.0])
     mirrored[2, 3] = 11
     set_geometry(node, slicer.util.addVolumeFromArray(image, mirrored))
@@ -399,14 +409,9 @@ def test_marks_follow_a_mirrored_geometry_of_the_same_extent(found):
 
 
 def test_marks_follow_a_shifted_geometry_although_slices_look_alike():
-    image, mask = np.zeros((12, 6, 7)), np.zeros((12, 6, 7), np.uint8)
-    mask[[2, 10], 2:5, 2:5] = 1
-    volume = slicer.util.addVolumeFromArray(image, np.eye(4))
-    node = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
-    overview = survey(volume, node, ["a"])
-    mask[3:10, 2:5, 2:5] = 1
-    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
-    mark_propagated(node, overview)
+    image = np.zeros((12, 6, 7))
+    volume, node, mask = drawn_column(image, [2, 10])
+    find_between(volume, node, mask, slice(3, 10))
     shifted = np.eye(4)
     shifted[2, 3] = 1
     set_geometry(node, slicer.util.addVolumeFromArray(image, shifted))
@@ -416,21 +421,16 @@ def test_marks_follow_a_shifted_geometry_although_slices_look_alike():
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_corrections_are_noticed_on_a_grid_that_was_cropped_or_mirrored_within_the_slices(mirrored):
-    image, mask = np.zeros((8, 12, 14)), np.zeros((8, 12, 14), np.uint8)
-    mask[[1, 6], 4:8, 5:9] = 1
-    volume = slicer.util.addVolumeFromArray(image, np.eye(4))
-    node = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
-    overview = survey(volume, node, ["a"])
-    mask[2:6, 4:8, 5:9] = 1
-    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
-    mark_propagated(node, overview)
+    image = np.zeros((8, 12, 14))
+    volume, node, mask = drawn_column(image, [1, 6])
+    find_between(volume, node, mask, slice(2, 6))
     mask[3, 4] = 0
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
-    other, part = np.eye(4), image[:, 2:, 3:]
+    other, part = np.eye(4), image[:, 1:, 2:]
     if mirrored:
         other[0, 0], other[0, 3], part = -1, 13, image
     else:
-        other[:3, 3] = 3, 2, 0
+        other[:3, 3] = 2, 1, 0
     volume = slicer.util.addVolumeFromArray(part, other)
     set_geometry(node, volume)
     said = []
