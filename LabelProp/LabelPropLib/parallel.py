@@ -60,9 +60,15 @@ def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part], device: 
         with torch.set_grad_enabled(with_gradients):
             return work(part)
 
+    pool = _pool(workers)
     with threads(1):  # which also puts back the default of new threads, which `alone` changes
-        running = [_pool(workers).submit(alone, part) for part in parts]
-        wait(running)
+        try:
+            running = [pool.submit(alone, part) for part in parts]
+            wait(running)
+        except BaseException:  # a pool interrupted while it starts a thread forgets that one, and nothing would end it
+            _pool.cache_clear()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [part.result() for part in running]
 
 

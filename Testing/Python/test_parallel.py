@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from LabelPropLib import parallel
 from LabelPropLib.parallel import processors, side_by_side, threads
 from LabelPropLib.registration import instance
 from LabelPropLib.registration.consistency import FarEnds
@@ -68,6 +69,27 @@ def test_a_failure_reaches_the_caller_and_threads_are_as_before():
         with pytest.raises(ValueError, match="the third"):
             side_by_side(fail, range(4), CPU)
         assert torch.get_num_threads() == 2
+
+
+def test_an_interruption_while_a_thread_starts_leaves_none_behind(monkeypatch):
+    """It would wait for work for ever, and the process for it."""
+    started, start = [], threading.Thread.start
+
+    def interrupted_start(thread):
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    parallel._pool.cache_clear()
+    with threads(2):
+        with monkeypatch.context() as interrupted:
+            interrupted.setattr(threading.Thread, "start", interrupted_start)
+            with pytest.raises(KeyboardInterrupt):
+                side_by_side(lambda n: n, range(4), CPU)
+        assert torch.get_num_threads() == 2
+        started[0].join(30)
+        assert not started[0].is_alive()
+        assert side_by_side(lambda n: n, range(4), CPU) == [0, 1, 2, 3]
 
 
 def test_a_failure_is_told_once_all_parts_have_ended():
