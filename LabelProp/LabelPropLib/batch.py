@@ -127,8 +127,8 @@ def run(
     settings: without `uncertainty` and `suggestions`, for which there is no file. missing: see `annotate_from_masks`.
     jobs: how many rows at once, by default as many as there are processors for. scheduler: the address of a dask
     scheduler whose workers are to run them. say: told what happens, line by line.
-    Returns the results, doubtful ones first. Raises InputError if the table, the settings or their checkpoint cannot be
-    used, or a file that is read or JSON of another program would be replaced; Cancelled by Ctrl+C.
+    Returns the results, doubtful ones first. Raises InputError if the table, the settings, their checkpoint or device
+    cannot be used, or a file that is read or JSON of another program would be replaced; Cancelled by Ctrl+C.
     """
     if settings.uncertainty or settings.suggestions > 1:
         raise InputError(
@@ -139,6 +139,10 @@ def run(
 
         settings = replace(settings, checkpoint=str(Path(settings.checkpoint).resolve()))  # workers are elsewhere
         check_kind(settings.checkpoint, settings.networks)
+    if settings.device not in ("auto", "cpu") and not scheduler:  # what a cluster's workers have is not known here
+        from .planner import choose_device  # needs PyTorch
+
+        choose_device(settings.device)
     rows = read_table(table, say)
     folder = files.writable_folder(folder)
     all_jobs = {row.name: Job(row, folder.resolve(), settings, missing) for row in rows}

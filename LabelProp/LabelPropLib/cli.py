@@ -335,8 +335,9 @@ def pretrain(options):
     if len({entry.image for entry in entries}) == 1:
         say("There is one image only, so none to validate with: all steps are made.")
     plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
+    silent = contextlib.nullcontext(lambda fraction, message: None)
     try:
-        with shown_progress() as progress:
+        with shown_progress() if is_first_process() else silent as progress:
             pretrain(
                 entries,
                 run,

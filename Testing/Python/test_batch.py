@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from samples import SHAPE, STRAIGHT, drawn_masks, label_volume, noise
 
 from LabelPropLib import batch, cli, commands, files, overview
@@ -374,6 +375,13 @@ def test_weights_that_cannot_be_used_are_found_before_a_row_runs(table, tmp_path
         assert message in capsys.readouterr().err
     other_kind = ["--checkpoint", SHIPPED_FOLDER / "fusion.pt", "--registration", "pretrained"]
     assert run(table, tmp_path / "out", *other_kind) == 2
+    assert in_this_process == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without that GPU")
+def test_a_device_that_is_not_there_is_found_before_a_row_runs(table, tmp_path, in_this_process, capsys):
+    assert run(table, tmp_path / "out", "--device", "cuda") == 2
+    assert "'cuda' is not available" in capsys.readouterr().err
     assert in_this_process == [] and not (tmp_path / "out").exists()
 
 

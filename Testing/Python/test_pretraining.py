@@ -394,14 +394,17 @@ def test_command_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_only_the_first_process_speaks(tmp_path, capsys, monkeypatch, rank):
-    monkeypatch.setattr(training_run, "pretrain", lambda *arguments, **options: None)
+    def pretrain(entries, run, plan, progress, **options):
+        progress(0.5, "Training")
+
+    monkeypatch.setattr(training_run, "pretrain", pretrain)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
     table = write_table(tmp_path, count=1)
     table.write_text(table.read_text().replace("annotations", "anotations"))
     assert cli.main(["pretrain", str(table), "-o", str(tmp_path / "w.pt")]) == 0
     said = capsys.readouterr().err
-    for sentence in ("not used: anotations.", "none to validate with", "Written: "):
+    for sentence in ("not used: anotations.", "none to validate with", "Training", "Written: "):
         assert said.count(sentence) == (rank == "0")
 
 
