@@ -1,5 +1,7 @@
 """What is computed at once fits into memory, and what happens when it does not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -164,6 +166,21 @@ def test_memory_of_this_machine():
     assert 10**7 < machine.held_memory() < 10**12
     assert machine.free_memory() is None or machine.free_memory() > 0
     assert planner.memory_to_use(CPU, 1e-3) == 0
+
+
+@pytest.mark.parametrize("succeeds, expected", [(1, 3 * GB), (0, None)])
+def test_free_memory_on_windows(monkeypatch, succeeds, expected):
+    def tell(reference):
+        status = reference._obj
+        assert status.length == 64  # what Windows expects, or it refuses
+        status.total_physical, status.available_physical = 8 * GB, 3 * GB
+        return succeeds
+
+    kernel = SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=tell))
+    monkeypatch.setattr(machine.ctypes, "windll", kernel, raising=False)
+    monkeypatch.setattr(machine.sys, "platform", "win32")
+    monkeypatch.setattr(machine, "CONTROL_GROUP_FILES", ())
+    assert machine.free_memory() == expected
 
 
 @pytest.mark.parametrize(
