@@ -55,10 +55,11 @@ class Worker:
         self._replies = replies
         self._jobs = queue.SimpleQueue()
         self._cancelled = set()
+        self._listening = threading.Thread(target=self._listen, daemon=True)
 
     def run(self):
         """Serve until the requests end, which ends the process."""
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listening.start()
         # Loading PyTorch takes seconds, in which the end of the requests must not go unnoticed.
         from LabelPropLib import pipeline  # noqa: F401
         from LabelPropLib.memory import Memory
@@ -117,8 +118,11 @@ class Worker:
         self._reply(job=job, error={"kind": kind, "text": text})
 
     def _reply(self, **message):
-        self._replies.write(json.dumps(message) + "\n")
-        self._replies.flush()
+        try:
+            self._replies.write(json.dumps(message) + "\n")
+            self._replies.flush()
+        except OSError:  # the application is gone, and an error here would end the process before FOLDER is removed
+            self._listening.join()
 
 
 def propagate(folder: Path, settings: Settings, progress, is_cancelled, memory):

@@ -11,6 +11,7 @@ import textwrap
 import time
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -233,6 +234,14 @@ def test_worker_ends_with_its_requests_and_leaves_nothing(conversation):
     conversation.process.stdin.close()
     assert conversation.process.wait(PATIENCE_S) == 0
     assert not conversation.folder.exists()
+
+
+def test_worker_that_nobody_hears_ends_with_its_requests(tmp_path):
+    """Not with an error before, while the files of a large scan are being removed."""
+    deaf = worker.Worker(tmp_path, None, mock.Mock(flush=mock.Mock(side_effect=BrokenPipeError)))
+    deaf._listening = mock.Mock()
+    deaf._reply(ready={})
+    deaf._listening.join.assert_called_once_with()
 
 
 def test_worker_does_not_outlive_a_killed_application(tmp_path):
