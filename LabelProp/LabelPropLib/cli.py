@@ -668,6 +668,8 @@ def write_outputs(
         if options.uncertainty:
             uncertainty = slicer.util.arrayFromVolume(uncertainty_node)
             files.write_volume(uncertainty, scene.ijk_to_ras(uncertainty_node), staged[options.uncertainty])
+        for path in filter(None, (*segmentation_nodes, options.uncertainty)):
+            files.check_whole(staged[path])
         if options.picture:
             picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation)
         if options.report:

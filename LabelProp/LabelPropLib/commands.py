@@ -165,12 +165,10 @@ def interpreter() -> list[str]:
 
 
 def stop(process: subprocess.Popen):
-    """End the process if it runs, and give it time to remove what is half written."""
-    process.stdin.close()
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """End the process if it runs, and give it time to remove what is half written, in which no signal disturbs it."""
+    process.stdin.close()  # which the worker takes for an interruption
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

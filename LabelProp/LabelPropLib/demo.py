@@ -5,6 +5,7 @@ Needs no input and no network. Goes the way of every propagation, through the sc
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -48,31 +49,11 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
     try:
         report = LabelPropLogic().propagate(volume_node, segmentation_node, progress=progress)
         found = scene.labels_on_volume(segmentation_node, phantom.names, volume_node, phantom.labels.dtype)
-        scene.save_segmentation(segmentation_node, folder / SEGMENTATION)
+        print_comparison(phantom, annotations, found, drawn, report)
+        write(folder, phantom, annotations, found, drawn, segmentation_node)
     finally:
         slicer.mrmlScene.RemoveNode(segmentation_node)
         slicer.mrmlScene.RemoveNode(volume_node)
-
-    results = {
-        "copy the nearest slice": copy_nearest(annotations, STACK_AXIS),
-        "Fill between slices": fill_between_slices(annotations),
-        "LabelProp": found,
-    }
-    scores = {
-        method: score_labels(labels, phantom.labels, phantom.spacing, STACK_AXIS, drawn)
-        for method, labels in results.items()
-    }
-    print()
-    print(format_comparison(scores, phantom.names))
-    print()
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
-    print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({stages}).")
-
-    for name, array in zip(VOLUMES, (phantom.image, annotations, found, phantom.labels), strict=True):
-        files.write_volume(array, ijk_to_ras(phantom), folder / f"{name}.nii.gz")
-    picture = write_picture(folder / PICTURE, phantom, found, drawn)
-    written = ", ".join(f"{name}.nii.gz" for name in VOLUMES)
-    print(f"Written to {folder}: {written}, {SEGMENTATION}{picture}.")
 
 
 def check_free(folder: Path):
@@ -98,6 +79,24 @@ def ijk_to_ras(phantom: Phantom) -> np.ndarray:
     return np.diag([-i, -j, k, 1.0])
 
 
+def print_comparison(phantom: Phantom, annotations: np.ndarray, found: np.ndarray, drawn: list[int], report: dict):
+    """Say how good the result is beside others, and how long it took."""
+    results = {
+        "copy the nearest slice": copy_nearest(annotations, STACK_AXIS),
+        "Fill between slices": fill_between_slices(annotations),
+        "LabelProp": found,
+    }
+    scores = {
+        method: score_labels(labels, phantom.labels, phantom.spacing, STACK_AXIS, drawn)
+        for method, labels in results.items()
+    }
+    print()
+    print(format_comparison(scores, phantom.names))
+    print()
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
+    print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({stages}).")
+
+
 def format_comparison(scores: dict[str, dict[int, Score]], names: dict[int, str]) -> str:
     """A table with a line for each method."""
     lines = [f"{'on the slices not drawn':24s} {'Dice':>6s} {'HD95 mm':>8s}   worst muscle"]
@@ -109,12 +108,30 @@ def format_comparison(scores: dict[str, dict[int, Score]], names: dict[int, str]
     return "\n".join(lines)
 
 
-def write_picture(path: Path, phantom: Phantom, found: np.ndarray, drawn: list[int]) -> str:
-    """Draw the result; returns the end of the sentence that lists the files."""
-    try:
-        from .picture import save_picture
-    except ModuleNotFoundError:
-        return " (and no picture: matplotlib is not installed)"
+def write(
+    folder: Path, phantom: Phantom, annotations: np.ndarray, found: np.ndarray, drawn: list[int], segmentation_node
+):
+    """Write all files, or none, and say so: the next demo would not replace some of them. Raises OSError."""
+    arrays = zip(VOLUMES, (phantom.image, annotations, found, phantom.labels), strict=True)
+    volumes = {folder / f"{name}.nii.gz": array for name, array in arrays}
+    drawable = importlib.util.find_spec("matplotlib") is not None
+    pictures = [folder / PICTURE] if drawable else []
+    with files.replacing([*volumes, folder / SEGMENTATION, *pictures]) as staged:
+        for path, array in volumes.items():
+            files.write_volume(array, ijk_to_ras(phantom), staged[path])
+        scene.save_segmentation(segmentation_node, staged[folder / SEGMENTATION])
+        for path in (*volumes, folder / SEGMENTATION):
+            files.check_whole(staged[path])
+        for path in pictures:
+            draw_picture(staged[path], phantom, found, drawn)
+    written = ", ".join(path.name for path in staged)
+    print(f"Written to {folder}: {written}{'' if drawable else ' (and no picture: matplotlib is not installed)'}.")
+
+
+def draw_picture(path: Path, phantom: Phantom, found: np.ndarray, drawn: list[int]):
+    """Draw the result; needs matplotlib."""
+    from .picture import save_picture
+
     save_picture(
         path,
         phantom.image,
@@ -126,4 +143,3 @@ def write_picture(path: Path, phantom: Phantom, found: np.ndarray, drawn: list[i
         names=phantom.names,
         title=f"LabelProp: {len(drawn)} slices drawn, {len(found) - len(drawn)} found",
     )
-    return f", {path.name}"

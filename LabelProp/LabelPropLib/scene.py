@@ -832,11 +832,11 @@ def load_segmentation(path: Path):
 
 
 def save_segmentation(segmentation_node, path: Path):
-    """Write the segmentation as `.seg.nrrd`. Raises OSError."""
+    """Write the segmentation as `.seg.nrrd`. Raises OSError if Slicer notices, see `files.check_whole`."""
     storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
     try:
         storage.SetFileName(str(path))
         if not storage.WriteData(segmentation_node):
-            raise OSError(f"Cannot write {path}.")
+            raise OSError(f"{path.name} could not be written: free some space on its disk.")
     finally:
         slicer.mrmlScene.RemoveNode(storage)
