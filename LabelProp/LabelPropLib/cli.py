@@ -49,6 +49,8 @@ ALLOCATIONS = 50_000  # of objects between two searches for garbage
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process; returns the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):  # not Slicer's console; on Windows a file takes few scripts' letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     interrupted = threading.Event()
     try:
         with interruptible(interrupted), seldom_collecting():

@@ -37,6 +37,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file: make the package that the file lies in importable
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from LabelPropLib import standard_input
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.exchange import read_annotation, write_propagation
 from LabelPropLib.machine import is_out_of_memory
@@ -47,7 +48,7 @@ SIGNALS_TO_ALL = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl+C, end of the session, 
 
 
 class Worker:
-    """Reads jobs from one stream, writes what becomes of them to another, one at a time."""
+    """Takes jobs from lines of text, writes what becomes of them to a stream, one at a time."""
 
     def __init__(self, folder: Path, requests, replies):
         self._folder = folder
@@ -172,8 +173,7 @@ def main():
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not mix with the messages
-    requests = os.fdopen(sys.stdin.fileno(), "r", encoding="utf-8", closefd=False)
-    Worker(Path(sys.argv[1]), requests, replies).run()
+    Worker(Path(sys.argv[1]), standard_input.lines(), replies).run()
 
 
 if __name__ == "__main__":

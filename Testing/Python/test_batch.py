@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,7 @@ import SimpleITK as sitk
 import torch
 from samples import SHAPE, STRAIGHT, drawn_masks, label_volume, noise
 
-from LabelPropLib import batch, cli, commands, files, overview
+from LabelPropLib import batch, batch_worker, cli, commands, files, overview
 from LabelPropLib.checkpoint import SHIPPED_FOLDER
 from LabelPropLib.commands import Ended
 from LabelPropLib.errors import Cancelled, InputError
@@ -309,6 +310,14 @@ def test_stopping_ends_what_runs(tmp_path, stand_in):
     assert name in ("short", "never")
     running.close()
     assert (tmp_path / "long-ended").exists()
+
+
+def test_where_there_are_no_signals_work_is_cancelled_and_not_killed(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", lambda number, signal: pytest.fail("killed"))
+    monkeypatch.setattr(batch_worker.standard_input, "read", lambda: b"")
+    with pytest.raises(KeyboardInterrupt), cli.interruptible(threading.Event()):
+        batch_worker.end_with_stdin()
 
 
 def test_nothing_that_is_read_is_replaced(table, in_this_process, capsys):

@@ -11,6 +11,7 @@ import textwrap
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import LabelPropLib
-from LabelPropLib import checkpoint, pipeline, worker
+from LabelPropLib import checkpoint, pipeline, standard_input, worker
 from LabelPropLib.annotation import AtlasVolume, SparseAnnotation, annotate_from_masks
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
 from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
@@ -242,6 +243,27 @@ def test_worker_that_nobody_hears_ends_with_its_requests(tmp_path):
     deaf._listening = mock.Mock()
     deaf._reply(ready={})
     deaf._listening.join.assert_called_once_with()
+
+
+def test_windows_waits_for_stdin_outside_of_reads(monkeypatch):
+    """Libraries that are loaded meanwhile would wait for the read, too."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)  # a read that had to wait raises BlockingIOError
+    coming = iter([b"", b'{"a": 1}\n{"b"', b"", b": 2}\n"])
+
+    def peek(handle, size):
+        try:
+            return os.write(writing, next(coming)), 0
+        except StopIteration:
+            os.close(writing)
+            raise BrokenPipeError from None
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "_winapi", SimpleNamespace(PeekNamedPipe=peek))
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(get_osfhandle=lambda number: number))
+    monkeypatch.setattr(standard_input, "STDIN", reading)
+    assert list(standard_input.lines()) == ['{"a": 1}', '{"b": 2}']
+    os.close(reading)
 
 
 def test_worker_does_not_outlive_a_killed_application(tmp_path):
