@@ -262,9 +262,20 @@ def annotate_from_label_volume(
     image, labels, scribbles, second_image: (K, J, I) on one grid; in `scribbles` 0 is nothing and 255 is background.
     Raises InputError.
     """
-    masks = {int(value): labels == value for value in np.unique(labels) if value != 0}
+    if labels.shape != image.shape:
+        raise InputError(
+            f"The label volume has the size {labels.shape[::-1]}, the image {image.shape[::-1]}:"
+            " resample the annotations to the image's grid."
+        )
+    if axis is None:
+        axis = find_axis({1: labels != 0})
+    complete: dict[int, dict[int, np.ndarray]] = {}
+    for index, plane in enumerate(np.moveaxis(labels, axis, 0)):
+        for value in np.unique(plane[plane != 0]):
+            complete.setdefault(int(value), {})[index] = plane == value
+    complete = {value: complete[value] for value in sorted(complete)}
     strokes = None if scribbles is None else scribbles_from_volume(scribbles)
-    return annotate_from_masks(image, masks, spacing, axis, missing, scribbles=strokes, second_image=second_image)
+    return annotate_from_planes(image, complete, spacing, axis, missing, scribbles=strokes, second_image=second_image)
 
 
 def scribbles_from_volume(volume: np.ndarray) -> dict[int, np.ndarray]:

@@ -15,9 +15,11 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from . import files
+from . import boxes, files
 from .annotation import AXIS_NAMES, coarsest_axis, find_axis
+from .boxes import Box
 from .errors import InputError
+from .patches import patches_of_plane
 from .roles import PROPAGATED_TAG
 
 FEWEST_VOXELS = 30  # labels with fewer reference voxels say more about rounding than about the method: not scored
@@ -55,10 +57,21 @@ def score_labels(
     reference = np.delete(np.moveaxis(reference, axis, 0), list(left_out), axis=0)
     plane_spacing = tuple(np.delete(spacing, axis))
     labels, voxels = np.unique(reference[reference != 0], return_counts=True)
+    around = label_boxes(predicted, reference)
     return {
-        int(label): score_mask(predicted == label, reference == label, plane_spacing)
-        for label in labels[voxels >= FEWEST_VOXELS]
+        label: score_mask(predicted[around[label]] == label, reference[around[label]] == label, plane_spacing)
+        for label in labels[voxels >= FEWEST_VOXELS].tolist()
     }
+
+
+def label_boxes(*volumes: np.ndarray) -> dict[int, Box]:
+    """Label -> the box that holds all of it in each of the (slices, H, W) label volumes."""
+    reached: dict[int, list[Box]] = {}
+    for volume in volumes:
+        for index, plane in enumerate(volume):
+            for label, patch in patches_of_plane(plane, (0, 0)).items():
+                reached.setdefault(label, []).append((slice(index, index + 1), *patch.box))
+    return {label: boxes.around(parts) for label, parts in reached.items()}
 
 
 def score_mask(predicted: np.ndarray, reference: np.ndarray, plane_spacing: tuple[float, float]) -> Score:

@@ -81,7 +81,7 @@ def write_table(path: Path, results: Sequence[Result]):
         writer = csv.writer(stream)
         writer.writerow((*columns, *(f"ml {segment}" for segment in segments), "messages", "image", "output"))
         for result in results:
-            report = result.report
+            report, volumes = result.report, result.volumes
             writer.writerow(
                 (
                     result.name,
@@ -91,7 +91,7 @@ def write_table(path: Path, results: Sequence[Result]):
                     report.get("peak_memory_gb"),
                     report.get("device"),
                     " ".join(map(str, report.get("annotated_slices", ()))),
-                    *(result.volumes.get(segment) for segment in segments),
+                    *(volumes.get(segment) for segment in segments),
                     " ".join(result.messages),
                     result.inputs["image"],
                     "" if result.failure else result.output.name,

@@ -11,44 +11,55 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 import slicer
 
-from . import scene
+from . import boxes, scene
+from .boxes import Box
 from .errors import InputError
 from .roles import ABSENT, COMPLETE, SCRIBBLE
+from .scene import StoredSegment
 from .slices import SliceOverview
 
 
 def masks_to_write(
     editor_node, preview_node, overview: SliceOverview, source_image=None
-) -> tuple[dict[str, np.ndarray], slicer.vtkOrientedImageData, int]:
+) -> tuple[dict[str, tuple[Box, np.ndarray]], slicer.vtkOrientedImageData, int]:
     """What to write of a preview into the segmentation of a segment editor node.
 
     preview_node: its segments have the IDs of those that they are the preview of, and lie on the overview's grid.
     overview: of the slices of these segments as they are now.
     source_image: the source volume aligned with the segmentation, for the editable intensity range; None without one.
 
-    Returns segment ID -> (K, J, I) bool, the grid of these masks, which is a part of the overview's, and the number of
-    voxels that were left to segments outside the preview. Raises InputError when the preview does not fit any more.
+    Returns segment ID -> the box (k, j, i) that holds all of it and its mask there, the grid of these boxes, which is a
+    part of the overview's, and the number of voxels that were left to segments outside the preview. Raises InputError
+    when the preview does not fit any more.
     """
-    node, names = editor_node.GetSegmentationNode(), list(overview.roles)
+    node, names, axis = editor_node.GetSegmentationNode(), list(overview.roles), overview.axis
     _check_geometry(preview_node, names, overview.grid)
     grid = scene.content_grid(overview.grid, (node, preview_node), names)
-    first = scene.grid_start(grid)[overview.axis]
-    there = range(first, first + scene.grid_shape(grid)[overview.axis])
+    first = scene.grid_start(grid)[axis]
 
-    def planes(*roles: str) -> dict[str, list[int]]:
-        given = {name: overview.roles[name].items() for name in names}
-        return {n: [index - first for index, role in given[n] if role in roles and index in there] for n in names}
+    def planes(name: str, *roles: str) -> list[int]:
+        given = (index - first for index, role in overview.roles[name].items() if role in roles)
+        return [plane for plane in given if 0 <= plane < scene.grid_shape(grid)[axis]]
 
-    preview, current = (
-        {name: segment.on_grid(grid) for name, segment in scene.stored_segments(source, names, grid).items()}
-        for source in (preview_node, node)
-    )
+    preview, current = (scene.stored_segments(source, names, grid) for source in (preview_node, node))
+    kept = {name: planes(name, COMPLETE, ABSENT, SCRIBBLE) for name in names}
+    drawn = {name: drawn_since(preview[name], current[name], axis, kept[name], grid) for name in names}
     occupied = occupied_voxels(editor_node, names, grid)
-    locked = locked_voxels(editor_node, names, grid, source_image)
-    known, scribbled = planes(COMPLETE, ABSENT), planes(SCRIBBLE)
-    written = protect(preview, current, overview.axis, known, scribbled, occupied, locked)
-    left = 0 if occupied is None else sum(int((preview[n] & occupied & ~written[n]).sum()) for n in names)
-    return {name: mask for name, mask in written.items() if (mask != current[name]).any()}, grid, left
+    written, left = {}, 0
+    for name in names:  # one by one: all of them, each on the whole grid, may be more than memory holds
+        box = boxes.around([stored[name].box_on_grid(grid) for stored in (preview, current)])
+        found, borne = (stored[name].in_box(box, grid) for stored in (preview, current))
+        known, scribbled = (
+            {plane - box[axis].start for plane in planes(name, *roles) if box[axis].start <= plane < box[axis].stop}
+            for roles in ((COMPLETE, ABSENT), (SCRIBBLE,))
+        )
+        taken = None if occupied is None else occupied[box]
+        locked = locked_voxels(editor_node, name, scene.part_of_grid(grid, box), source_image) if found.size else None
+        mask = protect(found, borne, axis, known, scribbled, drawn_of_others(name, drawn, axis, box), taken, locked)
+        left += 0 if taken is None else np.count_nonzero(found & taken & ~mask)
+        if (mask != borne).any():
+            written[name] = box, mask
+    return written, grid, left
 
 
 def _check_geometry(preview_node, names: Iterable[str], grid):
@@ -70,64 +81,85 @@ def occupied_voxels(editor_node, names: Collection[str], grid) -> np.ndarray | N
         others &= set(scene.visible_segments(node))
     occupied = np.zeros(scene.grid_shape(grid), bool)
     for segment in scene.stored_segments(node, others, grid).values():
-        occupied |= segment.on_grid(grid)
+        box = segment.box_on_grid(grid)
+        occupied[box] |= segment.in_box(box, grid)
     return occupied
 
 
-def locked_voxels(editor_node, names: Iterable[str], grid, source_image) -> dict[str, np.ndarray] | None:
-    """Segment ID -> (K, J, I) bool: where it may not be edited; None where all may be edited everywhere."""
+def locked_voxels(editor_node, name: str, grid, source_image) -> np.ndarray | None:
+    """(K, J, I) bool: where a segment may not be edited; None where it may be everywhere."""
     by_intensity = bool(editor_node.GetSourceVolumeIntensityMask())
     if editor_node.GetMaskMode() == slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere and not by_intensity:
         return None
-    locked = {}
-    for name in names:
-        mask = slicer.vtkOrientedImageData()
-        editor_node.GetSegmentationNode().GenerateEditMask(
-            mask,
-            editor_node.GetMaskMode(),
-            grid,
-            name,
-            editor_node.GetMaskSegmentID() or "",
-            source_image if by_intensity else None,
-            editor_node.GetSourceVolumeIntensityMaskRange() if by_intensity else None,
-        )
-        locked[name] = scene.voxels(mask) > 0
-    return locked
+    mask = slicer.vtkOrientedImageData()
+    editor_node.GetSegmentationNode().GenerateEditMask(
+        mask,
+        editor_node.GetMaskMode(),
+        grid,
+        name,
+        editor_node.GetMaskSegmentID() or "",
+        source_image if by_intensity else None,
+        editor_node.GetSourceVolumeIntensityMaskRange() if by_intensity else None,
+    )
+    return scene.voxels(mask) > 0
+
+
+def drawn_since(
+    preview: StoredSegment, current: StoredSegment, axis: int, kept: Iterable[int], grid
+) -> dict[int, np.ndarray]:
+    """Plane of the grid, of those that keep a segment's voxels -> (H, W) bool, drawn after the preview was made."""
+    found = {}
+    for plane in kept:
+        box = tuple(slice(plane, plane + 1) if a == axis else slice(0, n) for a, n in enumerate(scene.grid_shape(grid)))
+        drawn = current.in_box(box, grid) & ~preview.in_box(box, grid)
+        if drawn.any():
+            found[plane] = drawn.squeeze(axis)
+    return found
+
+
+def drawn_of_others(
+    name: str, drawn: Mapping[str, Mapping[int, np.ndarray]], axis: int, box: Box
+) -> dict[int, np.ndarray]:
+    """Plane of the box -> (H, W) bool, what was drawn there of segments other than `name`; drawn: see `drawn_since`."""
+    found: dict[int, np.ndarray] = {}
+    across, within = box[axis], tuple(part for a, part in enumerate(box) if a != axis)
+    for other in drawn.keys() - {name}:
+        for plane, mask in drawn[other].items():
+            if across.start <= plane < across.stop:
+                here = plane - across.start
+                found[here] = found.get(here, False) | mask[within]
+    return found
 
 
 def protect(
-    preview: Mapping[str, np.ndarray],
-    current: Mapping[str, np.ndarray],
+    preview: np.ndarray,
+    current: np.ndarray,
     axis: int,
-    known: Mapping[str, Collection[int]],
-    scribbled: Mapping[str, Collection[int]],
+    known: Collection[int],
+    scribbled: Collection[int],
+    drawn: Mapping[int, np.ndarray],
     occupied: np.ndarray | None = None,
-    locked: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
-    """The masks to write, by segment, from those of the preview.
+    locked: np.ndarray | None = None,
+) -> np.ndarray:
+    """The mask to write of a segment, from that of the preview.
 
-    All masks are (K, J, I) bool on one grid; planes are indices along the array axis.
+    All masks are (K, J, I) bool of one box; planes are indices along the array axis.
 
-    current: what the segments bear now. known: planes on which a segment is complete or absent and stays as it is.
-    scribbled: planes whose voxels the segment keeps. What was drawn on these planes after the preview was made belongs
-    to the segment it was drawn for, and is taken from what the preview gives the others.
+    current: what the segment bears now. known: planes on which it is complete or absent and stays as it is.
+    scribbled: planes whose voxels it keeps. drawn: plane -> (H, W) bool, what was drawn there of other segments after
+    the preview was made, which is theirs.
     occupied: voxels that belong to segments outside the preview, None where overlap is allowed.
-    locked: voxels where a segment must stay as it is, e.g. outside the editable area; None where there are none.
+    locked: voxels where it must stay as it is, e.g. outside the editable area; None where there are none.
     """
-    written = {name: mask.copy() if occupied is None else mask & ~occupied for name, mask in preview.items()}
-    kept = {name: {*known[name], *scribbled[name]} for name in preview}
-    for plane in set().union(*kept.values()):
+    written = preview.copy() if occupied is None else preview & ~occupied
+    for plane in {*known, *scribbled, *drawn}:
         here = tuple(plane if a == axis else slice(None) for a in range(3))
-        for name, planes in kept.items():
-            if plane in planes:
-                drawn_since = current[name][here] & ~preview[name][here]
-                for other in written.keys() - {name}:
-                    written[other][here] &= ~drawn_since
-        for name, mask in written.items():
-            if plane in scribbled[name]:
-                mask[here] |= current[name][here]
-            if plane in known[name]:
-                mask[here] = current[name][here]
-    for name, mask in (locked or {}).items():
-        np.copyto(written[name], current[name], where=mask)
+        if plane in drawn:
+            written[here] &= ~drawn[plane]
+        if plane in scribbled:
+            written[here] |= current[here]
+        if plane in known:
+            written[here] = current[here]
+    if locked is not None:
+        np.copyto(written, current, where=locked)
     return written

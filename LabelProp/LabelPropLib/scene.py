@@ -11,6 +11,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import slicer.util
 import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
+from . import boxes
 from .annotation import (
     AXIS_NAMES,
     BACKGROUND,
@@ -29,6 +31,7 @@ from .annotation import (
     annotate_from_planes,
     run_length,
 )
+from .boxes import Box
 from .errors import InputError
 from .patches import Patch, patches_of_layer
 from .roles import ABSENT, IGNORED, ROLES_TAG, SCRIBBLE, Roles, slice_roles
@@ -124,18 +127,21 @@ def _extent_with(segmentation, grid) -> tuple[int, ...]:
 
 def content_grid(grid, segmentation_nodes: Iterable, segment_ids: Iterable[str]) -> slicer.vtkOrientedImageData:
     """The part of the grid, an image without voxels, that the segments reach in any of the segmentations."""
-    reached = []
-    for node in segmentation_nodes:
-        for segment in stored_segments(node, segment_ids, grid).values():
-            if segment.patches:
-                starts, stops = zip(*((part.start, part.stop) for part in segment.box))
-                reached.append((np.add(segment.first, starts), np.add(segment.first, stops)))
-    first, last = grid_start(grid), np.add(grid_start(grid), grid_shape(grid)) - 1
-    if reached:
-        first = np.maximum(first, np.min([start for start, _ in reached], axis=0))
-        last = np.minimum(last, np.max([stop for _, stop in reached], axis=0) - 1)
+    reached = [
+        segment.box_on_grid(grid)
+        for node in segmentation_nodes
+        for segment in stored_segments(node, segment_ids, grid).values()
+    ]
+    box = boxes.around(reached)
+    return part_of_grid(grid, box if boxes.size(box) else boxes.whole(grid_shape(grid)))
+
+
+def part_of_grid(grid, box: Box) -> slicer.vtkOrientedImageData:
+    """The part of a grid, an image without voxels, that a box (k, j, i) of it takes."""
+    first, last = ([getattr(part, end) for part in box[::-1]] for end in ("start", "stop"))
+    start = grid_start(grid)[::-1]
     part = slicer.vtkOrientedImageData()
-    part.SetExtent(_extent(first[::-1], last[::-1]))
+    part.SetExtent(_extent(np.add(start, first), np.add(start, last) - 1))
     _copy_lattice(grid, part)
     return part
 
@@ -439,14 +445,10 @@ class StoredSegment:
     first: tuple[int, int, int]
     patches: Mapping[int, Patch]
 
-    @property
-    def box(self) -> tuple[slice, slice, slice]:
+    @cached_property
+    def box(self) -> Box:
         """The part of `values` that bears the segment, of no size where nothing does."""
-        if not self.patches:
-            return (slice(0, 0),) * 3
-        boxes = [patch.box for patch in self.patches.values()]
-        used = [(slice(k, k + 1), *box) for k, box in zip(self.patches, boxes)]
-        return tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*used))
+        return boxes.around([(slice(k, k + 1), *patch.box) for k, patch in self.patches.items()])
 
     def planes(self, axes: Iterable[int]) -> dict[int, list[int]]:
         """Array axis -> indices of the planes across it that bear the segment, ascending."""
@@ -456,10 +458,19 @@ class StoredSegment:
                 flags[(k, patch.rows, patch.columns)[axis]] = True
         return {axis: (np.flatnonzero(flags) + self.first[axis]).tolist() for axis, flags in borne.items()}
 
+    def box_on_grid(self, grid) -> Box:
+        """The part of the grid, (k, j, i), that bears the segment; of no size where nothing does."""
+        box = boxes.of_whole(self.box, [slice(int(n), None) for n in np.subtract(self.first, grid_start(grid))])
+        return boxes.overlap(box, boxes.whole(grid_shape(grid)))
+
+    def in_box(self, box: Box, grid) -> np.ndarray:
+        """Bool of a box (k, j, i) of the grid."""
+        start = np.subtract(self.first, grid_start(grid)) + [b.start - p.start for b, p in zip(self.box, box)]
+        return _paste(self.values[self.box], self.value, start, [part.stop - part.start for part in box])
+
     def on_grid(self, grid) -> np.ndarray:
         """(K, J, I) bool."""
-        start = np.add(self.first, [part.start for part in self.box]) - grid_start(grid)
-        return _paste(self.values[self.box], self.value, start, grid_shape(grid))
+        return self.in_box(boxes.whole(grid_shape(grid)), grid)
 
     def mask_on_grid(self, axis: int, index: int, grid) -> np.ndarray:
         """(H, W) bool of a plane within its extent."""
@@ -674,22 +685,22 @@ def write_segments(collected: SceneAnnotation, label_maps: Iterable[np.ndarray])
         _set_in_progress(node, collected.written_ids.values())
 
 
-def write_masks(segmentation_node, masks: Mapping[str, np.ndarray], grid):
+def write_masks(segmentation_node, masks: Mapping[str, tuple[Box, np.ndarray]], grid):
     """Make the masks the content of the segments, as `write_segments` does, in as few layers as their overlap allows.
 
-    masks: segment ID -> (K, J, I) bool on the grid.
+    masks: segment ID -> a box (k, j, i) of the grid that holds all of the segment, and bool of the box.
     """
     ids, _ = choose_segments(segmentation_node, masks)
     dtype = np.min_scalar_type(max(ids, default=0))
     label_maps: list[np.ndarray] = []
     for label, segment_id in ids.items():
-        mask = masks[segment_id]
-        free = (label_map for label_map in label_maps if not label_map.any(where=mask))
+        box, mask = masks[segment_id]
+        free = (label_map for label_map in label_maps if not label_map[box].any(where=mask))
         label_map = next(free, None)
         if label_map is None:
-            label_map = np.zeros(mask.shape, dtype)
+            label_map = np.zeros(grid_shape(grid), dtype)
             label_maps.append(label_map)
-        label_map[mask] = label
+        label_map[box][mask] = label
     with rendering_paused(), slicer.util.NodeModify(segmentation_node):
         _set_labelmaps(segmentation_node, label_maps, ids, grid)
         _set_in_progress(segmentation_node, masks)

@@ -1,5 +1,7 @@
 """What counts as complete, absent, unknown; which axis; what is refused."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -62,6 +64,25 @@ def test_a_label_missing_between_its_own_planes_means_that_missing_is_unknown(im
     assert annotation.missing == "unknown"
     assert annotation.known_planes(1) == {0, 10}
     assert annotation.known_planes(2) == {5}
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_labels_of_a_volume_take_the_memory_of_their_planes_alone(axis):
+    """Not that of the whole volume for each: there may be a hundred."""
+    values = np.arange(1, 101).reshape(10, 10)
+    labels = np.zeros((40, 40, 40), np.uint8)
+    for plane in (3, 30):
+        np.moveaxis(labels, axis, 0)[plane] = np.kron(values, np.ones((4, 4), np.uint8))
+    image = np.random.default_rng(0).normal(size=labels.shape).astype(np.float32)
+    tracemalloc.start()
+    annotation = annotate_from_label_volume(image, labels, SPACING)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 20 * labels.size
+    assert annotation.axis == axis and annotation.labels == tuple(range(1, 101))
+    for label, planes in annotation.complete.items():
+        for plane, mask in planes.items():
+            np.testing.assert_array_equal(mask, np.take(labels, plane, axis) == label)
 
 
 def test_missing_is_read_as_told(image):

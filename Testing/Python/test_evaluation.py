@@ -2,6 +2,7 @@
 
 import io
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
-from LabelPropLib import cli
+from LabelPropLib import cli, evaluation
 from LabelPropLib.errors import InputError
 from LabelPropLib.evaluation import contour, contour_distances, run, score_labels
 
@@ -43,6 +44,18 @@ def test_equal_volumes_score_perfectly():
     labels = random_labels(0)
     for score in score_labels(labels, labels, SPACING, axis=0).values():
         assert (score.dice, score.assd, score.hd95, score.worst_slice_dice) == (1, 0, 0, 1)
+
+
+def test_labels_are_compared_within_their_boxes(monkeypatch):
+    """To look for each in the whole volume takes longer than to measure it."""
+    reference = np.zeros((9, 30, 40), np.int32)
+    reference[1:5, 2:9, 3:9], reference[6:8, 20:29, 30:39] = 70_000, 3
+    predicted = np.roll(reference, 1, axis=2)
+    compared = mock.Mock(side_effect=evaluation.score_mask)
+    monkeypatch.setattr(evaluation, "score_mask", compared)
+    scores = score_labels(predicted, reference, SPACING, axis=0)
+    assert [call.args[0].shape for call in compared.call_args_list] == [(2, 9, 10), (4, 7, 7)]
+    assert {label: score.dice for label, score in scores.items()} == pytest.approx({3: 8 / 9, 70_000: 5 / 6})
 
 
 def test_shifted_square():

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from samples import OBLIQUE, add_transform, set_geometry, tag
 
-from LabelPropLib import patches, scene
+from LabelPropLib import boxes, patches, scene
 from LabelPropLib.annotation import find_axis
-from LabelPropLib.protection import protect
+from LabelPropLib.protection import drawn_of_others, masks_to_write, protect
 from LabelPropLib.roles import PROPAGATED_TAG, Roles
 from LabelPropLib.slices import (
     ExpectedQuality,
@@ -334,16 +334,24 @@ def test_anatomical_planes():
 @given(preview=masks, current=masks, others=masks, locked=masks, known=planes, scribbled=planes)
 def test_what_is_protected_is_not_changed(preview, current, others, locked, known, scribbled):
     scribbled = scribbled - known
-    names = ("a", "b")
-    result = protect(
-        {"a": preview, "b": ~preview},
-        {"a": current, "b": others & ~current},
-        0,
-        known={"a": known, "b": ()},
-        scribbled={"a": scribbled, "b": ()},
-        occupied=np.roll(others, 1, axis=2),
-        locked={name: locked for name in names},
-    )
+    given = {"a": (preview, current, known, scribbled), "b": (~preview, others & ~current, set(), set())}
+    drawn = {
+        name: {plane: (now & ~found)[plane] for plane in complete | hints}
+        for name, (found, now, complete, hints) in given.items()
+    }
+    result = {
+        name: protect(
+            found,
+            now,
+            0,
+            complete,
+            hints,
+            drawn_of_others(name, drawn, 0, boxes.whole(SHAPE)),
+            occupied=np.roll(others, 1, axis=2),
+            locked=locked,
+        )
+        for name, (found, now, complete, hints) in given.items()
+    }
     np.testing.assert_array_equal(result["a"][sorted(known)], current[sorted(known)])
     np.testing.assert_array_equal(result["a"][locked], current[locked])
     np.testing.assert_array_equal(result["b"][locked], (others & ~current)[locked])
@@ -403,9 +411,27 @@ def test_roles_tell_the_axis_of_an_empty_segment():
 def test_segments_that_overlap_keep_what_they_share_where_one_was_drawn():
     """What was drawn before the preview was made takes nothing from what the preview gives the others."""
     drawn, nothing = np.ones(SHAPE, bool), np.zeros(SHAPE, bool)
-    masks = {"a": drawn, "b": drawn}
-    written = protect(masks, {"a": drawn, "b": nothing}, 0, known={"a": [0], "b": ()}, scribbled={"a": (), "b": ()})
-    np.testing.assert_array_equal(written["b"], drawn)
+    since = {"a": {0: (drawn & ~drawn)[0]}, "b": {}}
+    written = protect(drawn, nothing, 0, (), (), drawn_of_others("b", since, 0, boxes.whole(SHAPE)))
+    np.testing.assert_array_equal(written, drawn)
+
+
+def test_masks_to_write_are_no_larger_than_their_segments():
+    """A hundred of them, each on the whole grid, would be more than memory holds."""
+    volume = slicer.util.addVolumeFromArray(np.zeros((9, 10, 11)))
+    labels = np.zeros((9, 10, 11), np.uint8)
+    labels[0, :2, :3], labels[8, 8:, 9:] = 1, 2
+    node = scene.add_segmentation_of_labels(labels, volume, "s", {1: "a", 2: "b"})
+    overview = survey(volume, node, ["a", "b"], "k")
+    labels[1, :2, :3], labels[7, 8:, 9:] = 1, 2
+    preview = scene.add_segmentation_of_labels(labels, volume, "p", {1: "a", 2: "b"})
+    editor = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+    editor.SetAndObserveSegmentationNode(node)
+    masks, grid, left = masks_to_write(editor, preview, overview)
+    assert [mask.shape for box, mask in masks.values()] == [(2, 2, 3), (2, 2, 2)] and left == 0
+    scene.write_masks(node, masks, grid)
+    for value, name in enumerate("ab", 1):
+        np.testing.assert_array_equal(scene.segment_on_grid(node, name, overview.grid), labels == value)
 
 
 def drawn_column(image, drawn):
