@@ -15,6 +15,7 @@ import contextlib
 import gc
 import importlib.util
 import json
+import locale
 import signal
 import sys
 import threading
@@ -49,8 +50,7 @@ ALLOCATIONS = 50_000  # of objects between two searches for garbage
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process; returns the exit status."""
-    if hasattr(sys.stdout, "reconfigure"):  # not Slicer's console; on Windows a file takes few scripts' letters
-        sys.stdout.reconfigure(errors="backslashreplace")
+    allow_letters_of_any_script()
     interrupted = threading.Event()
     try:
         with interruptible(interrupted), seldom_collecting():
@@ -73,6 +73,15 @@ def main(argv: list[str] | None = None) -> int:
         else:
             traceback.print_exc()
         return FAILED
+
+
+def allow_letters_of_any_script():
+    """Print them, and have ITK open files named with them, on Windows, too, where both know few as it comes."""
+    if hasattr(sys.stdout, "reconfigure"):  # Slicer's console has it not
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.platform == "win32":
+        with contextlib.suppress(locale.Error):  # Windows 10 before 2018
+            locale.setlocale(locale.LC_CTYPE, ".utf8")  # of the C library, by which ITK opens files
 
 
 class Parser(argparse.ArgumentParser):

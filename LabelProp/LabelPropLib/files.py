@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import struct
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -272,12 +273,18 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]):
 
 def first_clash(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
     """The first of `outputs` that would replace an input or an output before it."""
-    taken = {path.resolve() for path in inputs}
+    taken = {place_of(path) for path in inputs}
     for path in outputs:
-        if path.resolve() in taken:
+        if place_of(path) in taken:
             return path
-        taken.add(path.resolve())
+        taken.add(place_of(path))
     return None
+
+
+def place_of(path: Path) -> Path:
+    """What is the same for all names of a file, as far as macOS tells: to its disks Scan.nii and scan.nii are one."""
+    place = path.resolve()
+    return Path(str(place).casefold()) if sys.platform == "darwin" else place  # on Windows paths know it themselves
 
 
 def writable_folder(path: str | os.PathLike) -> Path:

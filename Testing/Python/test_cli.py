@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import locale
 import os
 import signal
 import subprocess
@@ -635,6 +636,19 @@ def test_output_of_an_unwritable_kind(case, capsys, name):
 def test_output_in_the_place_of_an_input(case, capsys, name):
     assert_refused(capsys, case, "in use as another file", output=name)
     assert_refused(capsys, case, "in use as another file", "--uncertainty", case / "out.nii.gz")
+
+
+def test_output_in_the_place_of_an_input_where_case_tells_no_names_apart(case, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert_refused(capsys, case, "in use as another file", output="Image.nii.gz")
+
+
+def test_on_windows_the_c_library_takes_paths_in_utf8(monkeypatch, capsys):
+    chosen = []
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(cli.locale, "setlocale", lambda *arguments: chosen.append(arguments))
+    assert cli.main(["unheard-of"]) == 2
+    assert chosen == [(locale.LC_CTYPE, ".utf8")]
 
 
 def test_a_report_replaces_only_json_and_no_checkpoint(case, capsys):
