@@ -206,8 +206,8 @@ def raw_planes(arrived: Arrivals, rivals: torch.Tensor, plane: int) -> torch.Ten
 
     log-odds of the similarity rule's way, way by distance.
     """
-    whole = deep.Window(slice(None), slice(None), torch.ones(len(arrived.gap.targets), 1, 1, dtype=torch.bool))
-    told = deep.evidence(arrived, whole, scale=1.0)
+    whole = deep.LabelWindow(slice(None), slice(None), torch.ones(len(arrived.gap.targets), 1, 1, dtype=torch.bool))
+    told = deep.features(arrived, whole, scale=1.0)
     similarity_odds = torch.logit(similarity_way(arrived), eps=1e-4)
     planes = (told.lower, told.upper, told.target, told.lower_image, told.upper_image, rivals, told.odds)
     return torch.stack([part[plane] for part in (*planes, similarity_odds, told.way)])

@@ -321,7 +321,7 @@ def train(options):
 def pretrain(options):
     """labelprop pretrain"""
     from LabelPropLib import dataset
-    from LabelPropLib.registration.pretraining import Plan
+    from LabelPropLib.registration.pretraining import PretrainingPlan
     from LabelPropLib.training_run import RunFiles, is_first_process, pretrain
 
     def say(text: str):
@@ -334,7 +334,7 @@ def pretrain(options):
     run.check([options.table, *volumes, *weights_of(options.checkpoint)])
     if len({entry.image for entry in entries}) == 1:
         say("There is one image only, so none to validate with: all steps are made.")
-    plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
+    plan = PretrainingPlan(steps=options.steps, batch=options.batch, seed=options.seed)
     silent = contextlib.nullcontext(lambda fraction, message: None)
     try:
         with shown_progress() if is_first_process() else silent as progress:

@@ -34,6 +34,7 @@ from scans import Scan, read_scan, spread_slices  # noqa: E402
 from LabelPropLib import confidence, evaluation, pipeline  # noqa: E402
 from LabelPropLib.confidence import Contours, Evidence, Prior, SeenDrift  # noqa: E402
 from LabelPropLib.settings import PRESETS, Settings  # noqa: E402
+from LabelPropLib.surroundings import Coefficients  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SLICE_COUNT = 5  # of the cases that are reported
@@ -142,9 +143,9 @@ def main():
     scans = [read_scan(entry, bench.folder.parent / "data") for entry in (*entries, *MORE_SCANS)]
     runs = list(collect(scans, arguments.preset, arguments.cache))
     prior = fit(runs)
-    print(format_prior(prior))
+    print(format_fitted(prior))
     if arguments.write:
-        write_prior(prior, Path(confidence.__file__))
+        write_fitted(prior, Path(confidence.__file__))
     pairs = list(compare([run for run in runs if run.volume in reported], runs, prior))
     voxels = measure_voxels([scan for scan in scans if scan.name in reported], arguments.preset, prior)
     arguments.results.mkdir(parents=True, exist_ok=True)
@@ -364,26 +365,28 @@ def fit_blend(runs: Sequence[Run], prior: Prior) -> Prior:
     return replace(prior, dice_of_one=tuple(coefficients))
 
 
-def format_prior(prior: Prior) -> str:
-    """As Python."""
+def format_fitted(fitted: Prior | Coefficients) -> str:
+    """As Python: the constant in the module, named as its class in capitals."""
 
     def number(value: float) -> str:
         return f"{value:.3f}"
 
     lines = []
-    for field in fields(prior):
-        value = getattr(prior, field.name)
+    for field in fields(fitted):
+        value = getattr(fitted, field.name)
         text = f"({', '.join(map(number, value))})" if isinstance(value, tuple) else number(value)
         lines.append(f"    {field.name}={text},")
-    return "\n".join(["PRIOR = Prior(", *lines, ")"])
+    name = type(fitted).__name__
+    return "\n".join([f"{name.upper()} = {name}(", *lines, ")"])
 
 
-def write_prior(prior: Prior, path: Path):
-    """Replace PRIOR in the module."""
-    text = path.read_text(encoding="utf-8")
-    changed, count = re.subn(r"^PRIOR = Prior\(.*?^\)", format_prior(prior), text, flags=re.DOTALL | re.MULTILINE)
+def write_fitted(fitted: Prior | Coefficients, path: Path):
+    """Replace what was fitted before in the module."""
+    text, new = path.read_text(encoding="utf-8"), format_fitted(fitted)
+    head = new.partition("\n")[0]
+    changed, count = re.subn(rf"^{re.escape(head)}.*?^\)", new, text, flags=re.DOTALL | re.MULTILINE)
     if count != 1:
-        raise SystemExit(f"{path}: PRIOR = Prior(...) is not there once but {count} times.")
+        raise SystemExit(f"{path}: {head}...) is not there once but {count} times.")
     path.write_text(changed, encoding="utf-8")
 
 

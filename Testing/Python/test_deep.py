@@ -67,7 +67,7 @@ def arrival_of_disc(radius, size):
 
 def told_of_disc(radius):
     arrived = arrival_of_disc(radius, 10 * radius)
-    return deep.evidence(arrived, deep.look(arrived), deep.scale(arrived))
+    return deep.features(arrived, deep.look(arrived), deep.scale(arrived))
 
 
 @torch.no_grad()
