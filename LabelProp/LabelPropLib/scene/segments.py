@@ -1,0 +1,210 @@
+"""Segments as they are kept, whatever layer, extent and lattice: their tags, and where they have voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import slicer
+import vtk
+
+from ..annotation import AXIS_NAMES, run_length
+from ..errors import InputError
+from ..roles import ROLES_TAG, Roles
+from .geometry import (
+    REFERENCE_GEOMETRY,
+    Converter,
+    Resample,
+    copy_lattice,
+    extent_between,
+    grid_shape,
+    grid_start,
+    unwarped_image,
+    voxels,
+)
+
+BINARY_LABELMAP = Converter.GetSegmentationBinaryLabelmapRepresentationName()
+
+
+def read_roles(segment: slicer.vtkSegment) -> Roles:
+    """The roles in a segment's tag. Raises InputError when it is malformed."""
+    return Roles.parse(read_tag(segment, ROLES_TAG))
+
+
+def write_roles(segment: slicer.vtkSegment, roles: Roles):
+    """Keep the roles in the segment's tag, which survives `.seg.nrrd` and `.mrb`."""
+    write_tag(segment, ROLES_TAG, str(roles))
+
+
+def read_tag(segment: slicer.vtkSegment, name: str) -> str:
+    """A tag of the segment, empty without it."""
+    text = vtk.reference("")
+    return text.get() if segment.GetTag(name, text) else ""
+
+
+def write_tag(segment: slicer.vtkSegment, name: str, text: str):
+    """Give the segment a tag, or with an empty text none."""
+    if text:
+        segment.SetTag(name, text)
+    else:
+        segment.RemoveTag(name)
+
+
+def layer_of(segmentation, segment_id: str):
+    """The layer that the segment is kept in, maybe with others."""
+    return segmentation.GetSegment(segment_id).GetRepresentation(BINARY_LABELMAP)
+
+
+def segmentation_state(segmentation_node) -> tuple:
+    """Differs when voxels or roles of a segment, the segments, or the segmentation's geometry have been changed."""
+    segmentation = segmentation_node.GetSegmentation()
+    labelmaps = {name: layer_of(segmentation, name) for name in sorted(segmentation.GetSegmentIDs())}
+    return (
+        segmentation.GetConversionParameter(REFERENCE_GEOMETRY),
+        segmentation.GetSourceRepresentationName(),
+        segmentation_node.GetTransformNodeID(),
+        *(
+            (name, labelmap and labelmap.GetMTime(), read_tag(segmentation.GetSegment(name), ROLES_TAG))
+            for name, labelmap in labelmaps.items()
+        ),
+    )
+
+
+def visible_segments(segmentation_node) -> list[str]:
+    """IDs of the segments that are shown; all, where the node has no say in it."""
+    display_node = segmentation_node.GetDisplayNode()
+    if display_node is None:
+        return list(segmentation_node.GetSegmentation().GetSegmentIDs())
+    shown = vtk.vtkStringArray()
+    display_node.GetVisibleSegmentIDs(shown)
+    return [shown.GetValue(index) for index in range(shown.GetNumberOfValues())]
+
+
+@dataclass(frozen=True)
+class StoredSegment:
+    """A segment as it is kept, not copied. Indices count on the lattice of the reference geometry.
+
+    values: (K, J, I) label values of its layer, which may hold other segments; value: its own.
+    first: index (k, j, i) of the first voxel. filled: the k of values[k] that are not empty.
+    """
+
+    values: np.ndarray
+    value: int
+    first: tuple[int, int, int]
+    filled: np.ndarray
+
+    def planes(self, axes: Iterable[int]) -> dict[int, list[int]]:
+        """Array axis -> indices of the planes across it that bear the segment, ascending."""
+        borne = {axis: np.zeros(self.values.shape[axis], bool) for axis in axes}
+        for k in self.filled:
+            mask = self.values[k] == self.value
+            for axis, flags in borne.items():
+                if axis == 0:
+                    flags[k] = mask.any()
+                else:
+                    flags |= mask.any(axis=2 - axis)
+        return {axis: (np.flatnonzero(flags) + self.first[axis]).tolist() for axis, flags in borne.items()}
+
+    def on_grid(self, grid) -> np.ndarray:
+        """(K, J, I) bool."""
+        return _paste(self.values, self.value, np.subtract(self.first, grid_start(grid)), grid_shape(grid))
+
+    def mask_on_grid(self, axis: int, index: int, grid) -> np.ndarray:
+        """(H, W) bool of a plane within its extent."""
+        start, shape = (
+            [number for a, number in enumerate(numbers) if a != axis]
+            for numbers in (np.subtract(self.first, grid_start(grid)), grid_shape(grid))
+        )
+        return _paste(self.values.take(index - self.first[axis], axis), self.value, start, shape)
+
+
+def _paste(values: np.ndarray, value: int, start: Iterable[int], shape: Iterable[int]) -> np.ndarray:
+    """Bool of `shape`: where `values`, the first of which comes to lie at `start`, are `value`."""
+    array = np.zeros(shape, bool)
+    source, target = [], []  # the part of both that they have in common
+    for first, length, room in zip(start, values.shape, array.shape):
+        low = max(first, 0)
+        high = max(low, min(first + length, room))
+        source.append(slice(low - first, high - first))
+        target.append(slice(low, high))
+    np.equal(values[tuple(source)], value, out=array[tuple(target)])
+    return array
+
+
+def stored_segments(segmentation_node, segment_ids: Iterable[str], grid) -> dict[str, StoredSegment]:
+    """Segment ID -> the segment as it is kept; resampled to the grid if it is kept on another lattice."""
+    layers = {}  # what segments share is looked through once
+    found = {}
+    for segment_id in segment_ids:
+        segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+        layer, value = segment.GetRepresentation(BINARY_LABELMAP), segment.GetLabelValue()
+        if layer is None or layer.IsEmpty():
+            layer, value, array, first = None, 1, np.zeros((0, 0, 0), np.uint8), (0, 0, 0)
+        elif Resample.DoGeometriesMatch(layer, grid):
+            array, first = voxels(layer), grid_start(layer)
+        else:
+            labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+            segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap)
+            Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
+            layer, value, array, first = resampled, 1, (voxels(resampled) > 0).view(np.uint8), grid_start(grid)
+        if layer not in layers:
+            layers[layer] = np.flatnonzero([plane.any() for plane in array])  # few planes are drawn, as a rule
+        found[segment_id] = StoredSegment(array, value, first, layers[layer])
+    return found
+
+
+def segment_on_grid(segmentation_node, segment_id: str, grid) -> np.ndarray:
+    """(K, J, I) bool of one segment, whatever layer, extent and lattice it is kept in."""
+    return stored_segments(segmentation_node, [segment_id], grid)[segment_id].on_grid(grid)
+
+
+def labels_on_volume(segmentation_node, segment_ids: Mapping[int, str], volume_node, dtype) -> np.ndarray:
+    """(K, J, I) label values on the volume's grid, 0 elsewhere; segment_ids: label value -> segment ID.
+
+    Raises InputError where a transform between them is not linear.
+    """
+    grid = unwarped_image(volume_node, segmentation_node)
+    array = np.zeros(grid_shape(grid), dtype)
+    for value, segment_id in segment_ids.items():
+        array[segment_on_grid(segmentation_node, segment_id, grid)] = value
+    return array
+
+
+def content_grid(grid, segmentation_nodes: Iterable, segment_ids: Iterable[str]) -> slicer.vtkOrientedImageData:
+    """The part of the grid, an image without voxels, that the segments reach in any of the segmentations."""
+    reached = []
+    for node in segmentation_nodes:
+        for segment in stored_segments(node, segment_ids, grid).values():
+            if segment.filled.size:
+                start, stop = list(segment.first), np.add(segment.first, segment.values.shape)
+                start[0], stop[0] = segment.first[0] + segment.filled[0], segment.first[0] + segment.filled[-1] + 1
+                reached.append((start, stop))
+    first, last = grid_start(grid), np.add(grid_start(grid), grid_shape(grid)) - 1
+    if reached:
+        first = np.maximum(first, np.min([start for start, _ in reached], axis=0))
+        last = np.minimum(last, np.max([stop for _, stop in reached], axis=0) - 1)
+    part = slicer.vtkOrientedImageData()
+    part.SetExtent(extent_between(first[::-1], last[::-1]))
+    copy_lattice(grid, part)
+    return part
+
+
+def drawn_planes(segments: Mapping, roles: Iterable[Roles], axis: str) -> tuple[int, dict[Any, list[int]]]:
+    """The array axis across which slices are drawn, and for each of `segments` the indices of those that bear it.
+
+    segments: any key -> StoredSegment; roles: of the same segments.
+    axis: 'k', 'j' or 'i', or 'auto': the one axis that the roles speak of, else that across which drawn slices stand
+        alone, see `run_length`. Raises InputError for another one.
+    """
+    if axis not in (*AXIS_NAMES, "auto"):
+        raise InputError(f"Unknown axis '{axis}': choose one of auto, i, j, k.")
+    named = set().union(*(segment_roles.axes for segment_roles in roles))
+    if axis == "auto" and len(named) == 1:
+        axis = named.pop()
+    axes = range(3) if axis == "auto" else (AXIS_NAMES.index(axis),)
+    borne = {key: segment.planes(axes) for key, segment in segments.items()}
+    used = {a: np.array(sorted(set().union(*(planes[a] for planes in borne.values())))) for a in axes}
+    chosen = min(axes, key=lambda a: run_length(used[a]))
+    return chosen, {key: planes[chosen] for key, planes in borne.items()}
