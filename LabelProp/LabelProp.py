@@ -40,10 +40,11 @@ except ModuleNotFoundError:  # plain Python with slicer-core
 
     bootstrap()
 
-from LabelPropLib import scene, slices
+from LabelPropLib import scene
 from LabelPropLib.annotation import MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.process import BackgroundPropagation
+from LabelPropLib.scene import slices
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
 
 AXES = ("auto", "k", "j", "i")

@@ -23,8 +23,8 @@ from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.errors import InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.process import BackgroundPropagation
-from LabelPropLib.protection import masks_to_write
-from LabelPropLib.slices import expected_quality, mark_propagated, notice_corrections, survey
+from LabelPropLib.scene.protection import masks_to_write
+from LabelPropLib.scene.slices import expected_quality, mark_propagated, notice_corrections, survey
 
 from .SettingsPanel import SettingsPanel
 from .SlicesPanel import SlicesPanel

@@ -13,7 +13,7 @@ from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES
 from LabelPropLib.errors import InputError
 from LabelPropLib.roles import PROPAGATED_TAG
-from LabelPropLib.slices import (
+from LabelPropLib.scene.slices import (
     anatomical_plane,
     background_segments,
     set_background,
@@ -186,7 +186,7 @@ class SlicesPanel(VTKObservationMixin):
         """
         Show what is expected of the result, as long as the present volume and segmentation are chosen.
 
-        :param quality: LabelPropLib.slices.ExpectedQuality, None to show nothing any more.
+        :param quality: LabelPropLib.scene.slices.ExpectedQuality, None to show nothing any more.
         """
         self.forgetQuality()
         if quality is not None:

@@ -29,8 +29,9 @@ from samples import (
 
 import LabelProp
 from LabelProp import LabelPropLogic, LabelPropTest  # noqa: F401  the self test is run here too
-from LabelPropLib import checkpoint, cli, scene, slices
+from LabelPropLib import checkpoint, cli, scene
 from LabelPropLib.errors import Cancelled, InputError
+from LabelPropLib.scene import slices
 from LabelPropLib.settings import Settings
 
 MODULE_FOLDER = Path(LabelProp.__file__).parent

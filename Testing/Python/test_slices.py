@@ -12,9 +12,9 @@ from samples import OBLIQUE, add_transform, set_geometry, tag
 
 from LabelPropLib import scene
 from LabelPropLib.annotation import find_axis
-from LabelPropLib.protection import protect
 from LabelPropLib.roles import PROPAGATED_TAG, Roles
-from LabelPropLib.slices import (
+from LabelPropLib.scene.protection import protect
+from LabelPropLib.scene.slices import (
     ExpectedQuality,
     anatomical_plane,
     background_segments,

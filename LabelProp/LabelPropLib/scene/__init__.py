@@ -7,23 +7,16 @@ kept in, and results are written in it. Coordinates are those of the segmentatio
 
 from .geometry import (
     REFERENCE_GEOMETRY,
-    Converter,
     Resample,
-    grid_shape,
     grid_start,
     ijk_to_ras,
     image_from_array,
-    lattice_to_lattice,
     volume_image,
     voxels,
     work_grid,
 )
 from .reading import SceneAnnotation, check_inputs, choose_segments, collect
 from .segments import (
-    BINARY_LABELMAP,
-    StoredSegment,
-    content_grid,
-    drawn_planes,
     labels_on_volume,
     read_roles,
     read_tag,
@@ -32,7 +25,6 @@ from .segments import (
     stored_segments,
     visible_segments,
     write_roles,
-    write_tag,
 )
 from .storage import load_segmentation, save_segmentation
 from .writing import (

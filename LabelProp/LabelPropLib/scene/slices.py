@@ -15,24 +15,11 @@ import numpy as np
 import slicer
 import vtk
 
-from .annotation import AXIS_NAMES
-from .roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
-from .scene import (
-    REFERENCE_GEOMETRY,
-    Converter,
-    SceneAnnotation,
-    StoredSegment,
-    drawn_planes,
-    grid_shape,
-    grid_start,
-    lattice_to_lattice,
-    read_roles,
-    read_tag,
-    stored_segments,
-    work_grid,
-    write_roles,
-    write_tag,
-)
+from ..annotation import AXIS_NAMES
+from ..roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
+from .geometry import REFERENCE_GEOMETRY, Converter, grid_shape, grid_start, lattice_to_lattice, work_grid
+from .reading import SceneAnnotation
+from .segments import StoredSegment, drawn_planes, read_roles, read_tag, stored_segments, write_roles, write_tag
 
 GEOMETRY_TAG = "LabelProp.Geometry"  # the reference geometry that the slices are numbered by, as Slicer writes it
 PARALLEL = 1e-3  # slices by which two lattices may diverge per voxel: matrices are rounded

@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 import slicer
 
-from . import scene
-from .errors import InputError
-from .roles import ABSENT, COMPLETE, SCRIBBLE
+from ..errors import InputError
+from ..roles import ABSENT, COMPLETE, SCRIBBLE
+from .geometry import Resample, grid_shape, grid_start, voxels
+from .segments import BINARY_LABELMAP, content_grid, stored_segments, visible_segments
 from .slices import SliceOverview
 
 
@@ -31,16 +32,16 @@ def masks_to_write(
     """
     node, names = editor_node.GetSegmentationNode(), list(overview.roles)
     _check_geometry(preview_node, names, overview.grid)
-    grid = scene.content_grid(overview.grid, (node, preview_node), names)
-    first = scene.grid_start(grid)[overview.axis]
-    there = range(first, first + scene.grid_shape(grid)[overview.axis])
+    grid = content_grid(overview.grid, (node, preview_node), names)
+    first = grid_start(grid)[overview.axis]
+    there = range(first, first + grid_shape(grid)[overview.axis])
 
     def planes(*roles: str) -> dict[str, list[int]]:
         given = {name: overview.roles[name].items() for name in names}
         return {n: [index - first for index, role in given[n] if role in roles and index in there] for n in names}
 
     preview, current = (
-        {name: segment.on_grid(grid) for name, segment in scene.stored_segments(source, names, grid).items()}
+        {name: segment.on_grid(grid) for name, segment in stored_segments(source, names, grid).items()}
         for source in (preview_node, node)
     )
     occupied = occupied_voxels(editor_node, names, grid)
@@ -53,8 +54,8 @@ def masks_to_write(
 
 def _check_geometry(preview_node, names: Iterable[str], grid):
     for name in names:
-        labelmap = preview_node.GetSegmentation().GetSegment(name).GetRepresentation(scene.BINARY_LABELMAP)
-        if not labelmap.IsEmpty() and not scene.Resample.DoGeometriesMatch(labelmap, grid):
+        labelmap = preview_node.GetSegmentation().GetSegment(name).GetRepresentation(BINARY_LABELMAP)
+        if not labelmap.IsEmpty() and not Resample.DoGeometriesMatch(labelmap, grid):
             raise InputError(
                 "The geometry of the segmentation was changed since the preview was made: update the preview."
             )
@@ -67,9 +68,9 @@ def occupied_voxels(editor_node, names: Collection[str], grid) -> np.ndarray | N
         return None
     others = set(node.GetSegmentation().GetSegmentIDs()) - set(names)
     if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteVisibleSegments:
-        others &= set(scene.visible_segments(node))
-    occupied = np.zeros(scene.grid_shape(grid), bool)
-    for segment in scene.stored_segments(node, others, grid).values():
+        others &= set(visible_segments(node))
+    occupied = np.zeros(grid_shape(grid), bool)
+    for segment in stored_segments(node, others, grid).values():
         occupied |= segment.on_grid(grid)
     return occupied
 
@@ -91,7 +92,7 @@ def locked_voxels(editor_node, names: Iterable[str], grid, source_image) -> dict
             source_image if by_intensity else None,
             editor_node.GetSourceVolumeIntensityMaskRange() if by_intensity else None,
         )
-        locked[name] = scene.voxels(mask) > 0
+        locked[name] = voxels(mask) > 0
     return locked
 
 
