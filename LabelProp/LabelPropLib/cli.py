@@ -10,12 +10,9 @@ SIGTERM; 1 anything else. Output files are written whole or not at all.
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
-import gc
 import importlib.util
 import json
-import signal
 import sys
 import threading
 import time
@@ -30,11 +27,13 @@ if __name__ == "__main__":  # run as a file: make the package that the file lies
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from LabelPropLib import files
-from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
+from LabelPropLib.annotation import MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.provenance import provenance
+from LabelPropLib.report_text import format_suggestions, summarise
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
+from LabelPropLib.terminal import complain, interruptible, seldom_collecting, shown_progress, uninterrupted
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 ATLAS = ("image", "labels")
@@ -43,8 +42,6 @@ SEED_HELP = "of the random numbers; the same one, the same result (0)"
 MOST_STEPS = 0.25  # of neighbouring voxels of a label volume, see `files.share_of_steps`
 FEWEST_INTENSITIES = 64  # that a scan has
 MOST_DRAWN = 0.75  # of the slices from the first drawn one to the last
-MOST_NAMED = 5  # labels in a line that sums up
-ALLOCATIONS = 50_000  # of objects between two searches for garbage
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -383,52 +380,6 @@ def suggest(options):
     print(format_suggestions(report))
 
 
-def format_suggestions(report: dict) -> str:
-    """What is expected, and a line for each slice to draw, for the user."""
-    return "\n".join([*format_mean(report), *format_slices(report)])
-
-
-def format_mean(report: dict) -> list[str]:
-    """For the user: the Dice that is expected over all."""
-    mean = report["expected_mean_dice"]
-    return [] if mean is None else [f"Expected Dice on the slices that are not annotated: {mean:.3f}."]
-
-
-def format_weakest(report: dict) -> list[str]:
-    """For the user: the labels of the least expected Dice, mean over the slices on which they were found."""
-    found = {
-        label: [dice for dice in planes.values() if dice < 1]  # drawn slices have 1
-        for label, planes in report["expected_dice"].items()
-    }
-    means = {label: float(np.mean(values)) for label, values in found.items() if values}
-    chosen = sorted(means, key=means.get)[:MOST_NAMED]
-    said = ", ".join(f"{named(report, label)} {means[label]:.3f}" for label in chosen)
-    return [f"Least, slice by slice: label {said}."] if len(means) > 1 else []
-
-
-def format_slices(report: dict, most: int | None = None) -> list[str]:
-    """For the user: a line for each slice to draw, with `most` of the labels on it, None for all."""
-    if report["expected_mean_dice"] is None and not any(np.diff(report["annotated_slices"]) > 1):
-        return ["No slice to suggest: none lies between annotated ones."]
-    if not report["suggested_slices"]:
-        return ["No slice to suggest: none of those in between is likely to bear a label."]
-    lines = []
-    for number, suggested in enumerate(report["suggested_slices"]):
-        which = "Then" if number else "Best slice to draw next"
-        labels = ", ".join(named(report, label) for label in suggested["labels"][:most])
-        more = f" and {len(suggested['labels']) - most} more" if most and len(suggested["labels"]) > most else ""
-        lines.append(
-            f"{which}: {suggested['plane']} across {report['axis']}, for an expected Dice higher by"
-            f" {suggested['gain']:.4f}; {suggested['boundary_mm']:.0f} mm to trace, labels {labels}{more}."
-        )
-    return lines
-
-
-def named(report: dict, label: int | str) -> str:
-    """The label and its segment's name, for the user."""
-    return f"{label} ({report['segments'][str(label)]})"
-
-
 def evaluate(options):
     """labelprop evaluate"""
     from LabelPropLib import evaluation
@@ -672,109 +623,6 @@ def write_outputs(
             picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation)
         if options.report:
             staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def summarise(annotation, report: dict, **more_seconds: float):
-    """Say on stderr what was done, how good it is expected to be, and in how much time and memory it was done."""
-    slices = ", ".join(map(str, annotation.planes))
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in {**report["seconds"], **more_seconds}.items())
-    lines = [
-        *report["messages"],
-        f"Labels {', '.join(map(str, annotation.labels))}: {annotation.plane_count} slices across"
-        f" {AXIS_NAMES[annotation.axis]}, annotated on {slices}.",
-    ]
-    if report["expected_mean_dice"] is not None:
-        lines += [*format_mean(report), *format_weakest(report), *format_slices(report, MOST_NAMED)]
-    lines.append(f"Time: {stages}.")
-    if report["peak_memory_gb"] is not None:
-        lines.append(f"Peak memory: {report['peak_memory_gb']:.2f} GB.")
-    print("\n".join(lines), file=sys.stderr)
-
-
-@contextlib.contextmanager
-def shown_progress():
-    """The callback progress(fraction, message): a bar on a terminal, elsewhere a line for each new message."""
-    if not sys.stderr.isatty():
-        yield StageLines()
-        return
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:  # Slicer does not bundle it
-        yield StageLines()
-        return
-    look = "{desc} {percentage:3.0f}% |{bar}| {remaining}"
-    with tqdm(total=1.0, file=sys.stderr, leave=False, bar_format=look) as bar:
-
-        def progress(fraction: float, message: str):
-            bar.set_description_str(message, refresh=False)
-            bar.update(fraction - bar.n)
-
-        yield progress
-
-
-class StageLines:
-    """Progress where there is no terminal: names each stage once."""
-
-    def __init__(self):
-        self._message = None
-
-    def __call__(self, fraction: float, message: str):
-        if message != self._message:
-            print(message, file=sys.stderr)
-        self._message = message
-
-
-@contextlib.contextmanager
-def interruptible(interrupted: threading.Event):
-    """SIGTERM ends the work as Ctrl+C does, by KeyboardInterrupt, so that what is half written is removed.
-
-    interrupted: set when that happens.
-    """
-
-    def interrupt(number, frame):
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def seldom_collecting():
-    """Python looks for garbage less often meanwhile, and not at all when the process ends.
-
-    PyTorch and Slicer load 330 000 objects that stay, and to look through them time and again takes 0.6 s.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(ALLOCATIONS, *before[1:])
-    atexit.register(gc.freeze)  # what is frozen is not looked through
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
-@contextlib.contextmanager
-def uninterrupted():
-    """An interruption comes afterwards: Slicer's libraries crash when they are interrupted while they load."""
-    came = threading.Event()
-    before = {n: signal.signal(n, lambda number, frame: came.set()) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came.is_set():
-        raise KeyboardInterrupt
-
-
-def complain(text: str):
-    """One line on stderr."""
-    print(f"labelprop: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":
