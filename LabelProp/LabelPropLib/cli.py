@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import sys
 import threading
 import time
@@ -20,8 +19,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 if __name__ == "__main__":  # run as a file: make the package that the file lies in importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,9 +36,6 @@ DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 ATLAS = ("image", "labels")
 DEVICE_HELP = "where to compute; auto: a GPU if there is one, else the processor"
 SEED_HELP = "of the random numbers; the same one, the same result (0)"
-MOST_STEPS = 0.25  # of neighbouring voxels of a label volume, see `files.share_of_steps`
-FEWEST_INTENSITIES = 64  # that a scan has
-MOST_DRAWN = 0.75  # of the slices from the first drawn one to the last
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -375,7 +369,7 @@ def suggest(options):
     report["segments"] = {str(label): name for label, name in collected.names.items()}
     if options.report:
         with files.replacing([options.report]) as staged:
-            staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            files.write_json(report, staged[options.report])
     print("\n".join(report["messages"]), file=sys.stderr)
     print(format_suggestions(report))
 
@@ -478,112 +472,34 @@ def collect(options):
     """What the input files hold, see `LabelPropLogic.collect`, and the type for label values. Raises InputError."""
     with uninterrupted():
         from LabelProp import LabelPropLogic
+        from LabelPropLib.scene import storage
 
-    volume_node, segmentation_node, scribbles_node, label_type = read_inputs(options)
+    volume, annotations, scribbles_node = read_inputs(options)
     collected = LabelPropLogic().collect(
-        volume_node,
-        segmentation_node,
+        volume.node,
+        annotations.node,
         axis=options.axis,
         missing=options.missing,
         scribbles=scribbles_node,
-        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
-        atlases=[read_atlas(*paths) for paths in options.atlases],
+        secondVolumeNode=storage.load_volume(options.second_image).node if options.second_image else None,
+        atlases=[storage.load_atlas(*paths) for paths in options.atlases],
     )
-    return collected, label_type
+    return collected, annotations.label_type
 
 
 def read_inputs(options):
-    """Volume node, segmentation node, segmentation node of scribbles or None, and the type for label values."""
+    """The volume, the annotations and the segmentation node of scribbles, None without them, see `scene.storage`."""
     import vtk
 
-    from LabelPropLib import scene
+    from LabelPropLib.scene import storage
 
     vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
-    volume_node, grid = add_volume(options.image)
-    segmentation_node, label_type = add_segmentation(options.annotations, volume_node, grid, options.image)
+    volume = storage.load_volume(options.image)
+    annotations = storage.load_annotations(options.annotations, volume)
     scribbles_node = None
-    if options.scribbles and files.is_segmentation(options.scribbles):
-        scribbles_node = load_segmentation(options.scribbles)
-    elif options.scribbles:
-        segment_ids, _ = scene.choose_segments(segmentation_node)
-        strokes = read_labels(options.scribbles, grid, options.image)
-        scribbles_node = scene.add_segmentation_of_scribbles(strokes, volume_node, options.scribbles.name, segment_ids)
-    return volume_node, segmentation_node, scribbles_node, label_type
-
-
-def add_segmentation(path: Path, volume_node, grid: files.Grid, image_path: Path):
-    """The segmentation node of a .seg.nrrd file, or a label volume on the image's grid; the type for label values."""
-    import slicer
-
-    from LabelPropLib import scene
-
-    check_not_the_same(path, image_path)
-    if files.is_segmentation(path):
-        node = load_segmentation(path)
-        segment_ids, _ = scene.choose_segments(node)
-        return node, np.promote_types(np.uint16, np.min_scalar_type(max(segment_ids, default=0)))
-    labels = read_labels(path, grid, image_path)
-    check_not_swapped(labels, path, slicer.util.arrayFromVolume(volume_node), image_path)
-    return scene.add_segmentation_of_labels(labels, volume_node, path.name), labels.dtype
-
-
-def check_not_the_same(labels_path: Path, image_path: Path):
-    """Raise InputError if a scan was given as its own annotations."""
-    if labels_path.resolve() == image_path.resolve():
-        raise InputError(
-            f"{labels_path} was given as the scan and as its labels: give the scan first, then the labels."
-        )
-
-
-def check_not_swapped(labels: np.ndarray, labels_path: Path, image: np.ndarray, image_path: Path):
-    """Raise InputError if the labels are many, fill all slices and vary from voxel to voxel, and the image does not."""
-    steps = files.share_of_steps(labels)
-    varies = steps > MOST_STEPS and files.share_of_steps(image) < steps / 2
-    if varies and fills_slices(labels) and len(np.unique(labels)) > FEWEST_INTENSITIES:
-        raise InputError(
-            f"{image_path} and {labels_path} look swapped, for in the latter {steps:.0%} of neighbouring voxels differ,"
-            " as in a scan: give the scan first, then the labels."
-        )
-
-
-def fills_slices(labels: np.ndarray) -> bool:
-    """Whether along every axis several slices bear a label, and hardly any is left out from the first to the last."""
-    borne = [np.flatnonzero(labels.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return all(len(planes) > max(1, MOST_DRAWN * (planes[-1] - planes[0] + 1)) for planes in borne)
-
-
-def load_segmentation(path: Path):
-    """The segmentation node of a .seg.nrrd file. Raises InputError."""
-    from LabelPropLib import scene
-
-    files.check_readable(path)
-    return scene.load_segmentation(path)
-
-
-def read_labels(path: Path, grid: files.Grid, image_path: Path) -> np.ndarray:
-    """(K, J, I) of a label volume on the image's grid. Raises InputError."""
-    labels = files.read_labels(path)
-    files.check_same_grid(files.Grid.of(labels), path, grid, image_path)
-    return files.voxels(labels)
-
-
-def add_volume(path: Path):
-    """The volume node of a file, and its grid. Raises InputError."""
-    import slicer
-
-    image = files.read_volume(path)
-    voxels = files.voxels(image)
-    if voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 8:  # Slicer has no volumes of these
-        voxels = voxels.astype(np.float64)
-    node = slicer.util.addVolumeFromArray(voxels, files.ijk_to_ras(image), path.name)
-    return node, files.Grid.of(image)
-
-
-def read_atlas(image_path: Path, labels_path: Path):
-    """Volume node and segmentation node of a finished volume. Raises InputError."""
-    volume_node, grid = add_volume(image_path)
-    segmentation_node, _ = add_segmentation(labels_path, volume_node, grid, image_path)
-    return volume_node, segmentation_node
+    if options.scribbles:
+        scribbles_node = storage.load_scribbles(options.scribbles, volume, annotations.node)
+    return volume, annotations, scribbles_node
 
 
 def check_overlap(collected, output: Path):
@@ -601,28 +517,21 @@ def write_outputs(
     options, collected, propagation, segmentation_nodes: dict, uncertainty_node, report: dict, label_type
 ):
     """Write all files, or none; the report takes its place last. segmentation_nodes: path -> node."""
-    import slicer
-
-    from LabelPropLib import scene
+    from LabelPropLib.scene import storage
 
     others = filter(None, (options.uncertainty, options.picture, options.report))
     if options.picture:
         from LabelPropLib import picture
     with files.replacing((*segmentation_nodes, *others)) as staged:
         for path, node in segmentation_nodes.items():
-            if files.is_segmentation(path):
-                scene.save_segmentation(node, staged[path])
-            else:
-                segment_ids = collected.segment_ids if path == options.output else collected.written_ids
-                labels = scene.labels_on_volume(node, segment_ids, collected.volume_node, label_type)
-                files.write_volume(labels, scene.ijk_to_ras(collected.volume_node), staged[path])
+            segment_ids = collected.segment_ids if path == options.output else collected.written_ids
+            storage.save_segments(node, segment_ids, collected.volume_node, label_type, staged[path])
         if options.uncertainty:
-            uncertainty = slicer.util.arrayFromVolume(uncertainty_node)
-            files.write_volume(uncertainty, scene.ijk_to_ras(uncertainty_node), staged[options.uncertainty])
+            storage.save_volume(uncertainty_node, staged[options.uncertainty])
         if options.picture:
             picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation)
         if options.report:
-            staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            files.write_json(report, staged[options.report])
 
 
 if __name__ == "__main__":

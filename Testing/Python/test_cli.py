@@ -716,7 +716,7 @@ def test_failure_while_writing_leaves_all_outputs_as_they_were(case, capsys, mon
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli.json, "dumps", fail)
+    monkeypatch.setattr(files.json, "dumps", fail)
     (case / "out.nii.gz").write_bytes(b"before")
     assert propagate(case, "--report", case / "report.json") == 1
     assert "No space left" in capsys.readouterr().err
