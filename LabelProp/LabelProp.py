@@ -697,8 +697,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :return: the report, see `propagate`.
         """
         node = collected.segmentation_node
-        report = propagation.report
-        report["messages"] = [*collected.messages, *report["messages"]]
+        report = collected.report(propagation)
         if collected.unchanged:
             scene.write_segments(collected, propagation.label_maps)
             slices.mark_propagated(node, slices.overview_when_read(collected))
@@ -710,7 +709,6 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             report["messages"].append(text.format(name=added.GetName()))
         if uncertaintyVolumeNode is not None:
             scene.write_volume(collected, propagation.uncertainty, uncertaintyVolumeNode)
-        report["segments"] = {str(label): collected.names[label] for label in collected.annotation.labels}
         return report
 
     def _logInputMessages(self, collected):

@@ -364,9 +364,7 @@ def suggest(options):
     from LabelProp import LabelPropLogic
 
     with shown_progress() as progress:
-        report = LabelPropLogic().compute(collected, settings, progress).report
-    report["messages"] = [*collected.messages, *report["messages"]]
-    report["segments"] = {str(label): name for label, name in collected.names.items()}
+        report = collected.report(LabelPropLogic().compute(collected, settings, progress))
     if options.report:
         with files.replacing([options.report]) as staged:
             files.write_json(report, staged[options.report])
@@ -529,7 +527,7 @@ def write_outputs(
         if options.uncertainty:
             storage.save_volume(uncertainty_node, staged[options.uncertainty])
         if options.picture:
-            picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation)
+            picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation.label_maps, report)
         if options.report:
             files.write_json(report, staged[options.report])
 

@@ -22,7 +22,6 @@ from scipy import ndimage
 
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .evaluation import dice
-from .propagation import Propagation
 
 PAPER, INK, QUIET = "#0e1116", "#f2f4f8", "#9aa4b2"
 DRAWN, TRUTH = "#ffd166", "#ffffff"
@@ -100,14 +99,17 @@ def save_picture(
     figure.savefig(path, facecolor=PAPER)
 
 
-def save_doubtful_slice(path: str | os.PathLike, annotation: SparseAnnotation, propagation: Propagation):
+def save_doubtful_slice(
+    path: str | os.PathLike, annotation: SparseAnnotation, label_maps: Sequence[np.ndarray], report: Mapping
+):
     """Write a small square picture (.png) of the slice that needs a look most, with the outlines found on it.
 
     On it the Dice that is expected there, the mean and that of the labels for which it is least.
+    label_maps, report: of a propagation, see `Propagation`; the report may name the labels.
     """
-    found = np.max(propagation.label_maps, axis=0)
-    index = most_doubtful_slice(propagation.report, found, annotation.axis, annotation.planes)
-    expected = expected_on_slices(propagation.report).get(index, {})
+    found = np.max(label_maps, axis=0)
+    index = most_doubtful_slice(report, found, annotation.axis, annotation.planes)
+    expected = expected_on_slices(report).get(index, {})
     colours = {label: colour(n) for n, label in enumerate(annotation.labels)}
     box = box_in_plane(found, annotation.spacing, annotation.axis)
     plane = np.take(annotation.image, index, annotation.axis)[box]
@@ -116,10 +118,10 @@ def save_doubtful_slice(path: str | os.PathLike, annotation: SparseAnnotation, p
     figure = Figure(figsize=(2.56, 2.56), facecolor=PAPER, dpi=100)
     bottom = EXPECTED if expected else 0.0
     panel = figure.add_axes((0, bottom, 1, 1 - bottom))
-    for label_map in propagation.label_maps:
+    for label_map in label_maps:
         draw_slice(panel, view, index, box, label_map, None)
     annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", index in annotation.planes, None)
-    draw_expected(figure, colours, propagation.report.get("segments", {}), expected)
+    draw_expected(figure, colours, report.get("segments", {}), expected)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that the font lacks
         figure.savefig(path, facecolor=PAPER)

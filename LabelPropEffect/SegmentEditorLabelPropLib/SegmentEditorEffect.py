@@ -406,8 +406,9 @@ Editable area, editable intensity range, and the segments that may be overwritte
         try:
             self._showPreview(collected, propagation)
             self._previewed = collected
-            self._say("\n".join([*collected.messages, *propagation.report["messages"]]))
-            self.slicesPanel.showQuality(expected_quality(collected, propagation.report))
+            report = collected.report(propagation)
+            self._say("\n".join(report["messages"]))
+            self.slicesPanel.showQuality(expected_quality(collected, report))
         except Exception as error:
             self._fail(explained(error))
             raise

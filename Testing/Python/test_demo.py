@@ -17,7 +17,6 @@ from LabelPropLib.errors import InputError
 from LabelPropLib.evaluation import score_labels
 from LabelPropLib.phantom import CROSS_SECTIONS, make_phantom
 from LabelPropLib.picture import choose_slices, draw_expected, save_doubtful_slice, save_picture
-from LabelPropLib.propagation import Propagation
 
 DRAWN = [0, 24, 47]
 
@@ -160,7 +159,7 @@ def test_small_picture_tells_what_is_expected_of_the_slice(tmp_path, monkeypatch
     report = {"expected_dice": {"5": {"4": 0.9, "6": 0.75}}, "segments": {"5": "a muscle of quite a long name"}}
     texts = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *rest, **more: texts.extend(figure.findobj(Text)))
-    save_doubtful_slice(tmp_path / "picture.png", annotation, Propagation([labels], {}, None, report))
+    save_doubtful_slice(tmp_path / "picture.png", annotation, [labels], report)
     assert {"k = 6", "expected Dice 0.750", "a muscle of… 0.75"} <= {text.get_text() for text in texts}
 
 

@@ -12,6 +12,7 @@ import vtk
 
 from ..annotation import BACKGROUND, AtlasVolume, SparseAnnotation, annotate_from_planes
 from ..errors import InputError
+from ..propagation import Propagation
 from ..roles import ABSENT, IGNORED, SCRIBBLE, slice_roles
 from .geometry import (
     Resample,
@@ -70,6 +71,14 @@ class SceneAnnotation:
         """Whether the segmentation is in the scene still, and as it was when it was read."""
         node = self.segmentation_node
         return bool(slicer.mrmlScene.IsNodePresent(node)) and segmentation_state(node) == self.state
+
+    def report(self, propagation: Propagation) -> dict:
+        """The report of a propagation, with what was noticed when its input was read, and label -> segment's name."""
+        return {
+            **propagation.report,
+            "messages": [*self.messages, *propagation.report["messages"]],
+            "segments": {str(label): self.names[label] for label in self.annotation.labels},
+        }
 
 
 def collect(
