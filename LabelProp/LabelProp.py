@@ -44,6 +44,7 @@ from LabelPropLib import scene
 from LabelPropLib.annotation import MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.process import BackgroundPropagation
+from LabelPropLib.report_text import format_stages, found_dice
 from LabelPropLib.scene import slices
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
 
@@ -491,26 +492,23 @@ def formatReport(report):
     if report.get("expected_mean_dice") is not None:
         names = report["segments"]
         lines.append(_("Expected Dice: {mean:.2f}").format(mean=report["expected_mean_dice"]))
-        for label, planes in report.get("expected_dice", {}).items():
-            planes = {plane: dice for plane, dice in planes.items() if dice < 1}  # 1 is what was drawn
-            if planes:
-                worst = min(planes, key=planes.get)
-                lines.append(
-                    _("  {segment}: {mean:.2f}, least on slice {slice}: {least:.2f}").format(
-                        segment=names[str(label)],
-                        mean=sum(planes.values()) / len(planes),
-                        slice=worst,
-                        least=planes[worst],
-                    )
+        for label, planes in found_dice(report).items():
+            worst = min(planes, key=planes.get)
+            lines.append(
+                _("  {segment}: {mean:.2f}, least on slice {slice}: {least:.2f}").format(
+                    segment=names[label],
+                    mean=sum(planes.values()) / len(planes),
+                    slice=worst,
+                    least=planes[worst],
                 )
+            )
     suggestion = report.get("suggested_slice")
     if suggestion is not None:
         lines.append(_("Best slice to draw next: {slice}").format(slice=suggestion["plane"]))
     seconds = report["seconds"]
-    stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
     lines.append(
         _("{total:.1f} s on {device} ({stages})").format(
-            total=sum(seconds.values()), device=report["device"], stages=stages
+            total=sum(seconds.values()), device=report["device"], stages=format_stages(seconds)
         )
     )
     if report.get("peak_memory_gb") is not None:

@@ -28,7 +28,7 @@ from LabelPropLib.annotation import MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.provenance import provenance
-from LabelPropLib.report_text import format_suggestions, summarise
+from LabelPropLib.report_text import format_suggestions, format_summary
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
 from LabelPropLib.terminal import complain, interruptible, seldom_collecting, shown_progress, uninterrupted
 
@@ -428,9 +428,9 @@ def propagate(options):
     write_outputs(options, collected, propagation, segmentation_nodes, uncertainty_node, report, label_type)
 
     now = time.monotonic()
-    summarise(collected.annotation, report, writing=now - computed, total=now - started)
+    summary = format_summary(collected.annotation, report, writing=now - computed, total=now - started)
     written = (*segmentation_nodes, options.uncertainty, options.picture, options.report)
-    print(f"Written: {', '.join(map(str, filter(None, written)))}.", file=sys.stderr)
+    print(f"{summary}\nWritten: {', '.join(map(str, filter(None, written)))}.", file=sys.stderr)
 
 
 def provenance_of(options, settings: Settings) -> dict | None:

@@ -19,6 +19,7 @@ from .baselines import copy_nearest, fill_between_slices
 from .errors import InputError
 from .evaluation import Score, score_labels
 from .phantom import Phantom, make_phantom
+from .report_text import format_stages
 
 DRAWN_SLICES = 3
 STACK_AXIS = 0
@@ -65,8 +66,7 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
     print()
     print(format_comparison(scores, phantom.names))
     print()
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
-    print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({stages}).")
+    print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({format_stages(report['seconds'])}).")
 
     for name, array in zip(VOLUMES, (phantom.image, annotations, found, phantom.labels), strict=True):
         files.write_volume(array, ijk_to_ras(phantom), folder / f"{name}.nii.gz")
