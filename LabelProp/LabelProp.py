@@ -101,14 +101,11 @@ def registerSampleData():
 
 def addSampleThigh():
     """A synthetic MR-like volume of a thigh, and a segmentation of its muscles on three slices; returns both nodes."""
-    from LabelPropLib.phantom import make_phantom
+    from LabelPropLib.phantom import DRAWN, make_phantom
 
     phantom = make_phantom()
-    ijkToRas = np.diag([-phantom.spacing[2], -phantom.spacing[1], phantom.spacing[0], 1.0])
-    volumeNode = slicer.util.addVolumeFromArray(phantom.image, ijkToRas, _("Thigh"))
-    given = np.linspace(0, len(phantom.labels) - 1, 3).round().astype(int)
-    drawn = np.zeros_like(phantom.labels)
-    drawn[given] = phantom.labels[given]
+    drawn = phantom.drawn_on(DRAWN)
+    volumeNode = slicer.util.addVolumeFromArray(phantom.image, phantom.ijk_to_ras, _("Thigh"))
     segmentationNode = scene.add_segmentation_of_labels(drawn, volumeNode, _("Thigh muscles"), phantom.names)
     return volumeNode, segmentationNode
 

@@ -18,10 +18,9 @@ from . import files, scene
 from .baselines import copy_nearest, fill_between_slices
 from .errors import InputError
 from .evaluation import Score, score_labels
-from .phantom import Phantom, make_phantom
+from .phantom import DRAWN, Phantom, make_phantom
 from .report_text import format_stages
 
-DRAWN_SLICES = 3
 STACK_AXIS = 0
 VOLUMES = ("image", "annotations", "labelprop", "truth")  # that are written, and what else is
 SEGMENTATION, PICTURE = "labelprop.seg.nrrd", "demo.png"
@@ -37,30 +36,19 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
     folder = files.writable_folder(output_folder)
     check_free(folder)
     phantom = make_phantom()
-    drawn = np.linspace(0, len(phantom.labels) - 1, DRAWN_SLICES).round().astype(int).tolist()
-    annotations = np.zeros_like(phantom.labels)
-    annotations[drawn] = phantom.labels[drawn]
+    annotations = phantom.drawn_on(DRAWN)
     print(
         f"A thigh of {len(phantom.names)} muscles, {' x '.join(map(str, phantom.image.shape[::-1]))} voxels, drawn on"
-        f" {len(drawn)} of its {len(phantom.labels)} slices."
+        f" {len(DRAWN)} of its {len(phantom.labels)} slices."
     )
-
-    volume_node, segmentation_node = add_to_scene(phantom, annotations)
-    try:
-        report = LabelPropLogic().propagate(volume_node, segmentation_node, progress=progress)
-        found = scene.labels_on_volume(segmentation_node, phantom.names, volume_node, phantom.labels.dtype)
-        scene.save_segmentation(segmentation_node, folder / SEGMENTATION)
-    finally:
-        slicer.mrmlScene.RemoveNode(segmentation_node)
-        slicer.mrmlScene.RemoveNode(volume_node)
-
+    found, report = propagate(phantom, annotations, folder / SEGMENTATION, progress)
     results = {
         "copy the nearest slice": copy_nearest(annotations, STACK_AXIS),
         "Fill between slices": fill_between_slices(annotations),
         "LabelProp": found,
     }
     scores = {
-        method: score_labels(labels, phantom.labels, phantom.spacing, STACK_AXIS, drawn)
+        method: score_labels(labels, phantom.labels, phantom.spacing, STACK_AXIS, DRAWN)
         for method, labels in results.items()
     }
     print()
@@ -69,8 +57,8 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
     print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({format_stages(report['seconds'])}).")
 
     for name, array in zip(VOLUMES, (phantom.image, annotations, found, phantom.labels), strict=True):
-        files.write_volume(array, ijk_to_ras(phantom), folder / f"{name}.nii.gz")
-    picture = write_picture(folder / PICTURE, phantom, found, drawn)
+        files.write_volume(array, phantom.ijk_to_ras, folder / f"{name}.nii.gz")
+    picture = write_picture(folder / PICTURE, phantom, found)
     written = ", ".join(f"{name}.nii.gz" for name in VOLUMES)
     print(f"Written to {folder}: {written}, {SEGMENTATION}{picture}.")
 
@@ -85,17 +73,19 @@ def check_free(folder: Path):
             raise InputError(f"{folder / name} would be replaced, which is no demo's: choose another folder with -o.")
 
 
-def add_to_scene(phantom: Phantom, annotations: np.ndarray):
-    """A volume node, and a segmentation node of the drawn slices; both have to be removed by the caller."""
-    volume_node = slicer.util.addVolumeFromArray(phantom.image, ijk_to_ras(phantom), "Thigh")
+def propagate(
+    phantom: Phantom, annotations: np.ndarray, path: Path, progress: Callable[[float, str], None] | None
+) -> tuple[np.ndarray, dict]:
+    """Label volume and report of a propagation through the scene, left as it was; the segments go to `path`."""
+    volume_node = slicer.util.addVolumeFromArray(phantom.image, phantom.ijk_to_ras, "Thigh")
     segmentation_node = scene.add_segmentation_of_labels(annotations, volume_node, "Thigh muscles", phantom.names)
-    return volume_node, segmentation_node
-
-
-def ijk_to_ras(phantom: Phantom) -> np.ndarray:
-    """(4, 4): i runs to the left, j to the back and k to the head of the patient."""
-    k, j, i = phantom.spacing
-    return np.diag([-i, -j, k, 1.0])
+    try:
+        report = LabelPropLogic().propagate(volume_node, segmentation_node, progress=progress)
+        scene.save_segmentation(segmentation_node, path)
+        return scene.labels_on_volume(segmentation_node, phantom.names, volume_node, phantom.labels.dtype), report
+    finally:
+        slicer.mrmlScene.RemoveNode(segmentation_node)
+        slicer.mrmlScene.RemoveNode(volume_node)
 
 
 def format_comparison(scores: dict[str, dict[int, Score]], names: dict[int, str]) -> str:
@@ -109,7 +99,7 @@ def format_comparison(scores: dict[str, dict[int, Score]], names: dict[int, str]
     return "\n".join(lines)
 
 
-def write_picture(path: Path, phantom: Phantom, found: np.ndarray, drawn: list[int]) -> str:
+def write_picture(path: Path, phantom: Phantom, found: np.ndarray) -> str:
     """Draw the result; returns the end of the sentence that lists the files."""
     try:
         from .picture import save_picture
@@ -121,9 +111,9 @@ def write_picture(path: Path, phantom: Phantom, found: np.ndarray, drawn: list[i
         found,
         phantom.spacing,
         STACK_AXIS,
-        drawn,
+        DRAWN,
         truth=phantom.labels,
         names=phantom.names,
-        title=f"LabelProp: {len(drawn)} slices drawn, {len(found) - len(drawn)} found",
+        title=f"LabelProp: {len(DRAWN)} slices drawn, {len(found) - len(DRAWN)} found",
     )
     return f", {path.name}"

@@ -15,10 +15,8 @@ from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.baselines import copy_nearest, fill_between_slices
 from LabelPropLib.errors import InputError
 from LabelPropLib.evaluation import score_labels
-from LabelPropLib.phantom import CROSS_SECTIONS, make_phantom
+from LabelPropLib.phantom import CROSS_SECTIONS, DRAWN, make_phantom
 from LabelPropLib.picture import choose_slices, draw_expected, save_doubtful_slice, save_picture
-
-DRAWN = [0, 24, 47]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +63,7 @@ def test_muscle_is_darker_than_the_fat_around_it(phantom):
 
 def test_outlines_alone_do_not_do(phantom):
     """Otherwise a method that looks at the image could not show what that is worth."""
-    annotations = np.zeros_like(phantom.labels)
-    annotations[DRAWN] = phantom.labels[DRAWN]
+    annotations = phantom.drawn_on(DRAWN)
     for filled in (copy_nearest(annotations, 0), fill_between_slices(annotations)):
         scores = score_labels(filled, phantom.labels, phantom.spacing, 0, DRAWN)
         assert 0.6 < np.mean([score.dice for score in scores.values()]) < 0.85
