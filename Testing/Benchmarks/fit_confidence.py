@@ -12,7 +12,6 @@ replaced. With --cache what was propagated is kept in a folder, and taken from t
 """
 
 import argparse
-import csv
 import pickle
 import re
 import sys
@@ -29,6 +28,7 @@ from scipy import optimize, special, stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import add_bench_option, open_bench  # noqa: E402
+from csv_files import write_csv  # noqa: E402
 from scans import Scan, read_scan, spread_slices  # noqa: E402
 
 from LabelPropLib import confidence, evaluation, pipeline  # noqa: E402
@@ -152,7 +152,7 @@ def main():
     text = format_summary(pairs, voxels, arguments.preset) + "\n"
     print(text)
     (arguments.results / "confidence.md").write_text(text, encoding="utf-8")
-    write_csv(pairs, arguments.results / "confidence.csv")
+    write_csv(pairs, arguments.results / "confidence.csv", ".4f")
     plot(pairs, voxels, arguments.results / "confidence.png")
 
 
@@ -500,16 +500,6 @@ def case_means(pairs: Sequence[Pair]) -> dict[str, tuple[float, float, float]]:
         )
         for case in cases
     }
-
-
-def write_csv(pairs: Sequence[Pair], path: Path):
-    """A line for each pair."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([field.name for field in fields(Pair)])
-        for pair in pairs:
-            values = (getattr(pair, field.name) for field in fields(Pair))
-            writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in values])
 
 
 def plot(pairs: Sequence[Pair], voxels: np.ndarray, path: Path):
