@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files, overview
+from .annotation import AXIS_CHOICES
 from .commands import run_here, run_on_cluster
 from .errors import Cancelled, InputError
 from .machine import processor_count, thread_count
@@ -32,7 +33,6 @@ REQUIRED = ("image", "annotations")
 OPTIONAL = ("second_image", "scribbles")
 FILES = (*REQUIRED, *OPTIONAL)
 COLUMNS = (*FILES, "axis", "name")
-AXES = ("auto", "i", "j", "k")
 UNFIT_FOR_FILES = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
 
 
@@ -209,8 +209,8 @@ def read_row(table: Path, number: int, cells: dict[str, str]) -> Row:
         if not cells[column]:
             raise InputError(f"{table}, line {number}: the column {column} is empty: give a file.")
     axis = cells["axis"] or "auto"
-    if axis not in AXES:
-        raise InputError(f"{table}, line {number}: unknown axis '{axis}': choose one of {', '.join(AXES)}.")
+    if axis not in AXIS_CHOICES:
+        raise InputError(f"{table}, line {number}: unknown axis '{axis}': choose one of {', '.join(AXIS_CHOICES)}.")
     name = cells["name"]
     if UNFIT_FOR_FILES.search(name):
         raise InputError(f"{table}, line {number}: the name '{name}' cannot be that of a file: choose another one.")

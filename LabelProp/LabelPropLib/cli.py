@@ -24,7 +24,7 @@ if __name__ == "__main__":  # run as a file: make the package that the file lies
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from LabelPropLib import files
-from LabelPropLib.annotation import MISSING_CHOICES
+from LabelPropLib.annotation import AXIS_CHOICES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.provenance import provenance
@@ -82,7 +82,13 @@ def parser() -> Parser:
     """The command line."""
     command = Parser(prog="labelprop", description="Segment a volume from outlines on a few of its slices.")
     verbs = command.add_subparsers(metavar="VERB", required=True)
+    for add_verb in (add_propagate, add_suggest, add_batch, add_train, add_pretrain, add_evaluate, add_demo):
+        add_verb(verbs)
+    return command
 
+
+def add_propagate(verbs):
+    """The verb `propagate`."""
     verb = verbs.add_parser("propagate", help="carry the labels drawn on some slices through the volume")
     verb.set_defaults(run=propagate)
     add = verb.add_argument
@@ -112,18 +118,16 @@ def parser() -> Parser:
         help="a finished volume of another subject with the same labels, used where it helps; may be repeated",
     )
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
-    add(
-        "--axis",
-        choices=("auto", "i", "j", "k"),
-        default="auto",
-        help="file axis across the slices; i is fastest",
-    )
+    add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices; i is fastest")
     add_settings(add)
     add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
     add("--uncertainty", metavar="FILE", type=Path, help="volume to write, from 0 sure to 1 a toss-up")
     add("--report", metavar="FILE.json", type=Path, help="what was done, as JSON")
     add("--picture", metavar="FILE.png", type=Path, help="picture of the slice that needs a look most")
 
+
+def add_suggest(verbs):
+    """The verb `suggest`."""
     verb = verbs.add_parser("suggest", help="which slice to annotate next, and what it would gain")
     verb.set_defaults(run=suggest, atlases=())
     add = verb.add_argument
@@ -132,10 +136,13 @@ def parser() -> Parser:
     add("--count", metavar="N", type=positive, default=1, help="slices, each as if those before it were drawn (1)")
     add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
-    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices")
     add_settings(add)
     add("--report", metavar="FILE.json", type=Path, help="the suggestions and what they rest on, as JSON")
 
+
+def add_batch(verbs):
+    """The verb `batch`."""
     verb = verbs.add_parser("batch", help="propagate on many volumes, and rank the results")
     verb.set_defaults(run=batch)
     add = verb.add_argument
@@ -152,19 +159,22 @@ def parser() -> Parser:
     where.add_argument("--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler")
     add_settings(add)
 
-    add_training(verbs)
 
+def add_evaluate(verbs):
+    """The verb `evaluate`."""
     verb = verbs.add_parser("evaluate", help="Dice and distances in mm of each label")
     verb.set_defaults(run=evaluate)
     verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
     verb.add_argument("reference", metavar="REFERENCE", type=Path, help="label volume of the whole scan")
     verb.add_argument("--annotations", metavar="A", type=Path, help="label volume whose slices are left out")
 
+
+def add_demo(verbs):
+    """The verb `demo`."""
     verb = verbs.add_parser("demo", help="try it on a synthetic scan")
     verb.set_defaults(run=demo)
     folder = Path("labelprop-demo")
     verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
-    return command
 
 
 def add_settings(add: Callable):
@@ -209,18 +219,21 @@ def add_settings(add: Callable):
     add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
 
 
-def add_training(verbs):
-    """The verbs `train` and `pretrain`."""
+def add_train(verbs):
+    """The verb `train`."""
     verb = verbs.add_parser("train", help="train the registration network on one scan and keep it")
     verb.set_defaults(run=train, scribbles=None, second_image=None, atlases=())
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
-    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices")
     add("--missing", choices=MISSING_CHOICES, default="auto", help="as for propagate")
     add("--preset", choices=PRESETS, default="balanced", help="as for propagate; here it is the size of the planes")
     add_training_options(add)
 
+
+def add_pretrain(verbs):
+    """The verb `pretrain`."""
     verb = verbs.add_parser("pretrain", help="train the registration network on a data set")
     verb.set_defaults(run=pretrain)
     add = verb.add_argument

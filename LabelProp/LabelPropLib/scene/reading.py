@@ -13,7 +13,7 @@ import vtk
 from ..annotation import BACKGROUND, AtlasVolume, SparseAnnotation, annotate_from_planes
 from ..errors import InputError
 from ..propagation import Propagation
-from ..roles import ABSENT, IGNORED, SCRIBBLE, slice_roles
+from ..roles import ABSENT, IGNORED, SCRIBBLE, Roles, slice_roles
 from .geometry import (
     Resample,
     grid_start,
@@ -26,6 +26,7 @@ from .geometry import (
 )
 from .segments import (
     BINARY_LABELMAP,
+    StoredSegment,
     drawn_planes,
     labels_on_volume,
     read_roles,
@@ -111,45 +112,26 @@ def collect(
         _check_scribbles(scribbles_node, segmentation_node)
     grid = work_grid(volume_node, segmentation_node, scribbles_node)
     image = image_on_grid(volume_node, segmentation_node, grid)
-    segmentation = segmentation_node.GetSegmentation()
-    segments = stored_segments(segmentation_node, labels.values(), grid)
-    stored = {label: segments[name] for label, name in labels.items()}
-    roles = {label: read_roles(segmentation.GetSegment(name)) for label, name in labels.items()}
-
-    array_axis, drawn = drawn_planes(stored, roles.values(), axis)
-    if not any(drawn.values()):
-        raise InputError("No annotated slice: draw at least one segment on at least one slice.")
-    first = grid_start(grid)[array_axis]
-
-    def planes(role: str) -> dict[int, set[int]]:
-        return {label: {index - first for index in roles[label].of(array_axis, role)} for label in labels}
-
-    def masks(label: int, indices: Iterable[int]) -> dict[int, np.ndarray]:
-        return {index: stored[label].mask_on_grid(array_axis, index + first, grid) for index in sorted(indices)}
-
-    borne = {label: {index - first for index in drawn[label]} for label in labels}
-    scribbled, ignored = planes(SCRIBBLE), planes(IGNORED)
-    strokes = {
-        label: [_voxels_on_planes(masks(label, borne[label] & scribbled[label]), array_axis)] for label in labels
-    }
+    segments = DrawnSegments.read(segmentation_node, labels, grid, axis)
+    scribbled, ignored = segments.given(SCRIBBLE), segments.given(IGNORED)
+    strokes = segments.strokes()
     strokes[BACKGROUND] = [np.argwhere(segment_on_grid(segmentation_node, name, grid)) for name in background_ids]
     if scribbles_node is not None:
         for label, name in _match_scribbles(scribbles_node, segmentation_node, labels, grid):
             strokes[label].append(np.argwhere(segment_on_grid(scribbles_node, name, grid)))
-    scribbles = {label: np.concatenate(parts) for label, parts in strokes.items() if sum(map(len, parts))}
-
     annotation = annotate_from_planes(
         image,
-        {label: masks(label, borne[label] - scribbled[label] - ignored[label]) for label in labels},
+        {label: segments.masks(label, segments.borne(label) - scribbled[label] - ignored[label]) for label in labels},
         spacing=grid.GetSpacing()[::-1],
-        axis=array_axis,
+        axis=segments.axis,
         missing=missing,
-        absent=planes(ABSENT),
+        absent=segments.given(ABSENT),
         ignored={label: scribbled[label] | ignored[label] for label in labels},
-        scribbles=scribbles,
+        scribbles={label: np.concatenate(parts) for label, parts in strokes.items() if sum(map(len, parts))},
         second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
         atlases=[atlas_of(*nodes, segmentation_node, labels, grid) for nodes in atlases],
     )
+    segmentation = segmentation_node.GetSegmentation()
     return SceneAnnotation(
         annotation,
         volume_node,
@@ -157,9 +139,66 @@ def collect(
         segment_ids=labels,
         names={label: segmentation.GetSegment(name).GetName() for label, name in labels.items()},
         grid=grid,
-        slices={name: slice_roles(drawn[label], roles[label], array_axis) for label, name in labels.items()},
+        slices={
+            name: slice_roles(segments.drawn[label], segments.roles[label], segments.axis)
+            for label, name in labels.items()
+        },
         state=segmentation_state(segmentation_node),
     )
+
+
+@dataclass(frozen=True)
+class DrawnSegments:
+    """Segments by label, and the slices that bear them; planes count from the start of the grid's extent.
+
+    axis: the array axis across which they are drawn. drawn: label -> indices of the slices that bear it, on the grid's
+    lattice. roles: those of its slices.
+    """
+
+    grid: slicer.vtkOrientedImageData
+    axis: int
+    stored: Mapping[int, StoredSegment]
+    drawn: Mapping[int, list[int]]
+    roles: Mapping[int, Roles]
+
+    @classmethod
+    def read(cls, segmentation_node, labels: Mapping[int, str], grid, axis: str) -> DrawnSegments:
+        """labels: label -> segment ID; axis: as in `drawn_planes`. Raises InputError, also where nothing is drawn."""
+        segmentation = segmentation_node.GetSegmentation()
+        segments = stored_segments(segmentation_node, labels.values(), grid)
+        stored = {label: segments[name] for label, name in labels.items()}
+        roles = {label: read_roles(segmentation.GetSegment(name)) for label, name in labels.items()}
+        array_axis, drawn = drawn_planes(stored, roles.values(), axis)
+        if not any(drawn.values()):
+            raise InputError("No annotated slice: draw at least one segment on at least one slice.")
+        return cls(grid, array_axis, stored, drawn, roles)
+
+    @property
+    def first(self) -> int:
+        """Index of the grid's first plane on its lattice."""
+        return grid_start(self.grid)[self.axis]
+
+    def borne(self, label: int) -> set[int]:
+        """The planes that bear a label."""
+        return {index - self.first for index in self.drawn[label]}
+
+    def given(self, role: str) -> dict[int, set[int]]:
+        """Label -> the planes to which the role was given."""
+        return {
+            label: {index - self.first for index in roles.of(self.axis, role)} for label, roles in self.roles.items()
+        }
+
+    def masks(self, label: int, planes: Iterable[int]) -> dict[int, np.ndarray]:
+        """Plane -> (H, W) bool."""
+        stored = self.stored[label]
+        return {plane: stored.mask_on_grid(self.axis, plane + self.first, self.grid) for plane in sorted(planes)}
+
+    def strokes(self) -> dict[int, list[np.ndarray]]:
+        """Label -> [(N, 3) voxels of the planes that are scribbles]."""
+        return {
+            label: [_voxels_on_planes(self.masks(label, self.borne(label) & scribbled), self.axis)]
+            for label, scribbled in self.given(SCRIBBLE).items()
+        }
 
 
 def atlas_of(volume_node, atlas_node, segmentation_node, segment_ids: Mapping[int, str], grid) -> AtlasVolume:
