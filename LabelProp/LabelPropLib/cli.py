@@ -10,30 +10,22 @@ SIGTERM; 1 anything else. Output files are written whole or not at all.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":  # run as a file: make the package that the file lies in importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from LabelPropLib import files
+from LabelPropLib import verbs
 from LabelPropLib.annotation import AXIS_CHOICES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
-from LabelPropLib.provenance import provenance
-from LabelPropLib.report_text import format_suggestions, format_summary
-from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
-from LabelPropLib.terminal import complain, interruptible, seldom_collecting, shown_progress, uninterrupted
+from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS
+from LabelPropLib.terminal import BAD_INPUT, CANCELLED, DONE, FAILED, complain, interruptible, seldom_collecting
 
-DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
-ATLAS = ("image", "labels")
 DEVICE_HELP = "where to compute; auto: a GPU if there is one, else the processor"
 SEED_HELP = "of the random numbers; the same one, the same result (0)"
 
@@ -81,16 +73,16 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The command line."""
     command = Parser(prog="labelprop", description="Segment a volume from outlines on a few of its slices.")
-    verbs = command.add_subparsers(metavar="VERB", required=True)
+    subparsers = command.add_subparsers(metavar="VERB", required=True)
     for add_verb in (add_propagate, add_suggest, add_batch, add_train, add_pretrain, add_evaluate, add_demo):
-        add_verb(verbs)
+        add_verb(subparsers)
     return command
 
 
-def add_propagate(verbs):
+def add_propagate(subparsers):
     """The verb `propagate`."""
-    verb = verbs.add_parser("propagate", help="carry the labels drawn on some slices through the volume")
-    verb.set_defaults(run=propagate)
+    verb = subparsers.add_parser("propagate", help="carry the labels drawn on some slices through the volume")
+    verb.set_defaults(run=verbs.propagate)
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan (.nii.gz, .nrrd, .mha, ...)")
     add(
@@ -126,10 +118,10 @@ def add_propagate(verbs):
     add("--picture", metavar="FILE.png", type=Path, help="picture of the slice that needs a look most")
 
 
-def add_suggest(verbs):
+def add_suggest(subparsers):
     """The verb `suggest`."""
-    verb = verbs.add_parser("suggest", help="which slice to annotate next, and what it would gain")
-    verb.set_defaults(run=suggest, atlases=())
+    verb = subparsers.add_parser("suggest", help="which slice to annotate next, and what it would gain")
+    verb.set_defaults(run=verbs.suggest, atlases=())
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
@@ -141,10 +133,10 @@ def add_suggest(verbs):
     add("--report", metavar="FILE.json", type=Path, help="the suggestions and what they rest on, as JSON")
 
 
-def add_batch(verbs):
+def add_batch(subparsers):
     """The verb `batch`."""
-    verb = verbs.add_parser("batch", help="propagate on many volumes, and rank the results")
-    verb.set_defaults(run=batch)
+    verb = subparsers.add_parser("batch", help="propagate on many volumes, and rank the results")
+    verb.set_defaults(run=verbs.batch)
     add = verb.add_argument
     add(
         "table",
@@ -160,19 +152,19 @@ def add_batch(verbs):
     add_settings(add)
 
 
-def add_evaluate(verbs):
+def add_evaluate(subparsers):
     """The verb `evaluate`."""
-    verb = verbs.add_parser("evaluate", help="Dice and distances in mm of each label")
-    verb.set_defaults(run=evaluate)
+    verb = subparsers.add_parser("evaluate", help="Dice and distances in mm of each label")
+    verb.set_defaults(run=verbs.evaluate)
     verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
     verb.add_argument("reference", metavar="REFERENCE", type=Path, help="label volume of the whole scan")
     verb.add_argument("--annotations", metavar="A", type=Path, help="label volume whose slices are left out")
 
 
-def add_demo(verbs):
+def add_demo(subparsers):
     """The verb `demo`."""
-    verb = verbs.add_parser("demo", help="try it on a synthetic scan")
-    verb.set_defaults(run=demo)
+    verb = subparsers.add_parser("demo", help="try it on a synthetic scan")
+    verb.set_defaults(run=verbs.demo)
     folder = Path("labelprop-demo")
     verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
 
@@ -219,10 +211,10 @@ def add_settings(add: Callable):
     add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
 
 
-def add_train(verbs):
+def add_train(subparsers):
     """The verb `train`."""
-    verb = verbs.add_parser("train", help="train the registration network on one scan and keep it")
-    verb.set_defaults(run=train, scribbles=None, second_image=None, atlases=())
+    verb = subparsers.add_parser("train", help="train the registration network on one scan and keep it")
+    verb.set_defaults(run=verbs.train, scribbles=None, second_image=None, atlases=())
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
@@ -232,10 +224,10 @@ def add_train(verbs):
     add_training_options(add)
 
 
-def add_pretrain(verbs):
+def add_pretrain(subparsers):
     """The verb `pretrain`."""
-    verb = verbs.add_parser("pretrain", help="train the registration network on a data set")
-    verb.set_defaults(run=pretrain)
+    verb = subparsers.add_parser("pretrain", help="train the registration network on a data set")
+    verb.set_defaults(run=verbs.pretrain)
     add = verb.add_argument
     add("table", metavar="TABLE.csv", type=Path, help="columns image, annotations (optional), axis (optional)")
     add_training_options(add)
@@ -251,21 +243,6 @@ def add_training_options(add: Callable):
     add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
     add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
     add("--licence", metavar="TEXT", default="not stated", help="of the weights, kept with them")
-
-
-def settings_of(options) -> Settings:
-    """The settings that the command line asks for."""
-    return Settings(
-        registration=options.registration,
-        fusion=options.fusion,
-        preset=options.preset,
-        device=options.device,
-        seed=options.seed,
-        extrapolate=options.extrapolate,
-        graph_cut=options.graph_cut,
-        checkpoint=options.checkpoint,
-        memory_gb=options.memory_gb,
-    )
 
 
 def positive(text: str) -> int:
@@ -287,262 +264,6 @@ def whole_number(text: str, least: int) -> int:
     if number is None or number < least:
         raise argparse.ArgumentTypeError(f"'{text}': give a whole number from {least}")
     return number
-
-
-def batch(options) -> int:
-    """labelprop batch"""
-    from LabelPropLib import batch
-
-    results = batch.run(
-        options.table,
-        options.output,
-        settings_of(options),
-        options.missing,
-        options.jobs,
-        options.scheduler,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-    )
-    failed = sum(bool(result.failure) for result in results)
-    if failed:
-        complain(f"{failed} of {len(results)} volumes failed, see above")
-    return FAILED if failed else DONE
-
-
-def train(options):
-    """labelprop train: reads its input as `propagate` does."""
-    from LabelPropLib.training_run import RunFiles, train
-
-    settings = Settings(preset=options.preset, device=options.device, seed=options.seed, checkpoint=options.checkpoint)
-    run = RunFiles(options.output)
-    run.check(inputs_of(options))
-
-    collected, _ = collect(options)
-    with shown_progress() as progress:
-        train(collected.annotation, run, settings, options.licence, progress)
-    print(written_text(run), file=sys.stderr)
-
-
-def pretrain(options):
-    """labelprop pretrain"""
-    from LabelPropLib import dataset
-    from LabelPropLib.registration.pretraining import PretrainingPlan
-    from LabelPropLib.training_run import RunFiles, is_first_process, pretrain
-
-    def say(text: str):
-        if is_first_process():
-            print(text, file=sys.stderr)
-
-    run = RunFiles(options.output)
-    entries = dataset.read_table(options.table, say)
-    volumes = [path for entry in entries for path in (entry.image, entry.annotations) if path]
-    run.check([options.table, *volumes, *weights_of(options.checkpoint)])
-    if len({entry.image for entry in entries}) == 1:
-        say("There is one image only, so none to validate with: all steps are made.")
-    plan = PretrainingPlan(steps=options.steps, batch=options.batch, seed=options.seed)
-    silent = contextlib.nullcontext(lambda fraction, message: None)
-    try:
-        with shown_progress() if is_first_process() else silent as progress:
-            pretrain(
-                entries,
-                run,
-                plan,
-                progress,
-                start=options.checkpoint,
-                device=options.device,
-                licence=options.licence,
-                half=options.half,
-            )
-    except KeyboardInterrupt as error:
-        if run.state.exists():
-            raise Cancelled(f"cancelled: the same command goes on from {run.state}") from error
-        raise
-    say(written_text(run))
-
-
-def written_text(run) -> str:
-    """Which files a training has left, for the user; run: `training_run.RunFiles`."""
-    plot = f", plot {run.plot.name}" if importlib.util.find_spec("matplotlib") else ""
-    return f"Written: {run.checkpoint}, log {run.log.name}{plot}."
-
-
-def suggest(options):
-    """labelprop suggest: propagate, write nothing of it, and say which slices to draw."""
-    settings = replace(settings_of(options), suggestions=options.count)
-    if options.report:
-        files.check_suffix(options.report, (".json",))
-    files.check_outputs(filter(None, [options.report]), inputs_of(options))
-
-    collected, _ = collect(options)
-
-    from LabelProp import LabelPropLogic
-
-    with shown_progress() as progress:
-        report = collected.report(LabelPropLogic().compute(collected, settings, progress))
-    if options.report:
-        with files.replacing([options.report]) as staged:
-            files.write_json(report, staged[options.report])
-    print("\n".join(report["messages"]), file=sys.stderr)
-    print(format_suggestions(report))
-
-
-def evaluate(options):
-    """labelprop evaluate"""
-    from LabelPropLib import evaluation
-
-    evaluation.run(options.prediction, options.reference, options.annotations)
-
-
-def demo(options):
-    """labelprop demo"""
-    from LabelPropLib import demo
-
-    with shown_progress() as progress:
-        demo.run(options.output, progress)
-
-
-def propagate(options):
-    """labelprop propagate: files to MRML nodes, through `LabelPropLogic`, and to files again."""
-    started = time.monotonic()
-    settings = replace(settings_of(options), directions=options.directions, uncertainty=options.uncertainty is not None)
-    directions = check_outputs(options)
-
-    with uninterrupted():
-        import slicer
-
-        from LabelProp import LabelPropLogic
-
-    logic = LabelPropLogic()
-    made_of = provenance_of(options, settings)  # before they are read: they may be changed while this computes
-    collected, label_type = collect(options)
-    check_overlap(collected, options.output)
-    read = loaded = time.monotonic()
-
-    with shown_progress() as progress:
-
-        def tell(fraction: float, message: str):
-            nonlocal loaded
-            if loaded == read:  # the first stage begins
-                loaded = time.monotonic()
-            progress(fraction, message)
-
-        propagation = logic.compute(collected, settings, tell)
-    computed = time.monotonic()
-
-    uncertainty_node = None
-    if options.uncertainty:
-        uncertainty_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Uncertainty")
-    direction_nodes = logic.addDirections(collected, propagation)
-    report = logic.write(collected, propagation, uncertainty_node)
-    loading = {"reading": round(read - started, 3), "loading": round(loaded - read, 3)}
-    report["seconds"] = {**loading, **report["seconds"]}
-    report["made_of"] = made_of
-    segmentation_nodes = {options.output: collected.segmentation_node}
-    segmentation_nodes |= {path: direction_nodes[name] for name, path in directions.items()}
-    write_outputs(options, collected, propagation, segmentation_nodes, uncertainty_node, report, label_type)
-
-    now = time.monotonic()
-    summary = format_summary(collected.annotation, report, writing=now - computed, total=now - started)
-    written = (*segmentation_nodes, options.uncertainty, options.picture, options.report)
-    print(f"{summary}\nWritten: {', '.join(map(str, filter(None, written)))}.", file=sys.stderr)
-
-
-def provenance_of(options, settings: Settings) -> dict | None:
-    """What the result is made of; None where a file is missing, which reading it will tell the user."""
-    inputs = {use: getattr(options, use) for use in ("image", "annotations", "second_image", "scribbles")}
-    inputs |= {f"atlas {n}, {use}": path for n, pair in enumerate(options.atlases) for use, path in zip(ATLAS, pair)}
-    if not all(path.is_file() for path in inputs.values() if path is not None):
-        return None
-    return provenance(inputs, settings, axis=options.axis, missing=options.missing)
-
-
-def check_outputs(options) -> dict[str, Path]:
-    """Raise InputError unless all files can be written; returns direction -> path of the directions asked for."""
-    files.check_suffix(options.output, (files.SEGMENTATION_SUFFIX, *files.VOLUME_SUFFIXES))
-    if options.uncertainty:
-        files.check_suffix(options.uncertainty, files.VOLUME_SUFFIXES)
-    if options.picture:
-        files.check_suffix(options.picture, (".png",))
-        if importlib.util.find_spec("matplotlib") is None:
-            raise InputError("A picture needs matplotlib, which is not installed: pip install matplotlib.")
-    if options.report:
-        files.check_suffix(options.report, (".json",))
-    names = ("up", "down") if options.directions else ()
-    directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
-    outputs = (options.output, *directions.values(), options.uncertainty, options.picture, options.report)
-    files.check_outputs(filter(None, outputs), inputs_of(options))
-    return directions
-
-
-def inputs_of(options) -> list[Path]:
-    """All files that the job reads."""
-    images = (options.image, options.annotations, options.scribbles, options.second_image)
-    return [*filter(None, images), *sum(options.atlases, []), *weights_of(options.checkpoint)]
-
-
-def collect(options):
-    """What the input files hold, see `LabelPropLogic.collect`, and the type for label values. Raises InputError."""
-    with uninterrupted():
-        from LabelProp import LabelPropLogic
-        from LabelPropLib.scene import storage
-
-    volume, annotations, scribbles_node = read_inputs(options)
-    collected = LabelPropLogic().collect(
-        volume.node,
-        annotations.node,
-        axis=options.axis,
-        missing=options.missing,
-        scribbles=scribbles_node,
-        secondVolumeNode=storage.load_volume(options.second_image).node if options.second_image else None,
-        atlases=[storage.load_atlas(*paths) for paths in options.atlases],
-    )
-    return collected, annotations.label_type
-
-
-def read_inputs(options):
-    """The volume, the annotations and the segmentation node of scribbles, None without them, see `scene.storage`."""
-    import vtk
-
-    from LabelPropLib.scene import storage
-
-    vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
-    volume = storage.load_volume(options.image)
-    annotations = storage.load_annotations(options.annotations, volume)
-    scribbles_node = None
-    if options.scribbles:
-        scribbles_node = storage.load_scribbles(options.scribbles, volume, annotations.node)
-    return volume, annotations, scribbles_node
-
-
-def check_overlap(collected, output: Path):
-    """Raise InputError if segments overlap and `output` is a label volume, whose voxels have but one label."""
-    overlapping = collected.annotation.overlapping()
-    if overlapping and not files.is_segmentation(output):
-        first, second = (collected.segment_ids[label] for label in min(overlapping))
-        raise InputError(
-            f"The segments {first} and {second} overlap, which {output} cannot keep: give OUT a name that ends in"
-            f" {files.SEGMENTATION_SUFFIX}."
-        )
-
-
-def write_outputs(
-    options, collected, propagation, segmentation_nodes: dict, uncertainty_node, report: dict, label_type
-):
-    """Write all files, or none; the report takes its place last. segmentation_nodes: path -> node."""
-    from LabelPropLib.scene import storage
-
-    others = filter(None, (options.uncertainty, options.picture, options.report))
-    if options.picture:
-        from LabelPropLib import picture
-    with files.replacing((*segmentation_nodes, *others)) as staged:
-        for path, node in segmentation_nodes.items():
-            segment_ids = collected.segment_ids if path == options.output else collected.written_ids
-            storage.save_segments(node, segment_ids, collected.volume_node, label_type, staged[path])
-        if options.uncertainty:
-            storage.save_volume(uncertainty_node, staged[options.uncertainty])
-        if options.picture:
-            picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation.label_maps, report)
-        if options.report:
-            files.write_json(report, staged[options.report])
 
 
 if __name__ == "__main__":

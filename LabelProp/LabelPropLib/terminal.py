@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 
+DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130  # exit status, see cli.py
 ALLOCATIONS = 50_000  # of objects between two searches for garbage
 
 

@@ -27,7 +27,7 @@ from samples import (
     tag,
 )
 
-from LabelPropLib import cli, files, scene
+from LabelPropLib import cli, files, scene, verbs
 from LabelPropLib.errors import InputError
 
 LABELS = (7, 300)
@@ -361,14 +361,14 @@ def test_directions_of_a_segmentation_with_a_segment_that_was_not_drawn(case, ne
 
 def test_report_is_of_the_files_as_they_were_read(case, monkeypatch, nearest_slice_engine):
     before = (case / "annotations.nii.gz").stat().st_mtime_ns
-    read_inputs = cli.read_inputs
+    read_inputs = verbs.read_inputs
 
     def read_and_let_somebody_draw_on(options):
         inputs = read_inputs(options)
         os.utime(case / "annotations.nii.gz", ns=(before + 10**9, before + 10**9))
         return inputs
 
-    monkeypatch.setattr(cli, "read_inputs", read_and_let_somebody_draw_on)
+    monkeypatch.setattr(verbs, "read_inputs", read_and_let_somebody_draw_on)
     assert propagate(case, "--report", case / "report.json") == 0
     made_of = json.loads((case / "report.json").read_text())["made_of"]
     assert made_of["inputs"]["annotations"]["modified_ns"] == before
@@ -732,7 +732,7 @@ def test_garbage_is_looked_for_as_before_afterwards(exception, monkeypatch, caps
         meanwhile.append(gc.get_threshold())
         raise exception("failed")
 
-    monkeypatch.setattr(cli, "evaluate", fail)
+    monkeypatch.setattr(verbs, "evaluate", fail)
     assert cli.main(["evaluate", "found.nii.gz", "true.nii.gz"]) != 0
     assert meanwhile[0][0] > before[0] and gc.get_threshold() == before
 

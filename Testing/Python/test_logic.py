@@ -29,7 +29,7 @@ from samples import (
 
 import LabelProp
 from LabelProp import LabelPropLogic, LabelPropTest  # noqa: F401  the self test is run here too
-from LabelPropLib import checkpoint, cli, scene
+from LabelPropLib import checkpoint, cli, scene, verbs
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.scene import slices
 from LabelPropLib.settings import Settings
@@ -578,7 +578,7 @@ def test_panel_runs_a_table(panel):
     command = panel._batch.arguments
     assert command[:4] == ["batch", "table.csv", "-o", "results"]
     options = cli.parser().parse_args(command)
-    assert cli.settings_of(options) == Settings(preset="fast", extrapolate=True, graph_cut=False)
+    assert verbs.settings_of(options) == Settings(preset="fast", extrapolate=True, graph_cut=False)
     assert panel.ui.batchButton.text == "Cancel"
     panel.onBatchButton()
     assert panel._batch.cancelled and not panel.ui.batchButton.enabled
