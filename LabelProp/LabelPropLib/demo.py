@@ -6,7 +6,6 @@ Needs no input and no network. Goes the way of every propagation, through the sc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from LabelProp import LabelPropLogic
 
 from . import files, scene
 from .baselines import copy_nearest, fill_between_slices
+from .clock import Progress
 from .errors import InputError
 from .evaluation import Score, score_labels
 from .phantom import DRAWN, Phantom, make_phantom
@@ -26,7 +26,7 @@ VOLUMES = ("image", "annotations", "labelprop", "truth")  # that are written, an
 SEGMENTATION, PICTURE = "labelprop.seg.nrrd", "demo.png"
 
 
-def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None] | None = None):
+def run(output_folder: str | os.PathLike, progress: Progress | None = None):
     """Make the phantom, propagate three of its slices, print how that compares, write everything to `output_folder`.
 
     Writes image.nii.gz, truth.nii.gz, annotations.nii.gz (the drawn slices), labelprop.nii.gz (the result), the same as
@@ -74,7 +74,7 @@ def check_free(folder: Path):
 
 
 def propagate(
-    phantom: Phantom, annotations: np.ndarray, path: Path, progress: Callable[[float, str], None] | None
+    phantom: Phantom, annotations: np.ndarray, path: Path, progress: Progress | None
 ) -> tuple[np.ndarray, dict]:
     """Label volume and report of a propagation through the scene, left as it was; the segments go to `path`."""
     volume_node = slicer.util.addVolumeFromArray(phantom.image, phantom.ijk_to_ras, "Thigh")

@@ -10,6 +10,7 @@ import sys
 import threading
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130  # exit status, see cli.py
+COMPLAINT = "labelprop: "  # how the line begins that says why a command failed
 ALLOCATIONS = 50_000  # of objects between two searches for garbage
 
 
@@ -96,4 +97,4 @@ def seldom_collecting():
 
 def complain(text: str):
     """One line on stderr."""
-    print(f"labelprop: {text}", file=sys.stderr)
+    print(f"{COMPLAINT}{text}", file=sys.stderr)

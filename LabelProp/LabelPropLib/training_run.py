@@ -23,6 +23,7 @@ import torch.distributed
 from . import checkpoint, dataset, files
 from .annotation import SparseAnnotation
 from .candidates import LabelPlanes, far_ends
+from .clock import Progress
 from .dataset import Entry
 from .errors import InputError
 from .machine import thread_count
@@ -42,7 +43,6 @@ LOG_COLUMNS = ("step", "training_loss", "validation_loss")
 STATE_VERSION = 3
 
 Row = Mapping[str, float]
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
