@@ -28,6 +28,7 @@ from .registration.fields import resize
 from .registration.network import RegistrationNetwork
 from .registration_weights import load_network
 from .settings import Settings
+from .uncertainty import uncertainty_map
 
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 
@@ -111,7 +112,7 @@ def compute(
     return Propagation(
         label_maps=label_maps,
         directions={name: side.volumes() for name, side in sides.items()},
-        uncertainty=expected.uncertainty() if settings.uncertainty else None,
+        uncertainty=uncertainty_map(expected) if settings.uncertainty else None,
         report={
             **report_of_input(annotation, settings, device),
             "volume_ml": volume_ml(annotation, label_maps),

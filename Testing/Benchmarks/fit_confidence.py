@@ -32,7 +32,8 @@ from csv_files import write_csv  # noqa: E402
 from scans import Scan, read_scan, spread_slices  # noqa: E402
 
 from LabelPropLib import confidence, evaluation, pipeline  # noqa: E402
-from LabelPropLib.confidence import Contours, Evidence, Prior, SeenDrift  # noqa: E402
+from LabelPropLib.confidence import Contours, Prior, SeenDrift  # noqa: E402
+from LabelPropLib.evidence import Evidence  # noqa: E402
 from LabelPropLib.settings import PRESETS, Settings  # noqa: E402
 from LabelPropLib.surroundings import Coefficients  # noqa: E402
 
