@@ -23,9 +23,11 @@ import torch
 from synthetic_shapes import make_shapes
 
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
-from LabelPropLib.candidates import Arrivals, Chains, LabelPlanes, arrivals, far_ends, gaps
+from LabelPropLib.candidates import Arrivals, Chains, arrivals
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.similarity import similarity_way
+from LabelPropLib.gaps import gaps
+from LabelPropLib.label_planes import LabelPlanes, far_ends
 from LabelPropLib.parallel import choose_kernels
 from LabelPropLib.preprocessing import Stack, prepare
 from LabelPropLib.registration import instance

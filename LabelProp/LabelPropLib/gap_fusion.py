@@ -11,12 +11,14 @@ import torch
 
 from . import atlases, confidence
 from .annotation import SparseAnnotation
-from .candidates import Arrivals, Chains, Crossing, Gap, LabelPlanes, arrivals, gaps, gaps_to_scribbles
+from .candidates import Arrivals, Chains, Crossing, arrivals
 from .clock import Clock
 from .evidence import Evidence, observe
 from .fusion import appearance, deep, distance, joint, majority, outlines, similarity
 from .fusion.choice import LeftOut, Rule, choose, on_plane
 from .fusion.subnets import DeepLabelFusion
+from .gaps import Gap, gaps, gaps_to_scribbles
+from .label_planes import LabelPlanes
 from .labelmaps import FusedScore, LabelMaps
 from .parallel import side_by_side
 from .preprocessing import Stack

@@ -10,11 +10,12 @@ import torch
 
 from . import atlases, checkpoint, confidence, planner, scribbles, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
-from .candidates import Chains, LabelPlanes, far_ends
+from .candidates import Chains
 from .clock import Clock, Progress
 from .errors import InputError
 from .fusion import deep
 from .gap_fusion import DEEP, REGISTRATION_SHARE, Fusion, Scan, fuse_gaps
+from .label_planes import LabelPlanes, far_ends
 from .labelmaps import LabelMaps
 from .machine import is_out_of_memory, peak_memory_gb, thread_count
 from .memory import Memory, Update

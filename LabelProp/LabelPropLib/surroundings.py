@@ -32,8 +32,8 @@ from scipy import ndimage, spatial
 
 from . import boxes
 from .annotation import BACKGROUND, SparseAnnotation, exclude, stack_order
-from .candidates import DISTANCE_LIMIT, SURROUND, computed_once
 from .confidence import bridge
+from .label_planes import DISTANCE_LIMIT, SURROUND, computed_once
 from .labelmaps import Box, FusedScore
 from .preprocessing import Stack
 from .presence import INTENSITY_BINS, INTENSITY_RANGE

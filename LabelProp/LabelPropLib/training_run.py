@@ -22,10 +22,10 @@ import torch.distributed
 
 from . import checkpoint, dataset, files
 from .annotation import SparseAnnotation
-from .candidates import LabelPlanes, far_ends
 from .clock import Progress
 from .dataset import Entry
 from .errors import InputError
+from .label_planes import LabelPlanes, far_ends
 from .machine import thread_count
 from .parallel import threads
 from .planner import EFFORTS, choose_device

@@ -26,19 +26,13 @@ from csv_files import write_csv  # noqa: E402
 from tables import describe_machine  # noqa: E402
 
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume  # noqa: E402
-from LabelPropLib.candidates import (  # noqa: E402
-    DISTANCE_LIMIT,
-    Arrivals,
-    Atlas,
-    Chains,
-    LabelPlanes,
-    arrivals,
-    gaps,
-)
+from LabelPropLib.candidates import Arrivals, Atlas, Chains, arrivals  # noqa: E402
 from LabelPropLib.clock import Clock  # noqa: E402
 from LabelPropLib.evaluation import score_labels  # noqa: E402
 from LabelPropLib.fusion import deep  # noqa: E402
 from LabelPropLib.gap_fusion import Scan, fuse_gaps  # noqa: E402
+from LabelPropLib.gaps import gaps  # noqa: E402
+from LabelPropLib.label_planes import DISTANCE_LIMIT, LabelPlanes  # noqa: E402
 from LabelPropLib.labelmaps import FusedScore, LabelMaps  # noqa: E402
 from LabelPropLib.memory import Memory  # noqa: E402
 from LabelPropLib.pipeline import propagate  # noqa: E402

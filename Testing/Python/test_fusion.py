@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from LabelPropLib.annotation import annotate_from_masks
-from LabelPropLib.candidates import Atlas, Chains, Gap, LabelPlanes, arrivals, gaps
+from LabelPropLib.candidates import Atlas, Chains, arrivals
 from LabelPropLib.ends import round_off
 from LabelPropLib.fusion import joint
 from LabelPropLib.fusion.pooling import pool
 from LabelPropLib.gap_fusion import RULES
+from LabelPropLib.gaps import Gap, gaps
+from LabelPropLib.label_planes import LabelPlanes
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.preprocessing import prepare
 

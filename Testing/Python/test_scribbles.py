@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from LabelPropLib import graph_cut, pipeline, scribbles, surroundings
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume, annotate_from_masks
-from LabelPropLib.candidates import gaps, gaps_to_scribbles
+from LabelPropLib.gaps import gaps, gaps_to_scribbles
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.memory import Memory
 from LabelPropLib.preprocessing import prepare, signed_distance

@@ -17,8 +17,9 @@ import torch
 
 from .. import boxes, checkpoint
 from ..annotation import exclude
-from ..candidates import DISTANCE_LIMIT, Arrivals, bounding_box
+from ..candidates import Arrivals, bounding_box
 from ..errors import InputError
+from ..label_planes import DISTANCE_LIMIT
 from ..parallel import side_by_side
 from ..presence import log_odds, middles_of_bins
 from . import similarity
