@@ -30,14 +30,11 @@ def work_grid(volume_node, segmentation_node, scribbles_node=None) -> slicer.vtk
     lattice to hold all segments, and those of scribbles as far as the volume goes. Its extent then need not start at 0.
     """
     segmentation = segmentation_node.GetSegmentation()
-    geometry = segmentation.GetConversionParameter(REFERENCE_GEOMETRY)
-    grid = slicer.vtkOrientedImageData()
-    if geometry:
-        Converter.DeserializeImageGeometry(geometry, grid, False)
+    if segmentation.GetConversionParameter(REFERENCE_GEOMETRY):
+        grid = reference_grid(segmentation)
     else:
         image, _ = volume_image(volume_node, segmentation_node)
-        grid.SetExtent(image.GetExtent())
-        copy_lattice(image, grid)
+        grid = empty_image(image.GetExtent(), image)
     grid.SetExtent(_extent_with(segmentation, grid))
     if scribbles_node is not None:
         image, _ = volume_image(volume_node, segmentation_node)
@@ -47,6 +44,13 @@ def work_grid(volume_node, segmentation_node, scribbles_node=None) -> slicer.vtk
         first = np.minimum(first, np.maximum(first_stroke, first_voxel))
         last = np.maximum(last, np.minimum(last_stroke, last_voxel))
         grid.SetExtent(extent_between(first, last))
+    return grid
+
+
+def reference_grid(segmentation) -> slicer.vtkOrientedImageData:
+    """A segmentation's reference geometry, which it has, as an image without voxels."""
+    grid = slicer.vtkOrientedImageData()
+    Converter.DeserializeImageGeometry(segmentation.GetConversionParameter(REFERENCE_GEOMETRY), grid, False)
     return grid
 
 
@@ -143,20 +147,20 @@ def voxels(image) -> np.ndarray:
 def image_from_array(array: np.ndarray, grid, first=(0, 0, 0)) -> slicer.vtkOrientedImageData:
     """The (K, J, I) array as an image on the lattice of `grid`, beginning `first` voxels (k, j, i) into its extent."""
     start = np.add(grid_start(grid), first)[::-1]
-    image = slicer.vtkOrientedImageData()
-    image.SetExtent(extent_between(start, start + array.shape[::-1] - 1))
+    image = empty_image(extent_between(start, start + array.shape[::-1] - 1), grid)
     scalars = numpy_to_vtk(array.ravel(), deep=True)
     scalars.SetName("ImageScalars")
     image.GetPointData().SetScalars(scalars)
-    copy_lattice(grid, image)
     return image
 
 
-def copy_lattice(source, target):
-    """Give an image the origin, spacing and directions of another one; `CopyStructure` leaves out the directions."""
-    image_to_world = vtk.vtkMatrix4x4()
-    source.GetImageToWorldMatrix(image_to_world)
-    target.SetGeometryFromImageToWorldMatrix(image_to_world)
+def empty_image(extent: tuple[int, ...], lattice) -> slicer.vtkOrientedImageData:
+    """An image without voxels, with origin, spacing and directions of another one."""
+    image, image_to_world = slicer.vtkOrientedImageData(), vtk.vtkMatrix4x4()
+    image.SetExtent(extent)
+    lattice.GetImageToWorldMatrix(image_to_world)
+    image.SetGeometryFromImageToWorldMatrix(image_to_world)  # `CopyStructure` leaves out the directions
+    return image
 
 
 def lattice_to_lattice(image, grid) -> np.ndarray:
@@ -167,9 +171,14 @@ def lattice_to_lattice(image, grid) -> np.ndarray:
     return slicer.util.arrayFromVTKMatrix(to_grid) @ slicer.util.arrayFromVTKMatrix(to_world)
 
 
+def array_to_array(image, grid) -> np.ndarray:
+    """(4, 4) from voxel indices (k, j, i) of an image to those of the grid."""
+    return lattice_to_lattice(image, grid)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+
+
 def index_to_grid(image, grid) -> np.ndarray:
     """(4, 4) from voxel indices (k, j, i) of an image to mm along the array axes of the grid."""
-    matrix = lattice_to_lattice(image, grid)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
+    matrix = array_to_array(image, grid)
     matrix[:3] *= np.array(grid.GetSpacing()[::-1])[:, None]
     return matrix
 

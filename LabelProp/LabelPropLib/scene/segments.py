@@ -17,7 +17,7 @@ from .geometry import (
     REFERENCE_GEOMETRY,
     Converter,
     Resample,
-    copy_lattice,
+    empty_image,
     extent_between,
     grid_shape,
     grid_start,
@@ -185,10 +185,7 @@ def content_grid(grid, segmentation_nodes: Iterable, segment_ids: Iterable[str])
     if reached:
         first = np.maximum(first, np.min([start for start, _ in reached], axis=0))
         last = np.minimum(last, np.max([stop for _, stop in reached], axis=0) - 1)
-    part = slicer.vtkOrientedImageData()
-    part.SetExtent(extent_between(first[::-1], last[::-1]))
-    copy_lattice(grid, part)
-    return part
+    return empty_image(extent_between(first[::-1], last[::-1]), grid)
 
 
 def drawn_planes(segments: Mapping, roles: Iterable[Roles], axis: str) -> tuple[int, dict[Any, list[int]]]:
