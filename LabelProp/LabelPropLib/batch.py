@@ -130,19 +130,7 @@ def run(
     Returns the results, doubtful ones first. Raises InputError if the table, the settings, their checkpoint or device
     cannot be used, or a file that is read or JSON of another program would be replaced; Cancelled by Ctrl+C.
     """
-    if settings.uncertainty or settings.suggestions > 1:
-        raise InputError(
-            "A batch writes neither maps of uncertainty nor lists of suggestions: leave both settings out."
-        )
-    if settings.checkpoint not in NAMED_CHECKPOINTS:
-        from .checkpoint import check_kind  # needs PyTorch
-
-        settings = replace(settings, checkpoint=str(Path(settings.checkpoint).resolve()))  # workers are elsewhere
-        check_kind(settings.checkpoint, settings.networks)
-    if settings.device not in ("auto", "cpu") and not scheduler:  # what a cluster's workers have is not known here
-        from .planner import choose_device  # needs PyTorch
-
-        choose_device(settings.device)
+    settings = for_workers(settings, is_local=not scheduler)
     rows = read_table(table, say)
     folder = files.writable_folder(folder)
     all_jobs = {row.name: Job(row, folder.resolve(), settings, missing) for row in rows}
@@ -170,6 +158,24 @@ def run(
     overview.write(folder, ranked, title=table.stem)
     say(f"Overview: {folder / overview.PAGE} and {folder / overview.TABLE}, doubtful volumes first.")
     return ranked
+
+
+def for_workers(settings: Settings, is_local: bool) -> Settings:
+    """The settings as workers that run elsewhere can take them. Raises InputError if they cannot be used."""
+    if settings.uncertainty or settings.suggestions > 1:
+        raise InputError(
+            "A batch writes neither maps of uncertainty nor lists of suggestions: leave both settings out."
+        )
+    if settings.checkpoint not in NAMED_CHECKPOINTS:
+        from .checkpoint import check_kind  # needs PyTorch
+
+        settings = replace(settings, checkpoint=str(Path(settings.checkpoint).resolve()))  # workers are elsewhere
+        check_kind(settings.checkpoint, settings.networks)
+    if settings.device not in ("auto", "cpu") and is_local:  # what a cluster's workers have is not known here
+        from .planner import choose_device  # needs PyTorch
+
+        choose_device(settings.device)
+    return settings
 
 
 def check_nothing_is_lost(jobs: Collection[Job], table: Path, folder: Path):

@@ -300,7 +300,6 @@ def assess(
     evidence: Sequence[Evidence],
     label_maps: Sequence[np.ndarray],
     factors: Mapping[int, float],
-    prior: Prior = PRIOR,
 ) -> Confidence:
     """What to expect of a propagation. label_maps: its result, volumes (K, J, I); factors: see `scales`."""
     contours: dict[int, Contours] = {}
@@ -315,7 +314,7 @@ def assess(
         index = slice(seen.planes.start - stack.first, seen.planes.stop - stack.first)
         own = contours[seen.label]
         within = Contours(own.area[index], own.perimeter[index])
-        stretches.append(expect(prior, seen, within, factors.get(seen.label, 1.0)))
+        stretches.append(expect(PRIOR, seen, within, factors.get(seen.label, 1.0)))
     return Confidence(annotation, stack, stretches, layers)
 
 
