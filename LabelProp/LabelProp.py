@@ -424,7 +424,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _onProgress(self, fraction, stage, secondsLeft):
         self.ui.progressBar.value = int(round(100 * fraction))
-        self.ui.progressBar.format = stage if secondsLeft is None else f"{stage} · {formatSeconds(secondsLeft)}"
+        self.ui.progressBar.format = formatProgress(stage, secondsLeft)
 
     def _onDone(self, propagation):
         self._showRunning(False)
@@ -476,11 +476,13 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.applyButton.enabled = False
 
 
-def formatSeconds(seconds):
-    """How long it will take still, for the user."""
-    if seconds < 60:
-        return _("{seconds} s left").format(seconds=round(seconds))
-    return _("{minutes} min left").format(minutes=round(seconds / 60))
+def formatProgress(stage, secondsLeft):
+    """The stage and, where that is known, how long it will take still, for the user."""
+    if secondsLeft is None:
+        return stage
+    if secondsLeft < 60:
+        return f"{stage} · " + _("{seconds} s left").format(seconds=round(secondsLeft))
+    return f"{stage} · " + _("{minutes} min left").format(minutes=round(secondsLeft / 60))
 
 
 def formatReport(report):

@@ -17,7 +17,7 @@ from SegmentEditorEffects.AbstractScriptedSegmentEditorAutoCompleteEffect import
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from LabelProp import LabelPropLogic, formatSeconds, installPyTorchIfMissing
+from LabelProp import LabelPropLogic, formatProgress, installPyTorchIfMissing
 from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.errors import InputError, out_of_memory
@@ -392,7 +392,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def _onProgress(self, fraction, stage, secondsLeft):
         self.progressBar.value = int(100 * fraction)
-        self.progressBar.setFormat(stage if secondsLeft is None else f"{stage} · {formatSeconds(secondsLeft)}")
+        self.progressBar.setFormat(formatProgress(stage, secondsLeft))
 
     def _onDone(self, propagation):
         collected, self._running = self._running, None

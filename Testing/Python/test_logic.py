@@ -725,9 +725,12 @@ def test_expected_quality_as_text():
     ]
 
 
-@pytest.mark.parametrize("seconds, text", [(4.4, "4 s left"), (59, "59 s left"), (200, "3 min left")])
-def test_time_left_as_text(seconds, text):
-    assert LabelProp.formatSeconds(seconds) == text
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(None, "Fusing"), (4.4, "Fusing · 4 s left"), (59, "Fusing · 59 s left"), (200, "Fusing · 3 min left")],
+)
+def test_progress_as_text(seconds, text):
+    assert LabelProp.formatProgress("Fusing", seconds) == text
 
 
 def test_weights_trained_from_the_console_are_used(tmp_path):
