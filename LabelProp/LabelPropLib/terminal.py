@@ -8,6 +8,7 @@ import gc
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130  # exit status, see cli.py
 COMPLAINT = "labelprop: "  # how the line begins that says why a command failed
@@ -58,26 +59,29 @@ def interruptible(interrupted: threading.Event):
         interrupted.set()
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_interruption(interrupt):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def uninterrupted():
     """An interruption comes afterwards: Slicer's libraries crash when they are interrupted while they load."""
     came = threading.Event()
-    before = {n: signal.signal(n, lambda number, frame: came.set()) for n in (signal.SIGINT, signal.SIGTERM)}
+    with on_interruption(lambda number, frame: came.set()):
+        yield
+    if came.is_set():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def on_interruption(handler: Callable):
+    """SIGINT and SIGTERM call a handler inside, and do as before outside."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came.is_set():
-        raise KeyboardInterrupt
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 @contextlib.contextmanager

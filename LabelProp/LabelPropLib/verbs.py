@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 from . import files
@@ -19,25 +19,16 @@ from .terminal import DONE, FAILED, complain, shown_progress, uninterrupted
 ATLAS = ("image", "labels")
 
 
-def settings_of(options) -> Settings:
-    """The settings that the command line asks for."""
-    return Settings(
-        registration=options.registration,
-        fusion=options.fusion,
-        preset=options.preset,
-        device=options.device,
-        seed=options.seed,
-        extrapolate=options.extrapolate,
-        graph_cut=options.graph_cut,
-        checkpoint=options.checkpoint,
-        memory_gb=options.memory_gb,
-    )
+def settings_of(options, **more) -> Settings:
+    """The settings that the command line asks for, and `more`; those that a verb has no option for are the default."""
+    given = {field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
+    return Settings(**{**given, **more})
 
 
 def propagate(options):
     """labelprop propagate: files to MRML nodes, through `LabelPropLogic`, and to files again."""
     started = time.monotonic()
-    settings = replace(settings_of(options), directions=options.directions, uncertainty=options.uncertainty is not None)
+    settings = settings_of(options, uncertainty=options.uncertainty is not None)
     directions = check_outputs(options)
 
     with uninterrupted():
@@ -182,7 +173,7 @@ def write_outputs(
 
 def suggest(options):
     """labelprop suggest: propagate, write nothing of it, and say which slices to draw."""
-    settings = replace(settings_of(options), suggestions=options.count)
+    settings = settings_of(options, suggestions=options.count)
     if options.report:
         files.check_suffix(options.report, (".json",))
     files.check_outputs(filter(None, [options.report]), inputs_of(options))
@@ -223,13 +214,12 @@ def train(options):
     """labelprop train: reads its input as `propagate` does."""
     from .training_run import RunFiles, train
 
-    settings = Settings(preset=options.preset, device=options.device, seed=options.seed, checkpoint=options.checkpoint)
     run = RunFiles(options.output)
     run.check(inputs_of(options))
 
     collected, _ = collect(options)
     with shown_progress() as progress:
-        train(collected.annotation, run, settings, options.licence, progress)
+        train(collected.annotation, run, settings_of(options), options.licence, progress)
     print(written_text(run), file=sys.stderr)
 
 

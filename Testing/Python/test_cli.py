@@ -168,61 +168,48 @@ def test_directions_and_uncertainty(case, nearest_slice_engine):
     assert (sitk.GetArrayFromImage(uncertainty) == 0.25).all()
 
 
-def test_switches(case, monkeypatch, nearest_slice_engine):
+@pytest.fixture
+def asked(monkeypatch, nearest_slice_engine):
+    """What the engine is asked for: (annotation, settings) of every run."""
     from LabelPropLib import pipeline
 
-    seen = []
-    engine = pipeline.propagate
+    engine, asked = pipeline.propagate, []
 
     def watched(annotation, settings, *arguments):
-        seen.append((settings.extrapolate, settings.graph_cut))
+        asked.append((annotation, settings))
         return engine(annotation, settings, *arguments)
 
     monkeypatch.setattr(pipeline, "propagate", watched)
+    return asked
+
+
+def test_switches(case, asked):
     for options in ((), ("--extrapolate",), ("--no-graph-cut",)):
         assert propagate(case, *options) == 0
-    assert seen == [(False, True), (True, True), (False, False)]
+    switches = [(settings.extrapolate, settings.graph_cut) for _, settings in asked]
+    assert switches == [(False, True), (True, True), (False, False)]
 
 
-def test_scribbles(case, monkeypatch, nearest_slice_engine):
-    from LabelPropLib import pipeline
-
-    seen = {}
-    engine = pipeline.propagate
-
-    def watched(annotation, *arguments):
-        seen.update(annotation.scribbles)
-        return engine(annotation, *arguments)
-
-    monkeypatch.setattr(pipeline, "propagate", watched)
+def test_scribbles(case, asked):
     strokes = np.zeros(SHAPE, np.uint16)
     strokes[5, 3, 4:9], strokes[4:8, 6, 6], strokes[6, 15, 2:7] = 7, 300, 255
     write(case / "scribbles.nii.gz", strokes)
     assert propagate(case, "--scribbles", case / "scribbles.nii.gz") == 0
-    assert seen.keys() == {0, 7, 300}
+    scribbles = asked[0][0].scribbles
+    assert scribbles.keys() == {0, 7, 300}
     for label, value in ((7, 7), (300, 300), (0, 255)):
-        np.testing.assert_array_equal(seen[label], np.argwhere(strokes == value))
+        np.testing.assert_array_equal(scribbles[label], np.argwhere(strokes == value))
 
 
 @pytest.mark.parametrize("ijk_to_ras", [OBLIQUE, OBLIQUE @ np.diag([2, 2, 2, 1.0])], ids=["same grid", "coarser"])
-def test_second_image(case, monkeypatch, nearest_slice_engine, ijk_to_ras):
-    from LabelPropLib import pipeline
-
-    seen = []
-    engine = pipeline.propagate
-
-    def watched(annotation, *arguments):
-        seen.append(annotation.second_image)
-        return engine(annotation, *arguments)
-
-    monkeypatch.setattr(pipeline, "propagate", watched)
+def test_second_image(case, asked, ijk_to_ras):
     k, j, i = np.indices(SHAPE).astype(np.float32)
     linear = np.dot(np.linalg.inv(OBLIQUE) @ ijk_to_ras, np.stack([i, j, k, np.ones(SHAPE)]).reshape(4, -1))
     write(case / "fat.nii.gz", linear[:3].sum(axis=0).reshape(SHAPE).astype(np.float32), ijk_to_ras)
     assert propagate(case, "--second-image", case / "fat.nii.gz") == 0
     assert propagate(case) == 0
-    np.testing.assert_allclose(seen[0], i + j + k, atol=1e-3)
-    assert seen[1] is None
+    np.testing.assert_allclose(asked[0][0].second_image, i + j + k, atol=1e-3)
+    assert asked[1][0].second_image is None
 
 
 def test_second_image_that_cannot_be_used(case, capsys):
@@ -241,17 +228,7 @@ def test_second_image_that_cannot_be_used(case, capsys):
 
 
 @pytest.mark.parametrize("kind", ["label volume", "segmentation"])
-def test_atlases(case, monkeypatch, nearest_slice_engine, kind):
-    from LabelPropLib import pipeline
-
-    seen = []
-    engine = pipeline.propagate
-
-    def watched(annotation, *arguments):
-        seen.extend(annotation.atlases)
-        return engine(annotation, *arguments)
-
-    monkeypatch.setattr(pipeline, "propagate", watched)
+def test_atlases(case, asked, kind):
     finished = drawn_masks(planes=range(2, 10))
     write(case / "other.nii.gz", noise()[::-1], STRAIGHT)
     names = {"label volume": "finished.nii.gz", "segmentation": "finished.seg.nrrd"}
@@ -261,8 +238,9 @@ def test_atlases(case, monkeypatch, nearest_slice_engine, kind):
         scene.save_segmentation(add_segmentation(add_scan(), masks), case / names[kind])
     pair = ["--atlas", case / "other.nii.gz", case / names[kind]]
     assert propagate(case, *pair, *pair) == 0
-    assert len(seen) == 2
-    for atlas in seen:
+    atlases = asked[0][0].atlases
+    assert len(atlases) == 2
+    for atlas in atlases:
         np.testing.assert_array_equal(atlas.image, noise()[::-1])
         np.testing.assert_array_equal(atlas.labels, label_volume(finished, LABELS))
 
