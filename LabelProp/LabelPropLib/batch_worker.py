@@ -15,16 +15,17 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file: make the package that the file lies in importable
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from LabelPropLib import cli
-
-STDIN = 0  # sys.stdin is another thing in the Slicer application, whose console takes its place
+from LabelPropLib import cli, standard_input
 
 
 def end_with_stdin():
     """Block until stdin closes, then cancel the work as SIGTERM does."""
-    while os.read(STDIN, 1):
+    while standard_input.read():
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    if sys.platform == "win32":  # where kill would end the process on the spot
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)  # also wakes the main thread where it waits
 
 
 if __name__ == "__main__":

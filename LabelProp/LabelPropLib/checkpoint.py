@@ -14,6 +14,7 @@ weights are and where they come from:
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections.abc import Collection, Mapping
@@ -50,7 +51,14 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str,
         "tensors": {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
     }
     with replacing([Path(path)]) as staged:
-        torch.save(content, staged[Path(path)])
+        write_plain(content, staged[Path(path)])
+
+
+def write_plain(content: Mapping[str, Any], path: Path):
+    """Write a dictionary of tensors and plain values for `read_plain`. Raises OSError."""
+    stream = io.BytesIO()  # PyTorch's own writing tells of a full disk by errors of all kinds
+    torch.save(content, stream)
+    path.write_bytes(stream.getbuffer())
 
 
 def load(path: Path, kind: str) -> tuple[Tensors, Metadata]:

@@ -32,6 +32,8 @@ SEED_HELP = "of the random numbers; the same one, the same result (0)"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process; returns the exit status."""
+    if hasattr(sys.stdout, "reconfigure"):  # not Slicer's console; on Windows a file takes few scripts' letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     interrupted = threading.Event()
     try:
         with interruptible(interrupted), seldom_collecting():

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +68,10 @@ def run_here(commands: Mapping[str, list[str]], jobs: int, threads: int) -> Iter
     pool = ThreadPoolExecutor(jobs)
     try:
         names = {pool.submit(run, command, threads, stopped.is_set): name for name, command in commands.items()}
-        for future in as_completed(names):
-            yield names[future], future.result()
+        while names:
+            done, _ = wait(names, POLL_SECONDS, FIRST_COMPLETED)  # on Windows Ctrl+C interrupts no longer wait
+            for future in done:
+                yield names.pop(future), future.result()
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
@@ -141,6 +143,7 @@ def run_once(command: list[str], threads: int, is_stopped: Callable[[], bool]) -
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             start_new_session=True,  # Ctrl+C is for the process that waits for this one
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # so on Windows
         )
         try:
             while process.poll() is None and not is_stopped():
@@ -164,12 +167,10 @@ def interpreter() -> list[str]:
 
 
 def stop(process: subprocess.Popen):
-    """End the process if it runs, and give it time to remove what is half written."""
-    process.stdin.close()
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """End the process if it runs, and give it time to remove what is half written, in which no signal disturbs it."""
+    process.stdin.close()  # which the worker takes for an interruption
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -5,6 +5,7 @@ Needs no input and no network. Goes the way of every propagation, through the sc
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -41,7 +42,37 @@ def run(output_folder: str | os.PathLike, progress: Progress | None = None):
         f"A thigh of {len(phantom.names)} muscles, {' x '.join(map(str, phantom.image.shape[::-1]))} voxels, drawn on"
         f" {len(DRAWN)} of its {len(phantom.labels)} slices."
     )
-    found, report = propagate(phantom, annotations, folder / SEGMENTATION, progress)
+
+    volume_node, segmentation_node = add_to_scene(phantom, annotations)
+    try:
+        report = LabelPropLogic().propagate(volume_node, segmentation_node, progress=progress)
+        found = scene.labels_on_volume(segmentation_node, phantom.names, volume_node, phantom.labels.dtype)
+        print_comparison(phantom, annotations, found, report)
+        write(folder, phantom, annotations, found, segmentation_node)
+    finally:
+        slicer.mrmlScene.RemoveNode(segmentation_node)
+        slicer.mrmlScene.RemoveNode(volume_node)
+
+
+def check_free(folder: Path):
+    """Raise InputError if something else than an earlier demo has left files of these names in the folder."""
+    names = (SEGMENTATION, *(f"{volume}.nii.gz" for volume in VOLUMES))
+    if all((folder / name).exists() for name in names):
+        return
+    for name in (*names, PICTURE):
+        if (folder / name).exists():
+            raise InputError(f"{folder / name} would be replaced, which is no demo's: choose another folder with -o.")
+
+
+def add_to_scene(phantom: Phantom, annotations: np.ndarray):
+    """A volume node, and a segmentation node of the drawn slices; both have to be removed by the caller."""
+    volume_node = slicer.util.addVolumeFromArray(phantom.image, phantom.ijk_to_ras, "Thigh")
+    segmentation_node = scene.add_segmentation_of_labels(annotations, volume_node, "Thigh muscles", phantom.names)
+    return volume_node, segmentation_node
+
+
+def print_comparison(phantom: Phantom, annotations: np.ndarray, found: np.ndarray, report: dict):
+    """Say how good the result is beside others, and how long it took."""
     results = {
         "copy the nearest slice": copy_nearest(annotations, STACK_AXIS),
         "Fill between slices": fill_between_slices(annotations),
@@ -56,37 +87,6 @@ def run(output_folder: str | os.PathLike, progress: Progress | None = None):
     print()
     print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({format_stages(report['seconds'])}).")
 
-    for name, array in zip(VOLUMES, (phantom.image, annotations, found, phantom.labels), strict=True):
-        files.write_volume(array, phantom.ijk_to_ras, folder / f"{name}.nii.gz")
-    picture = write_picture(folder / PICTURE, phantom, found)
-    written = ", ".join(f"{name}.nii.gz" for name in VOLUMES)
-    print(f"Written to {folder}: {written}, {SEGMENTATION}{picture}.")
-
-
-def check_free(folder: Path):
-    """Raise InputError if something else than an earlier demo has left files of these names in the folder."""
-    names = (SEGMENTATION, *(f"{volume}.nii.gz" for volume in VOLUMES))
-    if all((folder / name).exists() for name in names):
-        return
-    for name in (*names, PICTURE):
-        if (folder / name).exists():
-            raise InputError(f"{folder / name} would be replaced, which is no demo's: choose another folder with -o.")
-
-
-def propagate(
-    phantom: Phantom, annotations: np.ndarray, path: Path, progress: Progress | None
-) -> tuple[np.ndarray, dict]:
-    """Label volume and report of a propagation through the scene, left as it was; the segments go to `path`."""
-    volume_node = slicer.util.addVolumeFromArray(phantom.image, phantom.ijk_to_ras, "Thigh")
-    segmentation_node = scene.add_segmentation_of_labels(annotations, volume_node, "Thigh muscles", phantom.names)
-    try:
-        report = LabelPropLogic().propagate(volume_node, segmentation_node, progress=progress)
-        scene.save_segmentation(segmentation_node, path)
-        return scene.labels_on_volume(segmentation_node, phantom.names, volume_node, phantom.labels.dtype), report
-    finally:
-        slicer.mrmlScene.RemoveNode(segmentation_node)
-        slicer.mrmlScene.RemoveNode(volume_node)
-
 
 def format_comparison(scores: dict[str, dict[int, Score]], names: dict[int, str]) -> str:
     """A table with a line for each method."""
@@ -99,12 +99,28 @@ def format_comparison(scores: dict[str, dict[int, Score]], names: dict[int, str]
     return "\n".join(lines)
 
 
-def write_picture(path: Path, phantom: Phantom, found: np.ndarray) -> str:
-    """Draw the result; returns the end of the sentence that lists the files."""
-    try:
-        from .picture import save_picture
-    except ModuleNotFoundError:
-        return " (and no picture: matplotlib is not installed)"
+def write(folder: Path, phantom: Phantom, annotations: np.ndarray, found: np.ndarray, segmentation_node):
+    """Write all files, or none, and say so: the next demo would not replace some of them. Raises OSError."""
+    arrays = zip(VOLUMES, (phantom.image, annotations, found, phantom.labels), strict=True)
+    volumes = {folder / f"{name}.nii.gz": array for name, array in arrays}
+    drawable = importlib.util.find_spec("matplotlib") is not None
+    pictures = [folder / PICTURE] if drawable else []
+    with files.replacing([*volumes, folder / SEGMENTATION, *pictures]) as staged:
+        for path, array in volumes.items():
+            files.write_volume(array, phantom.ijk_to_ras, staged[path])
+        scene.save_segmentation(segmentation_node, staged[folder / SEGMENTATION])
+        for path in (*volumes, folder / SEGMENTATION):
+            files.check_whole(staged[path])
+        for path in pictures:
+            draw_picture(staged[path], phantom, found)
+    written = ", ".join(path.name for path in staged)
+    print(f"Written to {folder}: {written}{'' if drawable else ' (and no picture: matplotlib is not installed)'}.")
+
+
+def draw_picture(path: Path, phantom: Phantom, found: np.ndarray):
+    """Draw the result; needs matplotlib."""
+    from .picture import save_picture
+
     save_picture(
         path,
         phantom.image,
@@ -116,4 +132,3 @@ def write_picture(path: Path, phantom: Phantom, found: np.ndarray) -> str:
         names=phantom.names,
         title=f"LabelProp: {len(DRAWN)} slices drawn, {len(found) - len(DRAWN)} found",
     )
-    return f", {path.name}"

@@ -256,14 +256,34 @@ def ijk_to_ras(image: sitk.Image) -> np.ndarray:
 
 
 def write_volume(array: np.ndarray, ijk_to_ras: np.ndarray, path: Path):
-    """Write a (K, J, I) array, compressed where the format can."""
+    """Write a (K, J, I) array, compressed where the format can. Raises OSError if ITK notices, see `check_whole`."""
     matrix = LPS_TO_RAS @ ijk_to_ras
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(matrix[:3, 3].tolist())
     image.SetDirection((matrix[:3, :3] / spacing).ravel().tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        raise not_written(path) from error
+
+
+def check_whole(path: Path):
+    """Raise OSError unless all voxels of a file that was just written are in it.
+
+    On a full disk ITK ends a NIfTI file where it is, and others within their last few kilobytes, and says nothing.
+    """
+    try:
+        check_readable(path)
+        sitk.ReadImage(str(path))
+    except (InputError, RuntimeError) as error:
+        raise not_written(path) from error
+
+
+def not_written(path: Path) -> OSError:
+    """What to raise where a file was not written, or not all of it."""
+    return OSError(f"{path.name} could not be written: free some space on its disk.")
 
 
 def write_json(content: dict, path: Path):

@@ -215,7 +215,7 @@ def read_state(path: Path, description: dict[str, Any]) -> dict[str, Any] | None
 def write_state(run: RunFiles, state: dict[str, Any]):
     """Write the state and the log up to it."""
     with files.replacing([run.state]) as staged:
-        torch.save(state, staged[run.state])
+        checkpoint.write_plain(state, staged[run.state])
     with contextlib.suppress(PermissionError):  # on Windows while somebody looks at it; the next one holds it all
         write_log(state["progress"]["log"], run.log)
 

@@ -38,7 +38,7 @@ def contrast(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
     2 for a clean edge between rims of one size, more the more their sizes differ. score, slices: see `sharpness`.
     """
     inner, outer = (score > 0) & (score < RIM), (score < 0) & (score > -RIM)
-    both = (inner.any(dim=(1, 2)) & outer.any(dim=(1, 2)))[:, None]
+    both = (inner.flatten(1).any(dim=1) & outer.flatten(1).any(dim=1))[:, None]
     return both * (mean(slices, inner) - mean(slices, outer)).abs() / deviation(slices, inner | outer)
 
 

@@ -15,7 +15,9 @@ On stdout:
     {"job": "job-1", "error": {"kind": "input", "text": "..."}}      kind: input, cancelled, memory or failed
 
 The process ends when stdin closes, whatever it is doing, and removes FOLDER: nothing is left behind when the
-application that started it is killed. A job on the same scan as the one before starts from its registration.
+application that started it is killed. Of a signal that reaches both of them, like Ctrl+C in the terminal they were
+started in, it therefore waits for the application's answer. A job on the same scan as the one before starts from its
+registration.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -34,16 +37,18 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file: make the package that the file lies in importable
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from LabelPropLib import standard_input
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.exchange import read_annotation, write_propagation
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.settings import Settings, weights_of
 
 PROGRESS_INTERVAL_S = 0.1
+SIGNALS_TO_ALL = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl+C, end of the session, end of the terminal; not all on Windows
 
 
 class Worker:
-    """Reads jobs from one stream, writes what becomes of them to another, one at a time."""
+    """Takes jobs from lines of text, writes what becomes of them to a stream, one at a time."""
 
     def __init__(self, folder: Path, requests, replies):
         self._folder = folder
@@ -51,10 +56,11 @@ class Worker:
         self._replies = replies
         self._jobs = queue.SimpleQueue()
         self._cancelled = set()
+        self._listening = threading.Thread(target=self._listen, daemon=True)
 
     def run(self):
         """Serve until the requests end, which ends the process."""
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listening.start()
         # Loading PyTorch takes seconds, in which the end of the requests must not go unnoticed.
         from LabelPropLib import pipeline  # noqa: F401
         from LabelPropLib.memory import Memory
@@ -92,7 +98,8 @@ class Worker:
         except Exception as error:
             traceback.print_exc()
             kind = "memory" if is_out_of_memory(error) else "failed"
-            self._fail(job, kind, f"{type(error).__name__}: {error}".partition("\n")[0])
+            text = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            self._fail(job, kind, text.partition("\n")[0])
         else:
             self._reply(job=job, done=str(folder))
 
@@ -112,8 +119,11 @@ class Worker:
         self._reply(job=job, error={"kind": kind, "text": text})
 
     def _reply(self, **message):
-        self._replies.write(json.dumps(message) + "\n")
-        self._replies.flush()
+        try:
+            self._replies.write(json.dumps(message) + "\n")
+            self._replies.flush()
+        except OSError:  # the application is gone, and an error here would end the process before FOLDER is removed
+            self._listening.join()
 
 
 def propagate(folder: Path, settings: Settings, progress, is_cancelled, memory):
@@ -121,7 +131,10 @@ def propagate(folder: Path, settings: Settings, progress, is_cancelled, memory):
     from LabelPropLib import pipeline
 
     result = pipeline.propagate(read_annotation(folder), settings, progress, is_cancelled, memory)
-    write_propagation(folder, result)
+    try:
+        write_propagation(folder, result)
+    except OSError as error:
+        raise OSError(f"The result cannot be written to {folder}: {error}. Free some space on that disk.") from error
 
 
 def train(folder: Path, settings: Settings, progress, is_cancelled, checkpoint: str):
@@ -155,10 +168,12 @@ def devices() -> dict[str, str]:
 
 def main():
     """Serve the process that started this one through the standard streams."""
+    for name in SIGNALS_TO_ALL:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not mix with the messages
-    requests = os.fdopen(sys.stdin.fileno(), "r", encoding="utf-8", closefd=False)
-    Worker(Path(sys.argv[1]), requests, replies).run()
+    Worker(Path(sys.argv[1]), standard_input.lines(), replies).run()
 
 
 if __name__ == "__main__":

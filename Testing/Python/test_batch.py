@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,7 @@ import SimpleITK as sitk
 import torch
 from samples import SHAPE, STRAIGHT, drawn_masks, label_volume, noise
 
-from LabelPropLib import batch, cli, commands, files, overview
+from LabelPropLib import batch, batch_worker, cli, commands, files, overview
 from LabelPropLib.checkpoint import SHIPPED_FOLDER
 from LabelPropLib.commands import Ended
 from LabelPropLib.errors import Cancelled, InputError
@@ -295,14 +296,13 @@ def test_a_failure_is_not_tried_again_and_tells_why(stand_in, more):
 
 
 def test_stopping_ends_what_runs(tmp_path, stand_in):
+    """By the end of its input alone: a signal as well would interrupt it while it removes what is half written."""
     stand_in("""
-        import pathlib, signal, sys, time
-        def end(*_):
+        import pathlib, sys, time
+        if sys.argv[1].endswith("long"):
+            sys.stdin.read()
+            time.sleep(0.1)
             pathlib.Path(sys.argv[1] + "-ended").touch()
-            sys.exit(130)
-        signal.signal(signal.SIGTERM, end)
-        pathlib.Path(sys.argv[1]).touch()
-        time.sleep(60 if sys.argv[1].endswith("long") else 0)
         """)
     names = {name: [str(tmp_path / name)] for name in ("long", "short", "never")}
     running = commands.run_here(names, jobs=2, threads=1)
@@ -310,6 +310,14 @@ def test_stopping_ends_what_runs(tmp_path, stand_in):
     assert name in ("short", "never")
     running.close()
     assert (tmp_path / "long-ended").exists()
+
+
+def test_where_there_are_no_signals_work_is_cancelled_and_not_killed(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", lambda number, signal: pytest.fail("killed"))
+    monkeypatch.setattr(batch_worker.standard_input, "read", lambda: b"")
+    with pytest.raises(KeyboardInterrupt), cli.interruptible(threading.Event()):
+        batch_worker.end_with_stdin()
 
 
 def test_nothing_that_is_read_is_replaced(table, in_this_process, capsys):

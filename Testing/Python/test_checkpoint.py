@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,6 +165,12 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(path):
         checkpoint.save(path, weights(), {**METADATA, "training": lambda: None})
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_disk_is_told_as_what_it_is():
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write_plain({"tensors": weights()}, Path("/dev/full"))
 
 
 def test_incomplete_metadata_are_not_saved(tmp_path):

@@ -1,5 +1,6 @@
 """The command line: files in, files out, exit status, and one line about what is wrong."""
 
+import functools
 import gc
 import json
 import os
@@ -700,6 +701,39 @@ def test_failure_while_writing_leaves_all_outputs_as_they_were(case, capsys, mon
     assert "No space left" in capsys.readouterr().err
     assert (case / "out.nii.gz").read_bytes() == b"before"
     assert sorted(path.name for path in case.iterdir()) == ["annotations.nii.gz", "image.nii.gz", "out.nii.gz"]
+
+
+@pytest.mark.parametrize("suffix", [files.SEGMENTATION_SUFFIX, *files.VOLUME_SUFFIXES])
+def test_a_file_that_was_cut_off_takes_no_place(case, capsys, monkeypatch, nearest_slice_engine, suffix):
+    """On a full disk ITK and Slicer may write a part of it and say nothing."""
+
+    def cut_off(write, node, path, **options):
+        write(node, path, **options)
+        os.truncate(path, os.path.getsize(path) - 40)
+        return True
+
+    for module, name in ((sitk, "WriteImage"), (scene, "save_segmentation")):
+        monkeypatch.setattr(module, name, functools.partial(cut_off, getattr(module, name)))
+    (case / f"out{suffix}").write_bytes(b"before")
+    names = {path.name for path in case.iterdir()}
+    assert propagate(case, output=f"out{suffix}") == 1
+    assert (
+        capsys.readouterr().err
+        == f"Copying\nlabelprop: out{suffix} could not be written: free some space on its disk.\n"
+    )
+    assert (case / f"out{suffix}").read_bytes() == b"before"
+    assert {path.name for path in case.iterdir()} == names
+
+
+def test_an_error_of_itk_while_writing_is_told_in_one_line(case, capsys, monkeypatch, nearest_slice_engine):
+    def fail(*arguments, **options):
+        raise RuntimeError("Exception thrown in SimpleITK:\nITK ERROR")
+
+    monkeypatch.setattr(sitk, "WriteImage", fail)
+    assert propagate(case) == 1
+    assert (
+        capsys.readouterr().err == "Copying\nlabelprop: out.nii.gz could not be written: free some space on its disk.\n"
+    )
 
 
 @pytest.mark.parametrize("exception", [InputError, KeyboardInterrupt, RuntimeError])

@@ -1,5 +1,7 @@
 """The phantom, the demo on it, and its picture."""
 
+from dataclasses import replace
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -145,6 +147,20 @@ def test_a_demo_that_fails_leaves_no_nodes(tmp_path, monkeypatch, phantom):
         demo.run(tmp_path)
     for kind in ("vtkMRMLScalarVolumeNode", "vtkMRMLSegmentationNode"):
         assert demo.slicer.mrmlScene.GetNumberOfNodesByClass(kind) == 0
+
+
+def test_a_demo_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, phantom):
+    """The next one would take what is there for something else, and refuse to replace it."""
+
+    def fail(*arguments):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(demo, "draw_picture", fail)
+    small = replace(phantom, image=phantom.image[:3], labels=phantom.labels[:3])
+    _, segmentation_node = demo.add_to_scene(small, small.labels)
+    with pytest.raises(OSError, match="No space"):
+        demo.write(tmp_path, small, small.labels, small.labels, [0], segmentation_node)
+    assert not any(tmp_path.iterdir())
 
 
 def test_small_picture_tells_what_is_expected_of_the_slice(tmp_path, monkeypatch):

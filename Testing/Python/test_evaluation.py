@@ -1,5 +1,8 @@
 """Dice and contour distances: against sums by hand and by brute force, over axes, slices left out, and from files."""
 
+import io
+import sys
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -123,6 +126,17 @@ def test_labels_that_the_reference_lacks_are_named(tmp_path, capsys):
     predicted[3, 2:5, 2:5] = 77
     run(write(tmp_path / "found.nii.gz", predicted), write(tmp_path / "reference.nii.gz", random_labels(2)))
     assert f"Not scored, in {tmp_path / 'found.nii.gz'} only: label 77." in capsys.readouterr().out
+
+
+def test_letters_that_stdout_cannot_show_are_escaped(tmp_path, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")  # as of a file on Windows
+    monkeypatch.setattr(sys, "stdout", shown)
+    predicted = random_labels(2)
+    predicted[3, 2:5, 2:5] = 77
+    paths = write(tmp_path / "膝.nii.gz", predicted), write(tmp_path / "reference.nii.gz", random_labels(2))
+    assert cli.main(["evaluate", *map(str, paths)]) == 0
+    shown.flush()
+    assert rb"\u819d.nii.gz only: label 77." in shown.buffer.getvalue()
 
 
 def test_rounding_of_a_header_does_not_choose_the_axis(tmp_path, capsys):

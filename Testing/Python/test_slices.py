@@ -1,6 +1,7 @@
 """Which slices are annotated and how, and what a preview may change of the segments."""
 
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from samples import OBLIQUE, add_transform, set_geometry, tag
 
-from LabelPropLib import scene
+from LabelPropLib import patches, scene
 from LabelPropLib.annotation import find_axis
 from LabelPropLib.roles import PROPAGATED_TAG, Roles
 from LabelPropLib.scene.protection import protect
@@ -80,6 +81,35 @@ def test_fingerprints_change_with_the_slice_alone():
     after = fingerprints(scene.stored_segments(segmentation, ["a"], grid)["a"], 0)
     assert set(before) == set(after) == {1, 2}
     assert before[1] == after[1] and before[2] != after[2]
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("value", [1, 70_000])
+def test_only_slices_that_were_edited_are_looked_through_again(monkeypatch, axis, value):
+    """However many segments share them; what is found is the same."""
+    labels = np.zeros(SHAPE, np.int32)
+    labels[1:3, 1:3, 2:4], labels[2:, 3, 1:5] = value, 2
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
+    segmentation = scene.add_segmentation_of_labels(labels, volume, "s", {value: "a", 2: "b"})
+    grid = scene.work_grid(volume, segmentation)
+    scene.stored_segments(segmentation, ["a"], grid)
+    looked_at = mock.Mock(side_effect=patches.patches_of_plane)
+    monkeypatch.setattr(patches, "patches_of_plane", looked_at)
+    layer = segmentation.GetSegmentation().GetSegment("a").GetRepresentation(scene.BINARY_LABELMAP)
+    edited = scene.voxels(layer)[1]
+    edited[0, 0] = value
+    stored = scene.stored_segments(segmentation, ["a", "b"], grid)
+    assert looked_at.call_count == 1
+    afresh = slicer.vtkOrientedImageData()
+    afresh.DeepCopy(layer)
+    for name in stored:
+        segmentation.GetSegmentation().GetSegment(name).AddRepresentation(scene.BINARY_LABELMAP, afresh)
+    for name, segment in scene.stored_segments(segmentation, ["a", "b"], grid).items():
+        mask = segment.on_grid(grid)
+        borne = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))).tolist()
+        assert stored[name].planes([axis]) == {axis: borne}
+        assert fingerprints(stored[name], axis) == fingerprints(segment, axis)
+        assert list(fingerprints(segment, axis)) == borne
 
 
 def collect_box():

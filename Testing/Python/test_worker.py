@@ -1,5 +1,7 @@
 """The background process: what goes in and out, and how it ends."""
 
+import functools
+import io
 import json
 import os
 import signal
@@ -7,7 +9,10 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import LabelPropLib
-from LabelPropLib import checkpoint
+from LabelPropLib import checkpoint, pipeline, standard_input, worker
 from LabelPropLib.annotation import AtlasVolume, SparseAnnotation, annotate_from_masks
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
 from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
@@ -224,9 +229,41 @@ def test_worker_trains_weights(conversation, tmp_path):
 def test_worker_ends_with_its_requests_and_leaves_nothing(conversation):
     conversation.ask("a", endless(), preset="best", device="cpu")
     conversation.hear("progress")
+    if os.name != "nt":  # where only Ctrl+C in the same terminal can be sent
+        for name in worker.SIGNALS_TO_ALL:
+            conversation.process.send_signal(getattr(signal, name))
     conversation.process.stdin.close()
     assert conversation.process.wait(PATIENCE_S) == 0
     assert not conversation.folder.exists()
+
+
+def test_worker_that_nobody_hears_ends_with_its_requests(tmp_path):
+    """Not with an error before, while the files of a large scan are being removed."""
+    deaf = worker.Worker(tmp_path, None, mock.Mock(flush=mock.Mock(side_effect=BrokenPipeError)))
+    deaf._listening = mock.Mock()
+    deaf._reply(ready={})
+    deaf._listening.join.assert_called_once_with()
+
+
+def test_windows_waits_for_stdin_outside_of_reads(monkeypatch):
+    """Libraries that are loaded meanwhile would wait for the read, too."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)  # a read that had to wait raises BlockingIOError
+    coming = iter([b"", b'{"a": 1}\n{"b"', b"", b": 2}\n"])
+
+    def peek(handle, size):
+        try:
+            return os.write(writing, next(coming)), 0
+        except StopIteration:
+            os.close(writing)
+            raise BrokenPipeError from None
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "_winapi", SimpleNamespace(PeekNamedPipe=peek))
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(get_osfhandle=lambda number: number))
+    monkeypatch.setattr(standard_input, "STDIN", reading)
+    assert list(standard_input.lines()) == ['{"a": 1}', '{"b": 2}']
+    os.close(reading)
 
 
 def test_worker_does_not_outlive_a_killed_application(tmp_path):
@@ -419,6 +456,20 @@ def test_full_disk_is_told(application, monkeypatch, tmp_path):
     application.run_until(lambda: not application.background.running)
     assert not list(tmp_path.rglob("image.npy"))
     assert "No space left" in application.last("failed")[1]
+
+
+def test_no_room_for_the_result_is_told(tmp_path, monkeypatch):
+    def write(folder, propagation):
+        raise OSError("10368 requested and 8064 written")
+
+    monkeypatch.setattr(pipeline, "propagate", lambda *arguments: None)
+    monkeypatch.setattr(worker, "write_propagation", write)
+    write_annotation(tmp_path, tube())
+    replies = io.StringIO()
+    job = functools.partial(worker.propagate, memory=None)
+    worker.Worker(tmp_path.parent, None, replies)._work(job, tmp_path.name, asdict(FAST))
+    error = json.loads(replies.getvalue())["error"]
+    assert error["kind"] == "failed" and error["text"].startswith(f"The result cannot be written to {tmp_path}: 10368")
 
 
 def test_no_room_for_temporary_files_is_told(application, monkeypatch):

@@ -154,6 +154,17 @@ def image_from_array(array: np.ndarray, grid, first=(0, 0, 0)) -> slicer.vtkOrie
     return image
 
 
+def crop_empty(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The box of the array that is not zero, and the index of its first voxel."""
+    planes = np.flatnonzero([plane.any() for plane in array])
+    if not planes.size:
+        return array[:0, :0, :0], (0, 0, 0)
+    shadow = array[planes[0] : planes[-1] + 1].max(axis=0)
+    used = planes, *(np.flatnonzero(shadow.any(axis=axis)) for axis in (1, 0))
+    box = array[tuple(slice(indices[0], indices[-1] + 1) for indices in used)]
+    return box, tuple(int(indices[0]) for indices in used)
+
+
 def empty_image(extent: tuple[int, ...], lattice) -> slicer.vtkOrientedImageData:
     """An image without voxels, with origin, spacing and directions of another one."""
     image, image_to_world = slicer.vtkOrientedImageData(), vtk.vtkMatrix4x4()

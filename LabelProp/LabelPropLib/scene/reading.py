@@ -242,7 +242,7 @@ def _match_scribbles(scribbles_node, segmentation_node, labels: Mapping[int, str
     by_name = {segmentation.GetSegment(segment_id).GetName(): label for label, segment_id in labels.items()}
     strokes = scribbles_node.GetSegmentation()
     for segment_id, stored in stored_segments(scribbles_node, strokes.GetSegmentIDs(), grid).items():
-        if not stored.planes([0])[0]:
+        if not stored.patches:
             continue
         segment = strokes.GetSegment(segment_id)
         name = segment.GetName()

@@ -12,15 +12,18 @@ import vtk
 
 from ..annotation import AXIS_NAMES, run_length
 from ..errors import InputError
+from ..patches import Patch, patches_of_layer
 from ..roles import ROLES_TAG, Roles
 from .geometry import (
     REFERENCE_GEOMETRY,
     Converter,
     Resample,
+    crop_empty,
     empty_image,
     extent_between,
     grid_shape,
     grid_start,
+    image_from_array,
     unwarped_image,
     voxels,
 )
@@ -87,29 +90,35 @@ class StoredSegment:
     """A segment as it is kept, not copied. Indices count on the lattice of the reference geometry.
 
     values: (K, J, I) label values of its layer, which may hold other segments; value: its own.
-    first: index (k, j, i) of the first voxel. filled: the k of values[k] that are not empty.
+    first: index (k, j, i) of the first voxel. patches: k of values[k] -> what that plane bears of the segment.
     """
 
     values: np.ndarray
     value: int
     first: tuple[int, int, int]
-    filled: np.ndarray
+    patches: Mapping[int, Patch]
+
+    @property
+    def box(self) -> tuple[slice, slice, slice]:
+        """The part of `values` that bears the segment, of no size where nothing does."""
+        if not self.patches:
+            return (slice(0, 0),) * 3
+        boxes = [patch.box for patch in self.patches.values()]
+        used = [(slice(k, k + 1), *box) for k, box in zip(self.patches, boxes)]
+        return tuple(slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*used))
 
     def planes(self, axes: Iterable[int]) -> dict[int, list[int]]:
         """Array axis -> indices of the planes across it that bear the segment, ascending."""
         borne = {axis: np.zeros(self.values.shape[axis], bool) for axis in axes}
-        for k in self.filled:
-            mask = self.values[k] == self.value
+        for k, patch in self.patches.items():
             for axis, flags in borne.items():
-                if axis == 0:
-                    flags[k] = mask.any()
-                else:
-                    flags |= mask.any(axis=2 - axis)
+                flags[(k, patch.rows, patch.columns)[axis]] = True
         return {axis: (np.flatnonzero(flags) + self.first[axis]).tolist() for axis, flags in borne.items()}
 
     def on_grid(self, grid) -> np.ndarray:
         """(K, J, I) bool."""
-        return _paste(self.values, self.value, np.subtract(self.first, grid_start(grid)), grid_shape(grid))
+        start = np.add(self.first, [part.start for part in self.box]) - grid_start(grid)
+        return _paste(self.values[self.box], self.value, start, grid_shape(grid))
 
     def mask_on_grid(self, axis: int, index: int, grid) -> np.ndarray:
         """(H, W) bool of a plane within its extent."""
@@ -140,18 +149,36 @@ def stored_segments(segmentation_node, segment_ids: Iterable[str], grid) -> dict
     for segment_id in segment_ids:
         segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
         layer, value = segment.GetRepresentation(BINARY_LABELMAP), segment.GetLabelValue()
-        if layer is None or layer.IsEmpty():
-            layer, value, array, first = None, 1, np.zeros((0, 0, 0), np.uint8), (0, 0, 0)
-        elif Resample.DoGeometriesMatch(layer, grid):
-            array, first = voxels(layer), grid_start(layer)
-        else:
-            labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
-            segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap)
-            Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
-            layer, value, array, first = resampled, 1, (voxels(resampled) > 0).view(np.uint8), grid_start(grid)
+        empty = layer is None or layer.IsEmpty()
+        if not empty and not Resample.DoGeometriesMatch(layer, grid):
+            layer, value = _resampled(segmentation_node, segment_id, grid), 1
+            empty = layer.IsEmpty()
+        if empty:
+            found[segment_id] = StoredSegment(np.zeros((0, 0, 0), np.uint8), 1, (0, 0, 0), {})
+            continue
         if layer not in layers:
-            layers[layer] = np.flatnonzero([plane.any() for plane in array])  # few planes are drawn, as a rule
-        found[segment_id] = StoredSegment(array, value, first, layers[layer])
+            layers[layer] = _patches_by_value(layer)
+        found[segment_id] = StoredSegment(voxels(layer), value, grid_start(layer), layers[layer].get(value, {}))
+    return found
+
+
+def _resampled(segmentation_node, segment_id: str, grid) -> slicer.vtkOrientedImageData:
+    """The part of the grid that bears a segment, as an image of 1 where it does."""
+    labelmap, resampled = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+    segmentation_node.GetBinaryLabelmapRepresentation(segment_id, labelmap)
+    Resample.ResampleOrientedImageToReferenceOrientedImage(labelmap, grid, resampled)
+    box, first = crop_empty(voxels(resampled))
+    return image_from_array((box > 0).view(np.uint8), grid, first)
+
+
+def _patches_by_value(layer) -> dict[int, dict[int, Patch]]:
+    """Value -> k of the layer's plane -> patch. What was found is kept with the layer for as long as that lives."""
+    first = grid_start(layer)
+    layer.labelPropPatches = patches_of_layer(voxels(layer), first, getattr(layer, "labelPropPatches", {}))
+    found: dict[int, dict[int, Patch]] = {}
+    for k, patches in enumerate(layer.labelPropPatches.values()):
+        for value, patch in patches.items():
+            found.setdefault(value, {})[k] = patch
     return found
 
 
@@ -177,10 +204,9 @@ def content_grid(grid, segmentation_nodes: Iterable, segment_ids: Iterable[str])
     reached = []
     for node in segmentation_nodes:
         for segment in stored_segments(node, segment_ids, grid).values():
-            if segment.filled.size:
-                start, stop = list(segment.first), np.add(segment.first, segment.values.shape)
-                start[0], stop[0] = segment.first[0] + segment.filled[0], segment.first[0] + segment.filled[-1] + 1
-                reached.append((start, stop))
+            if segment.patches:
+                starts, stops = zip(*((part.start, part.stop) for part in segment.box))
+                reached.append((np.add(segment.first, starts), np.add(segment.first, stops)))
     first, last = grid_start(grid), np.add(grid_start(grid), grid_shape(grid)) - 1
     if reached:
         first = np.maximum(first, np.min([start for start, _ in reached], axis=0))

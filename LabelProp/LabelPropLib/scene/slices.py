@@ -7,7 +7,6 @@ labelmap are looked at, so that this can be asked for after every brush stroke.
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +15,7 @@ import slicer
 import vtk
 
 from ..annotation import AXIS_NAMES
+from ..patches import patch_of
 from ..roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
 from .geometry import REFERENCE_GEOMETRY, Converter, array_to_array, grid_shape, grid_start, reference_grid, work_grid
 from .reading import SceneAnnotation
@@ -143,18 +143,12 @@ def expected_quality(collected: SceneAnnotation, report: Mapping) -> ExpectedQua
 
 def fingerprints(segment: StoredSegment, axis: int) -> dict[int, int]:
     """Slice across the array axis -> a number that changes when the segment's voxels on it do."""
-    found = {}
-    corner = [first for a, first in enumerate(segment.first) if a != axis]
-    planes = np.moveaxis(segment.values, axis, 0)
-    for n in segment.filled if axis == 0 else range(len(planes)):
-        mask = planes[n] == segment.value
-        if not mask.any():
-            continue
-        rows, columns = (np.flatnonzero(mask.any(axis=a)) for a in (1, 0))
-        box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        place = np.array([corner[0] + rows[0], corner[1] + columns[0], *box.shape], np.int32)
-        found[int(n) + segment.first[axis]] = zlib.crc32(box.tobytes(), zlib.crc32(place.tobytes()))
-    return found
+    if axis == 0:
+        return {k + segment.first[0]: patch.fingerprint for k, patch in segment.patches.items()}
+    box = segment.box
+    first, *corner = (segment.first[a] + box[a].start for a in (axis, *(a for a in range(3) if a != axis)))
+    planes = np.moveaxis(segment.values[box] == segment.value, axis, 0)
+    return {n: patch_of(mask, (0, 0), corner).fingerprint for n, mask in enumerate(planes, first) if mask.any()}
 
 
 def mark_propagated(segmentation_node, overview: SliceOverview):

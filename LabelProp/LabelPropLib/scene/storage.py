@@ -99,11 +99,11 @@ def save_volume(volume_node, path: Path):
 
 
 def save_segmentation(segmentation_node, path: Path):
-    """Write a segmentation as `.seg.nrrd`."""
+    """Write a segmentation as `.seg.nrrd`. Raises OSError if Slicer notices, see `files.check_whole`."""
     storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
     try:
         storage.SetFileName(str(path))
         if not storage.WriteData(segmentation_node):
-            raise OSError(f"Cannot write {path}.")
+            raise files.not_written(path)
     finally:
         slicer.mrmlScene.RemoveNode(storage)

@@ -12,7 +12,7 @@ import slicer.util
 from ..annotation import SCRIBBLE_FILE_BACKGROUND
 from ..errors import InputError
 from ..roles import Roles
-from .geometry import REFERENCE_GEOMETRY, image_from_array, volume_image
+from .geometry import REFERENCE_GEOMETRY, crop_empty, image_from_array, volume_image
 from .reading import SceneAnnotation, choose_segments
 from .segments import BINARY_LABELMAP, layer_of, write_roles
 
@@ -94,7 +94,7 @@ def _set_labelmaps(node, label_maps: Iterable[np.ndarray], segment_ids: Mapping[
     empty = dict(segment_ids)
     layers = []
     for label_map in label_maps:
-        box, first = _crop(label_map)
+        box, first = crop_empty(label_map)
         labels = [label for label in empty if any((plane == label).any() for plane in box)]
         if labels:
             layer = image_from_array(box.astype(np.min_scalar_type(max(labels))), grid, first)
@@ -142,7 +142,7 @@ def add_segmentation_of_labels(labels: np.ndarray, volume_node, name: str, ids: 
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
     values = sorted({int(value) for plane in labels if plane.any() for value in np.unique(plane)} - {0})
     grid, _ = volume_image(volume_node, node)
-    box, first = _crop(labels)
+    box, first = crop_empty(labels)
     layer = image_from_array(box.astype(np.min_scalar_type(max(values, default=0))), grid, first)
     for value in values:
         segment = slicer.vtkSegment()
@@ -166,17 +166,6 @@ def add_segmentation_of_scribbles(strokes: np.ndarray, volume_node, name: str, s
     if segment is not None:
         write_roles(segment, Roles(background=True))
     return node
-
-
-def _crop(array: np.ndarray) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """The box of the array that is not zero, and the index of its first voxel."""
-    planes = np.flatnonzero([plane.any() for plane in array])
-    if not planes.size:
-        return array[:0, :0, :0], (0, 0, 0)
-    shadow = array[planes[0] : planes[-1] + 1].max(axis=0)
-    used = planes, *(np.flatnonzero(shadow.any(axis=axis)) for axis in (1, 0))
-    box = array[tuple(slice(indices[0], indices[-1] + 1) for indices in used)]
-    return box, tuple(int(indices[0]) for indices in used)
 
 
 def rendering_paused():
