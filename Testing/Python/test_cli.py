@@ -712,7 +712,7 @@ def test_a_file_that_was_cut_off_takes_no_place(case, capsys, monkeypatch, neare
         os.truncate(path, os.path.getsize(path) - 40)
         return True
 
-    for module, name in ((sitk, "WriteImage"), (scene, "save_segmentation")):
+    for module, name in ((sitk, "WriteImage"), (scene.storage, "save_segmentation")):
         monkeypatch.setattr(module, name, functools.partial(cut_off, getattr(module, name)))
     (case / f"out{suffix}").write_bytes(b"before")
     names = {path.name for path in case.iterdir()}

@@ -159,7 +159,7 @@ def test_a_demo_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, pha
     small = replace(phantom, image=phantom.image[:3], labels=phantom.labels[:3])
     _, segmentation_node = demo.add_to_scene(small, small.labels)
     with pytest.raises(OSError, match="No space"):
-        demo.write(tmp_path, small, small.labels, small.labels, [0], segmentation_node)
+        demo.write(tmp_path, small, small.labels, small.labels, segmentation_node)
     assert not any(tmp_path.iterdir())
 
 

@@ -17,6 +17,7 @@ from .geometry import (
 )
 from .reading import SceneAnnotation, check_inputs, choose_segments, collect
 from .segments import (
+    BINARY_LABELMAP,
     labels_on_volume,
     read_roles,
     read_tag,
