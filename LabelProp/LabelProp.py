@@ -40,10 +40,12 @@ except ModuleNotFoundError:  # plain Python with slicer-core
 
     bootstrap()
 
-from LabelPropLib import scene, slices
+from LabelPropLib import scene
 from LabelPropLib.annotation import MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.process import BackgroundPropagation
+from LabelPropLib.report_text import format_stages, found_dice
+from LabelPropLib.scene import slices
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
 
 AXES = ("auto", "k", "j", "i")
@@ -99,14 +101,11 @@ def registerSampleData():
 
 def addSampleThigh():
     """A synthetic MR-like volume of a thigh, and a segmentation of its muscles on three slices; returns both nodes."""
-    from LabelPropLib.phantom import make_phantom
+    from LabelPropLib.phantom import DRAWN, make_phantom
 
     phantom = make_phantom()
-    ijkToRas = np.diag([-phantom.spacing[2], -phantom.spacing[1], phantom.spacing[0], 1.0])
-    volumeNode = slicer.util.addVolumeFromArray(phantom.image, ijkToRas, _("Thigh"))
-    given = np.linspace(0, len(phantom.labels) - 1, 3).round().astype(int)
-    drawn = np.zeros_like(phantom.labels)
-    drawn[given] = phantom.labels[given]
+    drawn = phantom.drawn_on(DRAWN)
+    volumeNode = slicer.util.addVolumeFromArray(phantom.image, phantom.ijk_to_ras, _("Thigh"))
     segmentationNode = scene.add_segmentation_of_labels(drawn, volumeNode, _("Thigh muscles"), phantom.names)
     return volumeNode, segmentationNode
 
@@ -425,7 +424,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _onProgress(self, fraction, stage, secondsLeft):
         self.ui.progressBar.value = int(round(100 * fraction))
-        self.ui.progressBar.format = stage if secondsLeft is None else f"{stage} · {formatSeconds(secondsLeft)}"
+        self.ui.progressBar.format = formatProgress(stage, secondsLeft)
 
     def _onDone(self, propagation):
         self._showRunning(False)
@@ -477,11 +476,13 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.applyButton.enabled = False
 
 
-def formatSeconds(seconds):
-    """How long it will take still, for the user."""
-    if seconds < 60:
-        return _("{seconds} s left").format(seconds=round(seconds))
-    return _("{minutes} min left").format(minutes=round(seconds / 60))
+def formatProgress(stage, secondsLeft):
+    """The stage and, where that is known, how long it will take still, for the user."""
+    if secondsLeft is None:
+        return stage
+    if secondsLeft < 60:
+        return f"{stage} · " + _("{seconds} s left").format(seconds=round(secondsLeft))
+    return f"{stage} · " + _("{minutes} min left").format(minutes=round(secondsLeft / 60))
 
 
 def formatReport(report):
@@ -490,26 +491,23 @@ def formatReport(report):
     if report.get("expected_mean_dice") is not None:
         names = report["segments"]
         lines.append(_("Expected Dice: {mean:.2f}").format(mean=report["expected_mean_dice"]))
-        for label, planes in report.get("expected_dice", {}).items():
-            planes = {plane: dice for plane, dice in planes.items() if dice < 1}  # 1 is what was drawn
-            if planes:
-                worst = min(planes, key=planes.get)
-                lines.append(
-                    _("  {segment}: {mean:.2f}, least on slice {slice}: {least:.2f}").format(
-                        segment=names[str(label)],
-                        mean=sum(planes.values()) / len(planes),
-                        slice=worst,
-                        least=planes[worst],
-                    )
+        for label, planes in found_dice(report).items():
+            worst = min(planes, key=planes.get)
+            lines.append(
+                _("  {segment}: {mean:.2f}, least on slice {slice}: {least:.2f}").format(
+                    segment=names[label],
+                    mean=sum(planes.values()) / len(planes),
+                    slice=worst,
+                    least=planes[worst],
                 )
+            )
     suggestion = report.get("suggested_slice")
     if suggestion is not None:
         lines.append(_("Best slice to draw next: {slice}").format(slice=suggestion["plane"]))
     seconds = report["seconds"]
-    stages = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in seconds.items())
     lines.append(
         _("{total:.1f} s on {device} ({stages})").format(
-            total=sum(seconds.values()), device=report["device"], stages=stages
+            total=sum(seconds.values()), device=report["device"], stages=format_stages(seconds)
         )
     )
     if report.get("peak_memory_gb") is not None:
@@ -696,8 +694,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :return: the report, see `propagate`.
         """
         node = collected.segmentation_node
-        report = propagation.report
-        report["messages"] = [*collected.messages, *report["messages"]]
+        report = collected.report(propagation)
         if collected.unchanged:
             scene.write_segments(collected, propagation.label_maps)
             slices.mark_propagated(node, slices.overview_when_read(collected))
@@ -709,7 +706,6 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
             report["messages"].append(text.format(name=added.GetName()))
         if uncertaintyVolumeNode is not None:
             scene.write_volume(collected, propagation.uncertainty, uncertaintyVolumeNode)
-        report["segments"] = {str(label): collected.names[label] for label in collected.annotation.labels}
         return report
 
     def _logInputMessages(self, collected):

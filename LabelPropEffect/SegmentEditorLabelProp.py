@@ -417,7 +417,7 @@ class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
         self.assertIn("Out of date", self.effect.messageLabel.text)
 
     def test_ExpectedQualityAndSuggestedSlice(self):
-        from LabelPropLib.slices import ExpectedQuality
+        from LabelPropLib.scene.slices import ExpectedQuality
 
         panel = self.effect.slicesPanel
         self.assertEqual((panel.qualityLabel.text, panel.strip.suggested), ("", None))

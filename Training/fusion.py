@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from LabelPropLib import checkpoint
 from LabelPropLib.ends import EXPONENT, EXTENT, round_off
-from LabelPropLib.fusion.deep import ARCHITECTURE, PREPROCESSING, Evidence
+from LabelPropLib.fusion.deep import ARCHITECTURE, PREPROCESSING, Features
 from LabelPropLib.fusion.subnets import DeepLabelFusion
 from LabelPropLib.parallel import choose_kernels
 
@@ -124,7 +124,7 @@ def training_loss(networks: DeepLabelFusion, batch: Patches) -> tuple[torch.Tens
     """The loss to minimise, and the losses of the similarity rule, of the voted consensus and of the corrected one."""
     lower, upper, target, lower_image, upper_image, rivals, odds, similarity, way = batch.planes.unbind(dim=1)
     depth_lower, depth_upper, length = (number[:, None, None] for number in batch.numbers.unbind(dim=1))
-    told = Evidence(1.0, lower, upper, target, lower_image, upper_image, odds, way, length.expand_as(way))
+    told = Features(1.0, lower, upper, target, lower_image, upper_image, odds, way, length.expand_as(way))
     vote = networks.voting(told.of_upper()) - networks.voting(told.of_lower())
     voted = torch.sigmoid(similarity + vote.float())
     consensus = pooled(lower, upper, depth_lower, depth_upper, voted)

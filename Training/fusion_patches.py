@@ -23,9 +23,11 @@ import torch
 from synthetic_shapes import make_shapes
 
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
-from LabelPropLib.candidates import Arrivals, Chains, LabelPlanes, arrivals, far_ends, gaps
+from LabelPropLib.candidates import Arrivals, Chains, arrivals
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.similarity import similarity_way
+from LabelPropLib.gaps import gaps
+from LabelPropLib.label_planes import LabelPlanes, far_ends
 from LabelPropLib.parallel import choose_kernels
 from LabelPropLib.preprocessing import Stack, prepare
 from LabelPropLib.registration import instance
@@ -206,8 +208,8 @@ def raw_planes(arrived: Arrivals, rivals: torch.Tensor, plane: int) -> torch.Ten
 
     log-odds of the similarity rule's way, way by distance.
     """
-    whole = deep.Window(slice(None), slice(None), torch.ones(len(arrived.gap.targets), 1, 1, dtype=torch.bool))
-    told = deep.evidence(arrived, whole, scale=1.0)
+    whole = deep.LabelWindow(slice(None), slice(None), torch.ones(len(arrived.gap.targets), 1, 1, dtype=torch.bool))
+    told = deep.features(arrived, whole, scale=1.0)
     similarity_odds = torch.logit(similarity_way(arrived), eps=1e-4)
     planes = (told.lower, told.upper, told.target, told.lower_image, told.upper_image, rivals, told.odds)
     return torch.stack([part[plane] for part in (*planes, similarity_odds, told.way)])

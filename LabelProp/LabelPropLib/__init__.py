@@ -1,6 +1,6 @@
 """Carries outlines drawn on a few slices of a scan through the volume. Everything that computes is here.
 
-`pipeline.propagate` tells the story; `scene` is the only module that knows Slicer.
+`pipeline.propagate` tells the story; what knows Slicer's scene is in `scene`.
 """
 
 import os

@@ -17,6 +17,7 @@ from .errors import InputError
 BACKGROUND = 0
 SCRIBBLE_FILE_BACKGROUND = 255
 MISSING_CHOICES = ("auto", "absent", "unknown")
+AXIS_CHOICES = ("auto", "i", "j", "k")
 AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical images are (k, j, i), i fastest in the file
 
 

@@ -17,8 +17,10 @@ import SimpleITK as sitk
 import torch
 
 from .annotation import AtlasVolume, SparseAnnotation
-from .candidates import DISTANCE_LIMIT, Arrivals, Chains, Gap, LabelPlanes, arrivals
+from .candidates import Arrivals, Chains, arrivals
 from .fusion.choice import LeftOut, Rule, on_plane
+from .gaps import Gap
+from .label_planes import DISTANCE_LIMIT, LabelPlanes
 from .preprocessing import Stack
 
 SHARE = 0.25  # of the atlases in the fused score, for the labels that they help to find

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files, overview
+from .annotation import AXIS_CHOICES
 from .commands import run_here, run_on_cluster
 from .errors import Cancelled, InputError
 from .machine import processor_count, thread_count
@@ -32,7 +33,6 @@ REQUIRED = ("image", "annotations")
 OPTIONAL = ("second_image", "scribbles")
 FILES = (*REQUIRED, *OPTIONAL)
 COLUMNS = (*FILES, "axis", "name")
-AXES = ("auto", "i", "j", "k")
 UNFIT_FOR_FILES = re.compile(r'[<>:"/\\|?*\x00-\x1f]|^\.|[. ]$')
 
 
@@ -130,19 +130,7 @@ def run(
     Returns the results, doubtful ones first. Raises InputError if the table, the settings, their checkpoint or device
     cannot be used, or a file that is read or JSON of another program would be replaced; Cancelled by Ctrl+C.
     """
-    if settings.uncertainty or settings.suggestions > 1:
-        raise InputError(
-            "A batch writes neither maps of uncertainty nor lists of suggestions: leave both settings out."
-        )
-    if settings.checkpoint not in NAMED_CHECKPOINTS:
-        from .checkpoint import check_kind  # needs PyTorch
-
-        settings = replace(settings, checkpoint=str(Path(settings.checkpoint).resolve()))  # workers are elsewhere
-        check_kind(settings.checkpoint, settings.networks)
-    if settings.device not in ("auto", "cpu") and not scheduler:  # what a cluster's workers have is not known here
-        from .planner import choose_device  # needs PyTorch
-
-        choose_device(settings.device)
+    settings = for_workers(settings, is_local=not scheduler)
     rows = read_table(table, say)
     folder = files.writable_folder(folder)
     all_jobs = {row.name: Job(row, folder.resolve(), settings, missing) for row in rows}
@@ -170,6 +158,24 @@ def run(
     overview.write(folder, ranked, title=table.stem)
     say(f"Overview: {folder / overview.PAGE} and {folder / overview.TABLE}, doubtful volumes first.")
     return ranked
+
+
+def for_workers(settings: Settings, is_local: bool) -> Settings:
+    """The settings as workers that run elsewhere can take them. Raises InputError if they cannot be used."""
+    if settings.uncertainty or settings.suggestions > 1:
+        raise InputError(
+            "A batch writes neither maps of uncertainty nor lists of suggestions: leave both settings out."
+        )
+    if settings.checkpoint not in NAMED_CHECKPOINTS:
+        from .checkpoint import check_kind  # needs PyTorch
+
+        settings = replace(settings, checkpoint=str(Path(settings.checkpoint).resolve()))  # workers are elsewhere
+        check_kind(settings.checkpoint, settings.networks)
+    if settings.device not in ("auto", "cpu") and is_local:  # what a cluster's workers have is not known here
+        from .planner import choose_device  # needs PyTorch
+
+        choose_device(settings.device)
+    return settings
 
 
 def check_nothing_is_lost(jobs: Collection[Job], table: Path, folder: Path):
@@ -209,8 +215,8 @@ def read_row(table: Path, number: int, cells: dict[str, str]) -> Row:
         if not cells[column]:
             raise InputError(f"{table}, line {number}: the column {column} is empty: give a file.")
     axis = cells["axis"] or "auto"
-    if axis not in AXES:
-        raise InputError(f"{table}, line {number}: unknown axis '{axis}': choose one of {', '.join(AXES)}.")
+    if axis not in AXIS_CHOICES:
+        raise InputError(f"{table}, line {number}: unknown axis '{axis}': choose one of {', '.join(AXIS_CHOICES)}.")
     name = cells["name"]
     if UNFIT_FOR_FILES.search(name):
         raise InputError(f"{table}, line {number}: the name '{name}' cannot be that of a file: choose another one.")

@@ -7,48 +7,26 @@ signed distance. A mask interpolated anew at every hop would blur by 1/6 pixel^2
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, wraps
-from itertools import pairwise
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 
-from .annotation import SparseAnnotation
 from .ends import Growth
-from .filters import NOISE_WINDOW, channel_weights, local_contrast_normalise, smooth
+from .filters import channel_weights, local_contrast_normalise, smooth
+from .gaps import Gap
+from .label_planes import LabelPlanes
 from .parallel import processors, side_by_side
-from .preprocessing import Stack, signed_distance_nearby, unevenness
-from .presence import INTENSITY_BINS, INTENSITY_RANGE, intensity_odds, likeness_inside
-from .registration.consistency import FarEnds
+from .presence import intensity_odds, likeness_inside
 from .registration.fields import compose, identity, integrate, resize, sample
 
 SQUARINGS = 5
-DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
-SURROUND = 8.0  # pixels; how far around a label its surround goes
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
 CONTRAST = 0.2  # weight of local contrast against raw intensity, where carried images are compared with slices
 COMPARED_WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which they are compared
 SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Consecutive planes on which labels are unknown, and the known planes that bound them, in stack indices.
-
-    lower, upper: the bounding planes, None beyond the outermost known one. first, last: the planes between them.
-    """
-
-    lower: int | None
-    upper: int | None
-    first: int
-    last: int
-
-    @property
-    def targets(self) -> range:
-        """The planes to be found."""
-        return range(self.first, self.last + 1)
 
 
 @dataclass(frozen=True)
@@ -189,168 +167,6 @@ class Arrivals:
     def atlases(self) -> tuple[Atlas, ...]:
         """The nearest planes, the next ones behind them, and the shape between the nearest two."""
         return self.nearest + self.more()
-
-
-def computed_once(method: Callable) -> Callable:
-    """A method that keeps what it returns for a label and a plane, in its instance's `_computed`."""
-
-    @wraps(method)
-    def kept(self: object, label: int, plane: int):
-        key = method.__name__, label, plane
-        if key not in self._computed:
-            self._computed[key] = method(self, label, plane)
-        return self._computed[key]
-
-    return kept
-
-
-class LabelPlanes:
-    """What is computed once per drawn label and plane: its signed distances and intensities on the working grid."""
-
-    def __init__(self, annotation: SparseAnnotation, stack: Stack):
-        self._annotation = annotation
-        self._stack = stack
-        self._computed: dict[tuple[str, int, int], object] = {}  # see `computed_once`
-
-    def bears(self, label: int, plane: int | None) -> bool:
-        """Whether `label` is drawn on the stack's plane `plane`."""
-        return plane is not None and plane + self._stack.first in self._annotation.complete[label]
-
-    def known(self, label: int) -> list[int]:
-        """The stack's planes on which `label` is drawn or absent, ascending."""
-        return _known(label, self._annotation, self._stack)
-
-    def growth(self, label: int, gap: Gap, plane: int) -> Growth:
-        """How `label` came to `plane`, the one that bears it of the two around `gap`."""
-        return Growth.of(self._annotation, label, plane + self._stack.first, upwards=plane == gap.lower)
-
-    @computed_once
-    def distances(self, label: int, plane: int) -> torch.Tensor:
-        """(H, W) signed distance in working pixels, cut off at DISTANCE_LIMIT."""
-        mask = self._annotation.complete[label][plane + self._stack.first][self._stack.box]
-        reach = DISTANCE_LIMIT * self._stack.pixel
-        millimetres = torch.from_numpy(signed_distance_nearby(mask, self._annotation.plane_spacing, reach))
-        pixels = (millimetres / self._stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)
-        return self._stack.to_working_grid(pixels[None, None])[0, 0].to(self._stack.images)
-
-    @computed_once
-    def unevenness(self, label: int, plane: int) -> float:
-        """Of the outline of `label` on `plane`, on the working grid; see `preprocessing`."""
-        return unevenness(self.distances(label, plane)[None] > 0)
-
-    @computed_once
-    def histograms(self, label: int, plane: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Intensities of `plane` in `label` and around it, (INTENSITY_BINS,) each; the contour itself is left out."""
-        distances = self.distances(label, plane)
-        image = smooth(self._stack.images[plane, 0], NOISE_WINDOW)
-        regions = (distances > 0.5, (distances < -0.5) & (distances > -SURROUND))
-        return tuple(torch.histc(image[region].cpu(), INTENSITY_BINS, *INTENSITY_RANGE).to(image) for region in regions)
-
-    def centroid(self, label: int, plane: int) -> torch.Tensor:
-        """(2,) row and column of the middle of `label` on `plane`."""
-        distances = self.distances(label, plane)
-        inside = distances >= distances.max().clamp(max=0.0)  # on a coarse grid a thin label may have no pixel inside
-        return torch.nonzero(inside).float().mean(dim=0).cpu()
-
-    def translated(
-        self, label: int, plane: int, moves: torch.Tensor, box: tuple[slice, slice]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distances (T, h, w) and channels (T, C, h, w) in `box` as sampled `moves` (T, 2) pixels away on `plane`."""
-        height, width = self._stack.size
-        points = identity(height, width, self._stack.images.device)[..., box[0], box[1]]
-        points = points + moves.to(points)[:, :, None, None]
-        both = torch.cat([self.distances(label, plane)[None], self._stack.images[plane]])
-        moved = sample(both[None].expand(len(moves), -1, -1, -1), points)
-        return moved[:, 0], moved[:, 1:]
-
-
-def shared_gaps(annotation: SparseAnnotation) -> dict[tuple[int, int], list[int]]:
-    """(Lower, upper) planes of the volume -> the labels that both bear and that are to be found in between, in order.
-
-    They are consecutive ones of those on which the label is known, whatever is drawn of others.
-    """
-    labels_of: dict[tuple[int, int], list[int]] = {}
-    for label in annotation.labels:
-        drawn = annotation.complete[label]
-        for lower, upper in pairwise(sorted(annotation.known_planes(label))):
-            if lower in drawn and upper in drawn and upper - lower > 1:
-                labels_of.setdefault((lower, upper), []).append(label)
-    return dict(sorted(labels_of.items()))
-
-
-def far_ends(annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes) -> FarEnds | None:
-    """The labels drawn on both planes of every gap of theirs, see `shared_gaps`; None where there are none.
-
-    Masks are softened over a pixel, sigmoid(signed distance), so that they have a gradient.
-    """
-    moving, fixed, labels_moving, labels_fixed = [], [], [], []
-    for bounds, shared in shared_gaps(annotation).items():
-        lower, upper = (plane - stack.first for plane in bounds)
-        below, above = (_soft_masks(annotation.labels, shared, planes, plane, stack) for plane in (lower, upper))
-        moving += [lower, upper]
-        fixed += [upper, lower]
-        labels_moving += [below, above]
-        labels_fixed += [above, below]
-    if not moving:
-        return None
-    return FarEnds(tuple(moving), tuple(fixed), torch.stack(labels_moving), torch.stack(labels_fixed))
-
-
-def _soft_masks(
-    labels: Sequence[int], shared: Sequence[int], planes: LabelPlanes, plane: int, stack: Stack
-) -> torch.Tensor:
-    """(L, H, W) of the labels on a plane, zero for those that are not shared."""
-    masks = stack.images.new_zeros(len(labels), *stack.size)
-    distances = side_by_side(lambda label: planes.distances(label, plane), shared, masks.device)
-    for label, inside in zip(shared, distances, strict=True):
-        masks[labels.index(label)] = torch.sigmoid(inside)
-    return masks
-
-
-def gaps(annotation: SparseAnnotation, stack: Stack, extrapolate: bool) -> Mapping[Gap, list[int]]:
-    """The gaps in the order of their planes, each with the labels that must cross it.
-
-    A label's gaps lie between its own consecutive known planes at least one of which bears it; beyond its outermost
-    known planes only with `extrapolate`, and only if that plane bears it.
-    """
-    labels_of: dict[Gap, list[int]] = {}
-    for label in annotation.labels:
-        known = _known(label, annotation, stack)
-        bounds: list[tuple[int | None, int | None]] = list(zip(known[:-1], known[1:], strict=True))
-        if extrapolate:
-            bounds += [(None, known[0]), (known[-1], None)]
-        for lower, upper in bounds:
-            first = 0 if lower is None else lower + 1
-            last = len(stack.images) - 1 if upper is None else upper - 1
-            bearing = [p for p in (lower, upper) if p is not None and p + stack.first in annotation.complete[label]]
-            if bearing and first <= last:
-                labels_of.setdefault(Gap(lower, upper, first, last), []).append(label)
-    return dict(sorted(labels_of.items(), key=lambda item: (item[0].first, item[0].last)))
-
-
-def gaps_to_scribbles(annotation: SparseAnnotation, stack: Stack) -> Mapping[Gap, list[int]]:
-    """Gaps from a label's outermost known plane, if it is drawn there, to its scribbles beyond; see `gaps`."""
-    labels_of: dict[Gap, list[int]] = {}
-    for label in annotation.labels:
-        scribbled = annotation.scribbles.get(label)
-        if scribbled is None or not len(scribbled):
-            continue
-        planes = scribbled[:, annotation.axis] - stack.first
-        known = _known(label, annotation, stack)
-        lowest, highest = int(planes.min()), int(planes.max())
-        for plane, gap in (
-            (known[0], Gap(None, known[0], lowest, known[0] - 1)),
-            (known[-1], Gap(known[-1], None, known[-1] + 1, highest)),
-        ):
-            if plane + stack.first in annotation.complete[label] and gap.first <= gap.last:
-                labels_of.setdefault(gap, []).append(label)
-    return labels_of
-
-
-def _known(label: int, annotation: SparseAnnotation, stack: Stack) -> list[int]:
-    """The stack's planes on which `label` is drawn or absent, ascending; marks of absence beyond it say nothing."""
-    known = (plane - stack.first for plane in annotation.known_planes(label))
-    return sorted(plane for plane in known if 0 <= plane < len(stack.images))
 
 
 class Chains:

@@ -10,42 +10,33 @@ SIGTERM; 1 anything else. Output files are written whole or not at all.
 from __future__ import annotations
 
 import argparse
-import atexit
-import contextlib
-import gc
-import importlib.util
-import json
-import locale
-import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 if __name__ == "__main__":  # run as a file: make the package that the file lies in importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from LabelPropLib import files
-from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
+from LabelPropLib import verbs
+from LabelPropLib.annotation import AXIS_CHOICES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
-from LabelPropLib.provenance import provenance
-from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
+from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS
+from LabelPropLib.terminal import (
+    BAD_INPUT,
+    CANCELLED,
+    DONE,
+    FAILED,
+    allow_letters_of_any_script,
+    complain,
+    interruptible,
+    seldom_collecting,
+)
 
-DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
-ATLAS = ("image", "labels")
 DEVICE_HELP = "where to compute; auto: a GPU if there is one, else the processor"
 SEED_HELP = "of the random numbers; the same one, the same result (0)"
-MOST_STEPS = 0.25  # of neighbouring voxels of a label volume, see `files.share_of_steps`
-FEWEST_INTENSITIES = 64  # that a scan has
-MOST_DRAWN = 0.75  # of the slices from the first drawn one to the last
-MOST_NAMED = 5  # labels in a line that sums up
-ALLOCATIONS = 50_000  # of objects between two searches for garbage
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,15 +66,6 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
 
 
-def allow_letters_of_any_script():
-    """Print them, and have ITK open files named with them, on Windows, too, where both know few as it comes."""
-    if hasattr(sys.stdout, "reconfigure"):  # Slicer's console has it not
-        sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.platform == "win32":
-        with contextlib.suppress(locale.Error):  # Windows 10 before 2018
-            locale.setlocale(locale.LC_CTYPE, ".utf8")  # of the C library, by which ITK opens files
-
-
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the command line in one line, as with all bad input."""
 
@@ -101,10 +83,16 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The command line."""
     command = Parser(prog="labelprop", description="Segment a volume from outlines on a few of its slices.")
-    verbs = command.add_subparsers(metavar="VERB", required=True)
+    subparsers = command.add_subparsers(metavar="VERB", required=True)
+    for add_verb in (add_propagate, add_suggest, add_batch, add_train, add_pretrain, add_evaluate, add_demo):
+        add_verb(subparsers)
+    return command
 
-    verb = verbs.add_parser("propagate", help="carry the labels drawn on some slices through the volume")
-    verb.set_defaults(run=propagate)
+
+def add_propagate(subparsers):
+    """The verb `propagate`."""
+    verb = subparsers.add_parser("propagate", help="carry the labels drawn on some slices through the volume")
+    verb.set_defaults(run=verbs.propagate)
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan (.nii.gz, .nrrd, .mha, ...)")
     add(
@@ -132,32 +120,33 @@ def parser() -> Parser:
         help="a finished volume of another subject with the same labels, used where it helps; may be repeated",
     )
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
-    add(
-        "--axis",
-        choices=("auto", "i", "j", "k"),
-        default="auto",
-        help="file axis across the slices; i is fastest",
-    )
+    add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices; i is fastest")
     add_settings(add)
     add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
     add("--uncertainty", metavar="FILE", type=Path, help="volume to write, from 0 sure to 1 a toss-up")
     add("--report", metavar="FILE.json", type=Path, help="what was done, as JSON")
     add("--picture", metavar="FILE.png", type=Path, help="picture of the slice that needs a look most")
 
-    verb = verbs.add_parser("suggest", help="which slice to annotate next, and what it would gain")
-    verb.set_defaults(run=suggest, atlases=())
+
+def add_suggest(subparsers):
+    """The verb `suggest`."""
+    verb = subparsers.add_parser("suggest", help="which slice to annotate next, and what it would gain")
+    verb.set_defaults(run=verbs.suggest, atlases=())
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
     add("--count", metavar="N", type=positive, default=1, help="slices, each as if those before it were drawn (1)")
     add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
-    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices")
     add_settings(add)
     add("--report", metavar="FILE.json", type=Path, help="the suggestions and what they rest on, as JSON")
 
-    verb = verbs.add_parser("batch", help="propagate on many volumes, and rank the results")
-    verb.set_defaults(run=batch)
+
+def add_batch(subparsers):
+    """The verb `batch`."""
+    verb = subparsers.add_parser("batch", help="propagate on many volumes, and rank the results")
+    verb.set_defaults(run=verbs.batch)
     add = verb.add_argument
     add(
         "table",
@@ -172,19 +161,22 @@ def parser() -> Parser:
     where.add_argument("--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler")
     add_settings(add)
 
-    add_training(verbs)
 
-    verb = verbs.add_parser("evaluate", help="Dice and distances in mm of each label")
-    verb.set_defaults(run=evaluate)
+def add_evaluate(subparsers):
+    """The verb `evaluate`."""
+    verb = subparsers.add_parser("evaluate", help="Dice and distances in mm of each label")
+    verb.set_defaults(run=verbs.evaluate)
     verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
     verb.add_argument("reference", metavar="REFERENCE", type=Path, help="label volume of the whole scan")
     verb.add_argument("--annotations", metavar="A", type=Path, help="label volume whose slices are left out")
 
-    verb = verbs.add_parser("demo", help="try it on a synthetic scan")
-    verb.set_defaults(run=demo)
+
+def add_demo(subparsers):
+    """The verb `demo`."""
+    verb = subparsers.add_parser("demo", help="try it on a synthetic scan")
+    verb.set_defaults(run=verbs.demo)
     folder = Path("labelprop-demo")
     verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
-    return command
 
 
 def add_settings(add: Callable):
@@ -229,20 +221,23 @@ def add_settings(add: Callable):
     add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
 
 
-def add_training(verbs):
-    """The verbs `train` and `pretrain`."""
-    verb = verbs.add_parser("train", help="train the registration network on one scan and keep it")
-    verb.set_defaults(run=train, scribbles=None, second_image=None, atlases=())
+def add_train(subparsers):
+    """The verb `train`."""
+    verb = subparsers.add_parser("train", help="train the registration network on one scan and keep it")
+    verb.set_defaults(run=verbs.train, scribbles=None, second_image=None, atlases=())
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
-    add("--axis", choices=("auto", "i", "j", "k"), default="auto", help="file axis across the slices")
+    add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices")
     add("--missing", choices=MISSING_CHOICES, default="auto", help="as for propagate")
     add("--preset", choices=PRESETS, default="balanced", help="as for propagate; here it is the size of the planes")
     add_training_options(add)
 
-    verb = verbs.add_parser("pretrain", help="train the registration network on a data set")
-    verb.set_defaults(run=pretrain)
+
+def add_pretrain(subparsers):
+    """The verb `pretrain`."""
+    verb = subparsers.add_parser("pretrain", help="train the registration network on a data set")
+    verb.set_defaults(run=verbs.pretrain)
     add = verb.add_argument
     add("table", metavar="TABLE.csv", type=Path, help="columns image, annotations (optional), axis (optional)")
     add_training_options(add)
@@ -258,21 +253,6 @@ def add_training_options(add: Callable):
     add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
     add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
     add("--licence", metavar="TEXT", default="not stated", help="of the weights, kept with them")
-
-
-def settings_of(options) -> Settings:
-    """The settings that the command line asks for."""
-    return Settings(
-        registration=options.registration,
-        fusion=options.fusion,
-        preset=options.preset,
-        device=options.device,
-        seed=options.seed,
-        extrapolate=options.extrapolate,
-        graph_cut=options.graph_cut,
-        checkpoint=options.checkpoint,
-        memory_gb=options.memory_gb,
-    )
 
 
 def positive(text: str) -> int:
@@ -294,500 +274,6 @@ def whole_number(text: str, least: int) -> int:
     if number is None or number < least:
         raise argparse.ArgumentTypeError(f"'{text}': give a whole number from {least}")
     return number
-
-
-def batch(options) -> int:
-    """labelprop batch"""
-    from LabelPropLib import batch
-
-    results = batch.run(
-        options.table,
-        options.output,
-        settings_of(options),
-        options.missing,
-        options.jobs,
-        options.scheduler,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-    )
-    failed = sum(bool(result.failure) for result in results)
-    if failed:
-        complain(f"{failed} of {len(results)} volumes failed, see above")
-    return FAILED if failed else DONE
-
-
-def train(options):
-    """labelprop train: reads its input as `propagate` does."""
-    from LabelPropLib.training_run import RunFiles, train
-
-    settings = Settings(preset=options.preset, device=options.device, seed=options.seed, checkpoint=options.checkpoint)
-    run = RunFiles(options.output)
-    run.check(inputs_of(options))
-
-    collected, _ = collect(options)
-    with shown_progress() as progress:
-        train(collected.annotation, run, settings, options.licence, progress)
-    print(written_text(run), file=sys.stderr)
-
-
-def pretrain(options):
-    """labelprop pretrain"""
-    from LabelPropLib import dataset
-    from LabelPropLib.registration.pretraining import Plan
-    from LabelPropLib.training_run import RunFiles, is_first_process, pretrain
-
-    def say(text: str):
-        if is_first_process():
-            print(text, file=sys.stderr)
-
-    run = RunFiles(options.output)
-    entries = dataset.read_table(options.table, say)
-    volumes = [path for entry in entries for path in (entry.image, entry.annotations) if path]
-    run.check([options.table, *volumes, *weights_of(options.checkpoint)])
-    if len({entry.image for entry in entries}) == 1:
-        say("There is one image only, so none to validate with: all steps are made.")
-    plan = Plan(steps=options.steps, batch=options.batch, seed=options.seed)
-    silent = contextlib.nullcontext(lambda fraction, message: None)
-    try:
-        with shown_progress() if is_first_process() else silent as progress:
-            pretrain(
-                entries,
-                run,
-                plan,
-                progress,
-                start=options.checkpoint,
-                device=options.device,
-                licence=options.licence,
-                half=options.half,
-            )
-    except KeyboardInterrupt as error:
-        if run.state.exists():
-            raise Cancelled(f"cancelled: the same command goes on from {run.state}") from error
-        raise
-    say(written_text(run))
-
-
-def written_text(run) -> str:
-    """Which files a training has left, for the user; run: `training_run.RunFiles`."""
-    plot = f", plot {run.plot.name}" if importlib.util.find_spec("matplotlib") else ""
-    return f"Written: {run.checkpoint}, log {run.log.name}{plot}."
-
-
-def suggest(options):
-    """labelprop suggest: propagate, write nothing of it, and say which slices to draw."""
-    settings = replace(settings_of(options), suggestions=options.count)
-    if options.report:
-        files.check_suffix(options.report, (".json",))
-    files.check_outputs(filter(None, [options.report]), inputs_of(options))
-
-    collected, _ = collect(options)
-
-    from LabelProp import LabelPropLogic
-
-    with shown_progress() as progress:
-        report = LabelPropLogic().compute(collected, settings, progress).report
-    report["messages"] = [*collected.messages, *report["messages"]]
-    report["segments"] = {str(label): name for label, name in collected.names.items()}
-    if options.report:
-        with files.replacing([options.report]) as staged:
-            staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(report["messages"]), file=sys.stderr)
-    print(format_suggestions(report))
-
-
-def format_suggestions(report: dict) -> str:
-    """What is expected, and a line for each slice to draw, for the user."""
-    return "\n".join([*format_mean(report), *format_slices(report)])
-
-
-def format_mean(report: dict) -> list[str]:
-    """For the user: the Dice that is expected over all."""
-    mean = report["expected_mean_dice"]
-    return [] if mean is None else [f"Expected Dice on the slices that are not annotated: {mean:.3f}."]
-
-
-def format_weakest(report: dict) -> list[str]:
-    """For the user: the labels of the least expected Dice, mean over the slices on which they were found."""
-    found = {
-        label: [dice for dice in planes.values() if dice < 1]  # drawn slices have 1
-        for label, planes in report["expected_dice"].items()
-    }
-    means = {label: float(np.mean(values)) for label, values in found.items() if values}
-    chosen = sorted(means, key=means.get)[:MOST_NAMED]
-    said = ", ".join(f"{named(report, label)} {means[label]:.3f}" for label in chosen)
-    return [f"Least, slice by slice: label {said}."] if len(means) > 1 else []
-
-
-def format_slices(report: dict, most: int | None = None) -> list[str]:
-    """For the user: a line for each slice to draw, with `most` of the labels on it, None for all."""
-    if report["expected_mean_dice"] is None and not any(np.diff(report["annotated_slices"]) > 1):
-        return ["No slice to suggest: none lies between annotated ones."]
-    if not report["suggested_slices"]:
-        return ["No slice to suggest: none of those in between is likely to bear a label."]
-    lines = []
-    for number, suggested in enumerate(report["suggested_slices"]):
-        which = "Then" if number else "Best slice to draw next"
-        labels = ", ".join(named(report, label) for label in suggested["labels"][:most])
-        more = f" and {len(suggested['labels']) - most} more" if most and len(suggested["labels"]) > most else ""
-        lines.append(
-            f"{which}: {suggested['plane']} across {report['axis']}, for an expected Dice higher by"
-            f" {suggested['gain']:.4f}; {suggested['boundary_mm']:.0f} mm to trace, labels {labels}{more}."
-        )
-    return lines
-
-
-def named(report: dict, label: int | str) -> str:
-    """The label and its segment's name, for the user."""
-    return f"{label} ({report['segments'][str(label)]})"
-
-
-def evaluate(options):
-    """labelprop evaluate"""
-    from LabelPropLib import evaluation
-
-    evaluation.run(options.prediction, options.reference, options.annotations)
-
-
-def demo(options):
-    """labelprop demo"""
-    from LabelPropLib import demo
-
-    with shown_progress() as progress:
-        demo.run(options.output, progress)
-
-
-def propagate(options):
-    """labelprop propagate: files to MRML nodes, through `LabelPropLogic`, and to files again."""
-    started = time.monotonic()
-    settings = replace(settings_of(options), directions=options.directions, uncertainty=options.uncertainty is not None)
-    directions = check_outputs(options)
-
-    with uninterrupted():
-        import slicer
-
-        from LabelProp import LabelPropLogic
-
-    logic = LabelPropLogic()
-    made_of = provenance_of(options, settings)  # before they are read: they may be changed while this computes
-    collected, label_type = collect(options)
-    check_overlap(collected, options.output)
-    read = loaded = time.monotonic()
-
-    with shown_progress() as progress:
-
-        def tell(fraction: float, message: str):
-            nonlocal loaded
-            if loaded == read:  # the first stage begins
-                loaded = time.monotonic()
-            progress(fraction, message)
-
-        propagation = logic.compute(collected, settings, tell)
-    computed = time.monotonic()
-
-    uncertainty_node = None
-    if options.uncertainty:
-        uncertainty_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Uncertainty")
-    direction_nodes = logic.addDirections(collected, propagation)
-    report = logic.write(collected, propagation, uncertainty_node)
-    loading = {"reading": round(read - started, 3), "loading": round(loaded - read, 3)}
-    report["seconds"] = {**loading, **report["seconds"]}
-    report["made_of"] = made_of
-    segmentation_nodes = {options.output: collected.segmentation_node}
-    segmentation_nodes |= {path: direction_nodes[name] for name, path in directions.items()}
-    write_outputs(options, collected, propagation, segmentation_nodes, uncertainty_node, report, label_type)
-
-    now = time.monotonic()
-    summarise(collected.annotation, report, writing=now - computed, total=now - started)
-    written = (*segmentation_nodes, options.uncertainty, options.picture, options.report)
-    print(f"Written: {', '.join(map(str, filter(None, written)))}.", file=sys.stderr)
-
-
-def provenance_of(options, settings: Settings) -> dict | None:
-    """What the result is made of; None where a file is missing, which reading it will tell the user."""
-    inputs = {use: getattr(options, use) for use in ("image", "annotations", "second_image", "scribbles")}
-    inputs |= {f"atlas {n}, {use}": path for n, pair in enumerate(options.atlases) for use, path in zip(ATLAS, pair)}
-    if not all(path.is_file() for path in inputs.values() if path is not None):
-        return None
-    return provenance(inputs, settings, axis=options.axis, missing=options.missing)
-
-
-def check_outputs(options) -> dict[str, Path]:
-    """Raise InputError unless all files can be written; returns direction -> path of the directions asked for."""
-    files.check_suffix(options.output, (files.SEGMENTATION_SUFFIX, *files.VOLUME_SUFFIXES))
-    if options.uncertainty:
-        files.check_suffix(options.uncertainty, files.VOLUME_SUFFIXES)
-    if options.picture:
-        files.check_suffix(options.picture, (".png",))
-        if importlib.util.find_spec("matplotlib") is None:
-            raise InputError("A picture needs matplotlib, which is not installed: pip install matplotlib.")
-    if options.report:
-        files.check_suffix(options.report, (".json",))
-    names = ("up", "down") if options.directions else ()
-    directions = {name: files.with_ending(options.output, f"_{name}") for name in names}
-    outputs = (options.output, *directions.values(), options.uncertainty, options.picture, options.report)
-    files.check_outputs(filter(None, outputs), inputs_of(options))
-    return directions
-
-
-def inputs_of(options) -> list[Path]:
-    """All files that the job reads."""
-    images = (options.image, options.annotations, options.scribbles, options.second_image)
-    return [*filter(None, images), *sum(options.atlases, []), *weights_of(options.checkpoint)]
-
-
-def collect(options):
-    """What the input files hold, see `LabelPropLogic.collect`, and the type for label values. Raises InputError."""
-    with uninterrupted():
-        from LabelProp import LabelPropLogic
-
-    volume_node, segmentation_node, scribbles_node, label_type = read_inputs(options)
-    collected = LabelPropLogic().collect(
-        volume_node,
-        segmentation_node,
-        axis=options.axis,
-        missing=options.missing,
-        scribbles=scribbles_node,
-        secondVolumeNode=add_volume(options.second_image)[0] if options.second_image else None,
-        atlases=[read_atlas(*paths) for paths in options.atlases],
-    )
-    return collected, label_type
-
-
-def read_inputs(options):
-    """Volume node, segmentation node, segmentation node of scribbles or None, and the type for label values."""
-    import vtk
-
-    from LabelPropLib import scene
-
-    vtk.vtkObject.GlobalWarningDisplayOff()  # what goes wrong is said in our words
-    volume_node, grid = add_volume(options.image)
-    segmentation_node, label_type = add_segmentation(options.annotations, volume_node, grid, options.image)
-    scribbles_node = None
-    if options.scribbles and files.is_segmentation(options.scribbles):
-        scribbles_node = load_segmentation(options.scribbles)
-    elif options.scribbles:
-        segment_ids, _ = scene.choose_segments(segmentation_node)
-        strokes = read_labels(options.scribbles, grid, options.image)
-        scribbles_node = scene.add_segmentation_of_scribbles(strokes, volume_node, options.scribbles.name, segment_ids)
-    return volume_node, segmentation_node, scribbles_node, label_type
-
-
-def add_segmentation(path: Path, volume_node, grid: files.Grid, image_path: Path):
-    """The segmentation node of a .seg.nrrd file, or a label volume on the image's grid; the type for label values."""
-    import slicer
-
-    from LabelPropLib import scene
-
-    check_not_the_same(path, image_path)
-    if files.is_segmentation(path):
-        node = load_segmentation(path)
-        segment_ids, _ = scene.choose_segments(node)
-        return node, np.promote_types(np.uint16, np.min_scalar_type(max(segment_ids, default=0)))
-    labels = read_labels(path, grid, image_path)
-    check_not_swapped(labels, path, slicer.util.arrayFromVolume(volume_node), image_path)
-    return scene.add_segmentation_of_labels(labels, volume_node, path.name), labels.dtype
-
-
-def check_not_the_same(labels_path: Path, image_path: Path):
-    """Raise InputError if a scan was given as its own annotations."""
-    if labels_path.resolve() == image_path.resolve():
-        raise InputError(
-            f"{labels_path} was given as the scan and as its labels: give the scan first, then the labels."
-        )
-
-
-def check_not_swapped(labels: np.ndarray, labels_path: Path, image: np.ndarray, image_path: Path):
-    """Raise InputError if the labels are many, fill all slices and vary from voxel to voxel, and the image does not."""
-    steps = files.share_of_steps(labels)
-    varies = steps > MOST_STEPS and files.share_of_steps(image) < steps / 2
-    if varies and fills_slices(labels) and len(np.unique(labels)) > FEWEST_INTENSITIES:
-        raise InputError(
-            f"{image_path} and {labels_path} look swapped, for in the latter {steps:.0%} of neighbouring voxels differ,"
-            " as in a scan: give the scan first, then the labels."
-        )
-
-
-def fills_slices(labels: np.ndarray) -> bool:
-    """Whether along every axis several slices bear a label, and hardly any is left out from the first to the last."""
-    borne = [np.flatnonzero(labels.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    return all(len(planes) > max(1, MOST_DRAWN * (planes[-1] - planes[0] + 1)) for planes in borne)
-
-
-def load_segmentation(path: Path):
-    """The segmentation node of a .seg.nrrd file. Raises InputError."""
-    from LabelPropLib import scene
-
-    files.check_readable(path)
-    return scene.load_segmentation(path)
-
-
-def read_labels(path: Path, grid: files.Grid, image_path: Path) -> np.ndarray:
-    """(K, J, I) of a label volume on the image's grid. Raises InputError."""
-    labels = files.read_labels(path)
-    files.check_same_grid(files.Grid.of(labels), path, grid, image_path)
-    return files.voxels(labels)
-
-
-def add_volume(path: Path):
-    """The volume node of a file, and its grid. Raises InputError."""
-    import slicer
-
-    image = files.read_volume(path)
-    voxels = files.voxels(image)
-    if voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 8:  # Slicer has no volumes of these
-        voxels = voxels.astype(np.float64)
-    node = slicer.util.addVolumeFromArray(voxels, files.ijk_to_ras(image), path.name)
-    return node, files.Grid.of(image)
-
-
-def read_atlas(image_path: Path, labels_path: Path):
-    """Volume node and segmentation node of a finished volume. Raises InputError."""
-    volume_node, grid = add_volume(image_path)
-    segmentation_node, _ = add_segmentation(labels_path, volume_node, grid, image_path)
-    return volume_node, segmentation_node
-
-
-def check_overlap(collected, output: Path):
-    """Raise InputError if segments overlap and `output` is a label volume, whose voxels have but one label."""
-    overlapping = collected.annotation.overlapping()
-    if overlapping and not files.is_segmentation(output):
-        first, second = (collected.segment_ids[label] for label in min(overlapping))
-        raise InputError(
-            f"The segments {first} and {second} overlap, which {output} cannot keep: give OUT a name that ends in"
-            f" {files.SEGMENTATION_SUFFIX}."
-        )
-
-
-def write_outputs(
-    options, collected, propagation, segmentation_nodes: dict, uncertainty_node, report: dict, label_type
-):
-    """Write all files, or none; the report takes its place last. segmentation_nodes: path -> node."""
-    import slicer
-
-    from LabelPropLib import scene
-
-    others = filter(None, (options.uncertainty, options.picture, options.report))
-    if options.picture:
-        from LabelPropLib import picture
-    with files.replacing((*segmentation_nodes, *others)) as staged:
-        for path, node in segmentation_nodes.items():
-            if files.is_segmentation(path):
-                scene.save_segmentation(node, staged[path])
-            else:
-                segment_ids = collected.segment_ids if path == options.output else collected.written_ids
-                labels = scene.labels_on_volume(node, segment_ids, collected.volume_node, label_type)
-                files.write_volume(labels, scene.ijk_to_ras(collected.volume_node), staged[path])
-        if options.uncertainty:
-            uncertainty = slicer.util.arrayFromVolume(uncertainty_node)
-            files.write_volume(uncertainty, scene.ijk_to_ras(uncertainty_node), staged[options.uncertainty])
-        for path in filter(None, (*segmentation_nodes, options.uncertainty)):
-            files.check_whole(staged[path])
-        if options.picture:
-            picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation)
-        if options.report:
-            staged[options.report].write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-
-
-def summarise(annotation, report: dict, **more_seconds: float):
-    """Say on stderr what was done, how good it is expected to be, and in how much time and memory it was done."""
-    slices = ", ".join(map(str, annotation.planes))
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in {**report["seconds"], **more_seconds}.items())
-    lines = [
-        *report["messages"],
-        f"Labels {', '.join(map(str, annotation.labels))}: {annotation.plane_count} slices across"
-        f" {AXIS_NAMES[annotation.axis]}, annotated on {slices}.",
-    ]
-    if report["expected_mean_dice"] is not None:
-        lines += [*format_mean(report), *format_weakest(report), *format_slices(report, MOST_NAMED)]
-    lines.append(f"Time: {stages}.")
-    if report["peak_memory_gb"] is not None:
-        lines.append(f"Peak memory: {report['peak_memory_gb']:.2f} GB.")
-    print("\n".join(lines), file=sys.stderr)
-
-
-@contextlib.contextmanager
-def shown_progress():
-    """The callback progress(fraction, message): a bar on a terminal, elsewhere a line for each new message."""
-    if not sys.stderr.isatty():
-        yield StageLines()
-        return
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:  # Slicer does not bundle it
-        yield StageLines()
-        return
-    look = "{desc} {percentage:3.0f}% |{bar}| {remaining}"
-    with tqdm(total=1.0, file=sys.stderr, leave=False, bar_format=look) as bar:
-
-        def progress(fraction: float, message: str):
-            bar.set_description_str(message, refresh=False)
-            bar.update(fraction - bar.n)
-
-        yield progress
-
-
-class StageLines:
-    """Progress where there is no terminal: names each stage once."""
-
-    def __init__(self):
-        self._message = None
-
-    def __call__(self, fraction: float, message: str):
-        if message != self._message:
-            print(message, file=sys.stderr)
-        self._message = message
-
-
-@contextlib.contextmanager
-def interruptible(interrupted: threading.Event):
-    """SIGTERM ends the work as Ctrl+C does, by KeyboardInterrupt, so that what is half written is removed.
-
-    interrupted: set when that happens.
-    """
-
-    def interrupt(number, frame):
-        interrupted.set()
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def seldom_collecting():
-    """Python looks for garbage less often meanwhile, and not at all when the process ends.
-
-    PyTorch and Slicer load 330 000 objects that stay, and to look through them time and again takes 0.6 s.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(ALLOCATIONS, *before[1:])
-    atexit.register(gc.freeze)  # what is frozen is not looked through
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
-@contextlib.contextmanager
-def uninterrupted():
-    """An interruption comes afterwards: Slicer's libraries crash when they are interrupted while they load."""
-    came = threading.Event()
-    before = {n: signal.signal(n, lambda number, frame: came.set()) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came.is_set():
-        raise KeyboardInterrupt
-
-
-def complain(text: str):
-    """One line on stderr."""
-    print(f"labelprop: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

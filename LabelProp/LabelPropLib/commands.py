@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import InputError
+from .terminal import CANCELLED, COMPLAINT
 
 WORKER = Path(__file__).with_name("batch_worker.py")
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0  # for removing what is half written
 CONNECT_SECONDS = 30
 TRIES = 2
-COMPLAINT = "labelprop: "  # how the line begins that says why a command failed
-CANCELLED = 130  # exit status of `labelprop`
 WINDOWS_ERROR = 0xC0000000  # from here on the exit status is that of a process which Windows has ended
 
 

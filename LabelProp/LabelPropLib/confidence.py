@@ -23,21 +23,14 @@ import numpy as np
 import torch
 from scipy import special
 
-from .annotation import BACKGROUND, SparseAnnotation, stack_order
-from .candidates import Arrivals, Carried
-from .ends import AROUND, Growth, depth_left
-from .preprocessing import Stack, around, signed_distance
-from .presence import correlation
-from .visibility import contrast, sharpness
+from .annotation import SparseAnnotation
+from .ends import depth_left
+from .evidence import Ending, Evidence
+from .preprocessing import Stack
 
-BAND = 2.0  # pixels from the contour where the two sides are compared
-LEAST_DISAGREEMENT, MOST_DISAGREEMENT = 0.2, 12.0  # pixels
 LEAST_SHARPNESS = 0.02  # of a contour
-REACH = 8.0  # drifts; further from a contour nothing is in doubt
 INSET = 1.5  # area goes with depth to the power of this: 2 for a disc, 1 for a band
-LEAST_DRIFT = 0.05  # half pixels
 FINEST_PIXEL = 0.75  # mm; `PRIOR` was fitted to scans with larger ones
-LEAST_DEPTH = 1e-3  # mm inside the carried contour where a label was found
 LEAST_DICE, HIGHEST_DICE = 0.01, 0.995  # that are taken seriously
 CROFTON = np.pi / 4  # length of a contour per length of its pixels' edges, for contours of all directions
 
@@ -82,68 +75,6 @@ PRIOR = Prior(
 
 
 @dataclass(frozen=True)
-class Found:
-    """What tells how good a contour is, once it was found on the planes of a gap, (T,) each.
-
-    implied_dice: what its scores imply. sharpness, contrast: of the slices there, see `visibility`.
-    """
-
-    implied_dice: np.ndarray
-    sharpness: np.ndarray
-    contrast: np.ndarray
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What is known of a label that only one side of a gap bears; planes in the order away from that side.
-
-    upwards: whether that side is the lower one. steps: (T,) mm from it. length: mm from it to the plane without the
-    label. presence: (T, 2), log-odds of the intensities where the label was carried to, and how much more the slice is
-    there like this side than like the other. area: (T,) mm^2 of the carried label. depth: mm, radius of its largest
-    disc; log_depth: log(1 + it in pixels). growth: how it came to the side that bears it.
-    """
-
-    upwards: bool
-    steps: np.ndarray
-    length: float
-    presence: np.ndarray
-    area: np.ndarray
-    depth: float
-    log_depth: float
-    growth: Growth
-
-    def by_plane(self, values: np.ndarray) -> np.ndarray:
-        """Values (T, ...) in the order of the planes; and back."""
-        return values if self.upwards else values[::-1]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What tells how well a label was carried to the planes of a gap.
-
-    planes: T planes of the volume. below, above: (T,) mm to the annotated planes that bound the gap, infinite where
-    there is none. unlikeness: (T,) 1 - correlation of the carried image with the slice, in and around the label.
-    disagreement: (T,) mm between the contours from both sides, and area: (T,) mm^2 of the two that were drawn, their
-    mean by the way; None where one side alone bears the label. ending: where one side alone bears it. found: None
-    before the scores are fused; no drift can be told then. pixel: mm, of the working grid. box: the label's, there.
-    distances: (T, h, w) mm, in the box, to what the sides that bear the label brought, positive inside any; if kept.
-    """
-
-    label: int
-    planes: range
-    below: np.ndarray
-    above: np.ndarray
-    unlikeness: np.ndarray
-    disagreement: np.ndarray | None
-    area: np.ndarray | None
-    ending: Ending | None
-    pixel: float
-    box: tuple[slice, slice]
-    distances: torch.Tensor | None = None
-    found: Found | None = None
-
-
-@dataclass(frozen=True)
 class SeenDrift:
     """A slice that was hidden and found again: the evidence for it, one plane, and the drift, mm, that it showed."""
 
@@ -185,111 +116,6 @@ class Stretch:
         if self.ends is None:
             return np.ones(len(self.found))
         return self.evidence.ending.by_plane(present(self.ends))
-
-
-def observe(
-    arrivals: Arrivals,
-    stack: Stack,
-    score: torch.Tensor | None = None,
-    keep_distances: bool = False,
-) -> Evidence:
-    """The evidence for the planes of a gap and one label.
-
-    score: (T, h, w) of the label in its box, once it is fused. keep_distances: for maps of uncertainty.
-    """
-    gap, crossing = arrivals.gap, arrivals.crossing
-    targets = np.array(gap.targets)
-    below, above = (
-        np.full(len(targets), np.inf) if plane is None else np.abs(targets - plane) * stack.slice_spacing
-        for plane in (gap.lower, gap.upper)
-    )
-    sides = arrivals.present
-    nearest = torch.stack([candidate.distances for candidate in sides]).amax(dim=0)
-
-    def likeness(carried: Carried) -> np.ndarray:
-        return as_array(correlation(carried, arrivals, nearest > -AROUND))
-
-    if len(sides) == 2:
-        way = below / (below + above)
-        unlikeness = 1 - (1 - way) * likeness(crossing.lower) - way * likeness(crossing.upper)
-        disagreement = stack.pixel * disagreement_between(*(candidate.distances for candidate in sides))
-        lower, upper = (candidate.area * stack.pixel**2 for candidate in sides)
-        area = (1 - way) * lower + way * upper
-        ending = None
-    else:
-        unlikeness = 1 - likeness(crossing.lower if arrivals.upper is None else crossing.upper)
-        disagreement = area = None
-        ending = observe_ending(arrivals, stack)
-    return Evidence(
-        label=arrivals.label,
-        planes=range(gap.first + stack.first, gap.last + stack.first + 1),
-        below=below,
-        above=above,
-        unlikeness=unlikeness,
-        disagreement=disagreement,
-        area=area,
-        ending=ending,
-        pixel=stack.pixel,
-        box=arrivals.box,
-        distances=nearest * stack.pixel if keep_distances else None,
-        found=None if score is None else judge(arrivals, score),
-    )
-
-
-def observe_ending(arrivals: Arrivals, stack: Stack) -> Ending:
-    """What is known of the end of a label that one side of a gap bears."""
-    gap = arrivals.gap
-    upwards = arrivals.upper is None
-    candidate, bound = (arrivals.lower, gap.upper) if upwards else (arrivals.upper, gap.lower)
-    order = slice(None, None, 1 if upwards else -1)
-    steps = np.arange(1, len(gap.targets) + 1) * stack.slice_spacing
-    length = steps[-1] + stack.slice_spacing if bound is None else abs(bound - candidate.source) * stack.slice_spacing
-    area = as_array((candidate.distances > 0).sum(dim=(1, 2))) * stack.pixel**2
-    return Ending(
-        upwards=upwards,
-        steps=steps,
-        length=float(length),
-        presence=as_array(arrivals.presence)[order],
-        area=area[order],
-        depth=candidate.depth * stack.pixel,
-        log_depth=float(np.log1p(max(candidate.depth, 0.0))),
-        growth=arrivals.growth,
-    )
-
-
-def judge(arrivals: Arrivals, score: torch.Tensor) -> Found:
-    """What was found of a label, by its score (T, h, w) in its box; channels count as far as they can be trusted."""
-    rows, columns = arrivals.box
-    slices, weights = arrivals.crossing.channels[..., rows, columns], arrivals.crossing.weights
-
-    def over_channels(values: torch.Tensor) -> np.ndarray:
-        return as_array((values * weights).sum(dim=1) / weights.sum())
-
-    return Found(implied_dice(score), over_channels(sharpness(score, slices)), over_channels(contrast(score, slices)))
-
-
-def as_array(values: torch.Tensor) -> np.ndarray:
-    """`values` on the processor, float64."""
-    return values.cpu().numpy().astype(float)
-
-
-def implied_dice(score: torch.Tensor) -> np.ndarray:
-    """(T,) expected Dice of what is found, score > 0, if a score (T, h, w) is the log-odds of each pixel by itself."""
-    probability, found = torch.sigmoid(score), (score > 0).float()
-    overlap, total = ((probability * found).sum(dim=(1, 2)), (probability + found).sum(dim=(1, 2)))
-    return as_array(2 * overlap / total.clamp(min=1))
-
-
-def disagreement_between(lower: torch.Tensor, upper: torch.Tensor) -> np.ndarray:
-    """(T,) pixels that two signed distances (T, h, w) differ by, in the mean within BAND of the contour half-way.
-
-    From LEAST_DISAGREEMENT for none, so that it has a logarithm; MOST_DISAGREEMENT more where there is no contour.
-    """
-    band = (((lower + upper) / 2).abs() < BAND).float()
-    difference = (lower - upper).abs().clamp(max=MOST_DISAGREEMENT)
-    count = band.sum(dim=(1, 2))
-    mean = (band * difference).sum(dim=(1, 2)) / count.clamp(min=1)
-    return LEAST_DISAGREEMENT + as_array(torch.where(count > 0, mean, MOST_DISAGREEMENT))
 
 
 def bridge(below: np.ndarray, above: np.ndarray) -> np.ndarray:
@@ -474,7 +300,6 @@ def assess(
     evidence: Sequence[Evidence],
     label_maps: Sequence[np.ndarray],
     factors: Mapping[int, float],
-    prior: Prior = PRIOR,
 ) -> Confidence:
     """What to expect of a propagation. label_maps: its result, volumes (K, J, I); factors: see `scales`."""
     contours: dict[int, Contours] = {}
@@ -489,7 +314,7 @@ def assess(
         index = slice(seen.planes.start - stack.first, seen.planes.stop - stack.first)
         own = contours[seen.label]
         within = Contours(own.area[index], own.perimeter[index])
-        stretches.append(expect(prior, seen, within, factors.get(seen.label, 1.0)))
+        stretches.append(expect(PRIOR, seen, within, factors.get(seen.label, 1.0)))
     return Confidence(annotation, stack, stretches, layers)
 
 
@@ -562,95 +387,3 @@ class Confidence:
             "expected_surface_distance_mm": surface,
             "expected_mean_dice": None if mean is None else round(mean, 4),
         }
-
-    def uncertainty(self) -> np.ndarray:
-        """(K, J, I) float32, 0 sure to 1 a toss-up: twice the probability that a voxel's label is wrong.
-
-        Needs evidence with its distances kept.
-        """
-        wrong = np.zeros((len(self.stack.images), *self.stack.shape), np.float32)
-        for stretch in self.stretches:
-            self._doubt_contours(stretch, wrong)
-        for stretch in self.stretches:
-            if stretch.ends is None:
-                self._doubt_loss(stretch, wrong)
-            else:
-                self._doubt_end(stretch, wrong)
-        for label, voxels in self.annotation.scribbles.items():
-            self._trust_scribbles(label, voxels, wrong)
-        volume = np.zeros(self.annotation.image.shape, np.float32)
-        crop(volume, self.annotation, self.stack)[:] = np.minimum(2 * wrong, 1)
-        return volume
-
-    def _layer(self, stretch: Stretch) -> np.ndarray:
-        """(T, h, w) of the label map that holds the stretch's label."""
-        planes = stretch.evidence.planes
-        return self.layers[stretch.evidence.label][planes.start - self.stack.first : planes.stop - self.stack.first]
-
-    def _doubt_contours(self, stretch: Stretch, wrong: np.ndarray):
-        """Enter the probabilities that the true contour lies beyond a voxel: it drifts by a Laplacian distance."""
-        label, first = stretch.evidence.label, stretch.evidence.planes.start - self.stack.first
-        half = min(self.annotation.plane_spacing) / 2
-        for index, (labels, drift) in enumerate(
-            zip(self._layer(stretch), np.maximum(stretch.drift, LEAST_DRIFT * half), strict=True)
-        ):
-            found = labels == label
-            if found.any():
-                window = around(found, REACH * drift, self.annotation.plane_spacing)
-                distances = np.abs(signed_distance(found[window], self.annotation.plane_spacing))
-                doubt = 0.5 * np.exp(-distances / drift) * np.sinh(half / drift) / (half / drift)  # mean over a pixel
-                enter(doubt, label, labels[window], wrong[first + index][window])
-
-    def _doubt_loss(self, stretch: Stretch, wrong: np.ndarray):
-        """Enter a toss-up where either side brought a label of which nothing was found, though it is there."""
-        lost = np.flatnonzero(stretch.found == 0)
-        if not lost.size:
-            return
-        label, first = stretch.evidence.label, stretch.evidence.planes.start - self.stack.first
-        window, distances = self.stack.window_to_volume_grid(stretch.evidence.distances[lost], stretch.evidence.box)
-        for index, depth in zip(lost, distances, strict=True):
-            labels, doubt = self._layer(stretch)[index][window], wrong[first + index][window]
-            enter(np.where(depth > 0, 0.5, 0.0), label, labels, doubt)
-
-    def _trust_scribbles(self, label: int, voxels: np.ndarray, wrong: np.ndarray):
-        """What was scribbled (N, 3) and kept is right."""
-        places = voxels[:, stack_order(self.annotation)] - [part.start for part in self.stack.crop]
-        places = tuple(places[((0 <= places) & (places < wrong.shape)).all(axis=1)].T)
-        if label == BACKGROUND:
-            kept = np.all([layer[places] == 0 for layer in self.layers.values()], axis=0)
-        else:
-            kept = self.layers[label][places] == label
-        wrong[places] = np.where(kept, 0, wrong[places])
-
-    def _doubt_end(self, stretch: Stretch, wrong: np.ndarray):
-        """Enter the probabilities that the label has ended before a voxel where it was found, or goes on elsewhere."""
-        label, first, ending = (
-            stretch.evidence.label,
-            stretch.evidence.planes.start - self.stack.first,
-            stretch.evidence.ending,
-        )
-        window, distances = self.stack.window_to_volume_grid(stretch.evidence.distances, stretch.evidence.box)
-        thresholds = ending.by_plane(ending.depth * (1 - remaining(ending)))
-        for index, (labels, depth) in enumerate(zip(self._layer(stretch), distances, strict=True)):
-            labels, doubt = labels[window], wrong[first + index][window]
-            found = labels == label
-            depth = np.where(found, np.maximum(depth, LEAST_DEPTH), depth)
-            there = reached(depth, thresholds[index], stretch.ends)
-            ended = np.where(found, 1 - there, there)
-            enter(1 - (1 - ended) * (1 - np.where(found, doubt, 0)), label, labels, doubt)
-
-
-def reached(depth: np.ndarray, thresholds: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """(h, w) probability that a label is at a depth (h, w), mm inside the carried contour: that of ends beyond it.
-
-    thresholds: (T + 1,) mm by which the contour has moved inwards if the label ends there, the less the further it goes
-    on. ends: (T + 1,) probability of each end.
-    """
-    outlasted = np.searchsorted(thresholds[::-1], depth)  # counted from the furthest end
-    return np.concatenate([[0], np.cumsum(ends[::-1])])[outlasted]
-
-
-def enter(probability: np.ndarray, label: int, labels: np.ndarray, wrong: np.ndarray):
-    """Raise `wrong` to `probability` where `label` or nothing was found; all (h, w)."""
-    free = (labels == label) | (labels == 0)
-    wrong[free] = np.maximum(wrong, probability)[free]

@@ -96,9 +96,7 @@ def load(entry: Entry) -> TrainingVolume:
     if entry.annotations:
         if files.is_segmentation(entry.annotations):
             raise InputError(f"{entry.annotations}: a segmentation of Slicer's: export it as a label volume.")
-        label_image = files.read_labels(entry.annotations)
-        files.check_same_grid(files.Grid.of(label_image), entry.annotations, files.Grid.of(scan), entry.image)
-        labels = files.voxels(label_image)
+        labels = files.read_labels_on(files.Grid.of(scan), entry.image, entry.annotations)
         if not labels.any():
             raise InputError(f"{entry.annotations}: no labels: leave 'annotations' empty, or give another file.")
     axis = choose_axis(labels, spacing) if entry.axis is None else entry.axis

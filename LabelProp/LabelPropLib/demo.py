@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,18 @@ from LabelProp import LabelPropLogic
 
 from . import files, scene
 from .baselines import copy_nearest, fill_between_slices
+from .clock import Progress
 from .errors import InputError
 from .evaluation import Score, score_labels
-from .phantom import Phantom, make_phantom
+from .phantom import DRAWN, Phantom, make_phantom
+from .report_text import format_stages
 
-DRAWN_SLICES = 3
 STACK_AXIS = 0
 VOLUMES = ("image", "annotations", "labelprop", "truth")  # that are written, and what else is
 SEGMENTATION, PICTURE = "labelprop.seg.nrrd", "demo.png"
 
 
-def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None] | None = None):
+def run(output_folder: str | os.PathLike, progress: Progress | None = None):
     """Make the phantom, propagate three of its slices, print how that compares, write everything to `output_folder`.
 
     Writes image.nii.gz, truth.nii.gz, annotations.nii.gz (the drawn slices), labelprop.nii.gz (the result), the same as
@@ -37,20 +37,18 @@ def run(output_folder: str | os.PathLike, progress: Callable[[float, str], None]
     folder = files.writable_folder(output_folder)
     check_free(folder)
     phantom = make_phantom()
-    drawn = np.linspace(0, len(phantom.labels) - 1, DRAWN_SLICES).round().astype(int).tolist()
-    annotations = np.zeros_like(phantom.labels)
-    annotations[drawn] = phantom.labels[drawn]
+    annotations = phantom.drawn_on(DRAWN)
     print(
         f"A thigh of {len(phantom.names)} muscles, {' x '.join(map(str, phantom.image.shape[::-1]))} voxels, drawn on"
-        f" {len(drawn)} of its {len(phantom.labels)} slices."
+        f" {len(DRAWN)} of its {len(phantom.labels)} slices."
     )
 
     volume_node, segmentation_node = add_to_scene(phantom, annotations)
     try:
         report = LabelPropLogic().propagate(volume_node, segmentation_node, progress=progress)
         found = scene.labels_on_volume(segmentation_node, phantom.names, volume_node, phantom.labels.dtype)
-        print_comparison(phantom, annotations, found, drawn, report)
-        write(folder, phantom, annotations, found, drawn, segmentation_node)
+        print_comparison(phantom, annotations, found, report)
+        write(folder, phantom, annotations, found, segmentation_node)
     finally:
         slicer.mrmlScene.RemoveNode(segmentation_node)
         slicer.mrmlScene.RemoveNode(volume_node)
@@ -68,18 +66,12 @@ def check_free(folder: Path):
 
 def add_to_scene(phantom: Phantom, annotations: np.ndarray):
     """A volume node, and a segmentation node of the drawn slices; both have to be removed by the caller."""
-    volume_node = slicer.util.addVolumeFromArray(phantom.image, ijk_to_ras(phantom), "Thigh")
+    volume_node = slicer.util.addVolumeFromArray(phantom.image, phantom.ijk_to_ras, "Thigh")
     segmentation_node = scene.add_segmentation_of_labels(annotations, volume_node, "Thigh muscles", phantom.names)
     return volume_node, segmentation_node
 
 
-def ijk_to_ras(phantom: Phantom) -> np.ndarray:
-    """(4, 4): i runs to the left, j to the back and k to the head of the patient."""
-    k, j, i = phantom.spacing
-    return np.diag([-i, -j, k, 1.0])
-
-
-def print_comparison(phantom: Phantom, annotations: np.ndarray, found: np.ndarray, drawn: list[int], report: dict):
+def print_comparison(phantom: Phantom, annotations: np.ndarray, found: np.ndarray, report: dict):
     """Say how good the result is beside others, and how long it took."""
     results = {
         "copy the nearest slice": copy_nearest(annotations, STACK_AXIS),
@@ -87,14 +79,13 @@ def print_comparison(phantom: Phantom, annotations: np.ndarray, found: np.ndarra
         "LabelProp": found,
     }
     scores = {
-        method: score_labels(labels, phantom.labels, phantom.spacing, STACK_AXIS, drawn)
+        method: score_labels(labels, phantom.labels, phantom.spacing, STACK_AXIS, DRAWN)
         for method, labels in results.items()
     }
     print()
     print(format_comparison(scores, phantom.names))
     print()
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
-    print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({stages}).")
+    print(f"LabelProp took {sum(report['seconds'].values()):.1f} s ({format_stages(report['seconds'])}).")
 
 
 def format_comparison(scores: dict[str, dict[int, Score]], names: dict[int, str]) -> str:
@@ -108,9 +99,7 @@ def format_comparison(scores: dict[str, dict[int, Score]], names: dict[int, str]
     return "\n".join(lines)
 
 
-def write(
-    folder: Path, phantom: Phantom, annotations: np.ndarray, found: np.ndarray, drawn: list[int], segmentation_node
-):
+def write(folder: Path, phantom: Phantom, annotations: np.ndarray, found: np.ndarray, segmentation_node):
     """Write all files, or none, and say so: the next demo would not replace some of them. Raises OSError."""
     arrays = zip(VOLUMES, (phantom.image, annotations, found, phantom.labels), strict=True)
     volumes = {folder / f"{name}.nii.gz": array for name, array in arrays}
@@ -118,17 +107,17 @@ def write(
     pictures = [folder / PICTURE] if drawable else []
     with files.replacing([*volumes, folder / SEGMENTATION, *pictures]) as staged:
         for path, array in volumes.items():
-            files.write_volume(array, ijk_to_ras(phantom), staged[path])
+            files.write_volume(array, phantom.ijk_to_ras, staged[path])
         scene.save_segmentation(segmentation_node, staged[folder / SEGMENTATION])
         for path in (*volumes, folder / SEGMENTATION):
             files.check_whole(staged[path])
         for path in pictures:
-            draw_picture(staged[path], phantom, found, drawn)
+            draw_picture(staged[path], phantom, found)
     written = ", ".join(path.name for path in staged)
     print(f"Written to {folder}: {written}{'' if drawable else ' (and no picture: matplotlib is not installed)'}.")
 
 
-def draw_picture(path: Path, phantom: Phantom, found: np.ndarray, drawn: list[int]):
+def draw_picture(path: Path, phantom: Phantom, found: np.ndarray):
     """Draw the result; needs matplotlib."""
     from .picture import save_picture
 
@@ -138,8 +127,8 @@ def draw_picture(path: Path, phantom: Phantom, found: np.ndarray, drawn: list[in
         found,
         phantom.spacing,
         STACK_AXIS,
-        drawn,
+        DRAWN,
         truth=phantom.labels,
         names=phantom.names,
-        title=f"LabelProp: {len(drawn)} slices drawn, {len(found) - len(drawn)} found",
+        title=f"LabelProp: {len(DRAWN)} slices drawn, {len(found) - len(DRAWN)} found",
     )

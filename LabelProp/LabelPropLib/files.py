@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import math
 import os
 import re
@@ -25,6 +26,9 @@ SEGMENTATION_SUFFIX = ".seg.nrrd"
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file each, that keep the place in space and any label
 LARGEST_LABEL = 2**31 - 1  # of a segment in Slicer
 GRID_TOLERANCE = 0.1  # voxels by which two volumes on one grid may lie apart: headers are rounded
+MOST_STEPS = 0.25  # of neighbouring voxels of a label volume, see `share_of_steps`
+FEWEST_INTENSITIES = 64  # that a scan has
+MOST_DRAWN = 0.75  # of the slices from the first drawn one to the last
 NIFTI_HEADER_LENGTHS = (348, 540)
 NIFTI_FLOATS = {"16": "f4", "64": "f8"}  # data types of NIfTI that may hold NaN -> as numpy names them
 
@@ -153,6 +157,31 @@ def open_unpacked(path: Path):
     return (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb")
 
 
+def check_not_the_same(labels_path: Path, image_path: Path):
+    """Raise InputError if a scan was given as its own annotations."""
+    if labels_path.resolve() == image_path.resolve():
+        raise InputError(
+            f"{labels_path} was given as the scan and as its labels: give the scan first, then the labels."
+        )
+
+
+def check_not_swapped(labels: np.ndarray, labels_path: Path, image: np.ndarray, image_path: Path):
+    """Raise InputError if the labels are many, fill all slices and vary from voxel to voxel, and the image does not."""
+    steps = share_of_steps(labels)
+    varies = steps > MOST_STEPS and share_of_steps(image) < steps / 2
+    if varies and fills_slices(labels) and len(np.unique(labels)) > FEWEST_INTENSITIES:
+        raise InputError(
+            f"{image_path} and {labels_path} look swapped, for in the latter {steps:.0%} of neighbouring voxels differ,"
+            " as in a scan: give the scan first, then the labels."
+        )
+
+
+def fills_slices(labels: np.ndarray) -> bool:
+    """Whether along every axis several slices bear a label, and hardly any is left out from the first to the last."""
+    borne = [np.flatnonzero(labels.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return all(len(planes) > max(1, MOST_DRAWN * (planes[-1] - planes[0] + 1)) for planes in borne)
+
+
 def share_of_steps(voxels: np.ndarray) -> float:
     """Of neighbours along the last axis of (K, J, I), neither of them 0, the share that differ; 0 if there are none.
 
@@ -195,6 +224,13 @@ def check_same_grid(grid: Grid, path: Path, reference: Grid, reference_path: Pat
                 f"Voxel {corner} of {path} lies at {place_text(here)} mm, of {reference_path} at {place_text(there)} mm"
                 " (spacing, origin or direction differ): resample one to the other's grid."
             )
+
+
+def read_labels_on(grid: Grid, grid_path: Path, path: Path) -> np.ndarray:
+    """(K, J, I) of the label volume in a file, which lies on the grid of the image in another. Raises InputError."""
+    labels = read_labels(path)
+    check_same_grid(Grid.of(labels), path, grid, grid_path)
+    return voxels(labels)
 
 
 def voxels(image: sitk.Image) -> np.ndarray:
@@ -250,6 +286,11 @@ def check_whole(path: Path):
 def not_written(path: Path) -> OSError:
     """What to raise where a file was not written, or not all of it."""
     return OSError(f"{path.name} could not be written: free some space on its disk.")
+
+
+def write_json(content: dict, path: Path):
+    """Write plain values as JSON, to be read by people, too."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]):

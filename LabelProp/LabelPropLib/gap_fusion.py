@@ -11,11 +11,14 @@ import torch
 
 from . import atlases, confidence
 from .annotation import SparseAnnotation
-from .candidates import Arrivals, Chains, Crossing, Gap, LabelPlanes, arrivals, gaps, gaps_to_scribbles
+from .candidates import Arrivals, Chains, Crossing, arrivals
 from .clock import Clock
+from .evidence import Evidence, observe
 from .fusion import appearance, deep, distance, joint, majority, outlines, similarity
 from .fusion.choice import LeftOut, Rule, choose, on_plane
 from .fusion.subnets import DeepLabelFusion
+from .gaps import Gap, gaps, gaps_to_scribbles
+from .label_planes import LabelPlanes
 from .labelmaps import FusedScore, LabelMaps
 from .parallel import side_by_side
 from .preprocessing import Stack
@@ -64,7 +67,7 @@ class Fusion:
     scores: list[FusedScore]
     maps: LabelMaps
     sides: Mapping[str, LabelMaps]
-    evidence: list[confidence.Evidence]
+    evidence: list[Evidence]
     image_weights: torch.Tensor
 
 
@@ -133,7 +136,7 @@ def seen_drifts(scan: Scan, result: LeftOut) -> list[confidence.SeenDrift]:
     """How far a label's contour was off on the hidden slices."""
     drifts = []
     for label, score in result.found:
-        observed = confidence.observe(label, scan.stack, score)
+        observed = observe(label, scan.stack, score)
         drifts += confidence.seen_drift(*hidden_and_drawn(scan, label, score), observed, scan.stack.pixel)
     return drifts
 
@@ -189,7 +192,7 @@ def fuse_gaps(
     maps = LabelMaps(annotation, stack)
     sides = {name: LabelMaps(annotation, stack) for name in ("up", "down") if settings.directions}
     fused: list[FusedScore] = []
-    evidence: list[confidence.Evidence] = []
+    evidence: list[Evidence] = []
     labels_of = gaps(annotation, stack, settings.extrapolate)
     with clock.stage("Fusing"):
         for number, (gap, labels) in enumerate(labels_of.items()):
@@ -197,7 +200,7 @@ def fuse_gaps(
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
             arrived = arrive(labels, crossing, scan.planes)
             found = with_priors(arrived, scores(arrived, rules, networks, scan.overlapping), priors, scan.planes)
-            evidence += observe(arrived, found, stack, settings.uncertainty)
+            evidence += observe_all(arrived, found, stack, settings.uncertainty)
             for own, score in zip(arrived, found, strict=True):
                 fused.append(FusedScore(own.label, gap.targets, own.box, score, own.votes))
             enter_sides(arrived, sides)
@@ -206,7 +209,7 @@ def fuse_gaps(
         for own, score in led_to_scribbles(scan, maps):
             fused.append(score)
             if not settings.extrapolate:  # else these planes have been observed
-                evidence.append(confidence.observe(own, stack, score.values, settings.uncertainty))
+                evidence.append(observe(own, stack, score.values, settings.uncertainty))
     image_weights = scan.chains.weights[[stack.order.index(image) for image in range(len(stack.order))]]
     return Fusion(rules, factors, priors, fused, maps, sides, evidence, image_weights)
 
@@ -221,12 +224,12 @@ def with_priors(
     ]
 
 
-def observe(
+def observe_all(
     arrived: Sequence[Arrivals], scores: Sequence[torch.Tensor], stack: Stack, keep_distances: bool
-) -> list[confidence.Evidence]:
+) -> list[Evidence]:
     """What tells how well each label of a gap was found."""
     return side_by_side(
-        lambda scored: confidence.observe(scored[0], stack, scored[1], keep_distances),
+        lambda scored: observe(scored[0], stack, scored[1], keep_distances),
         list(zip(arrived, scores, strict=True)),
         stack.images.device,
     )

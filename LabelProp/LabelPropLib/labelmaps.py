@@ -11,7 +11,7 @@ import torch
 
 from . import boxes
 from .annotation import BACKGROUND, SparseAnnotation, exclude
-from .candidates import DISTANCE_LIMIT
+from .label_planes import DISTANCE_LIMIT
 from .preprocessing import Stack
 
 Box = tuple[slice, slice, slice]  # planes, rows, columns of the volume

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from .annotation import SparseAnnotation
-from .candidates import gaps_to_scribbles, shared_gaps
 from .clock import portion
+from .gaps import gaps_to_scribbles, shared_gaps
 from .preprocessing import Stack, crop_box
 from .provenance import identify_weights
 from .registration import instance

@@ -77,6 +77,7 @@ CROSS_SECTIONS = {
 
 SPACING = (4.0, 1.0, 1.0)  # mm along (k, j, i), as muscle is scanned
 SHAPE = (48, 192, 192)
+DRAWN = [0, 24, 47]  # the first, the middle and the last slice, on which it is given
 SUBSLICES = 3  # samples across a slice's thickness: a 4 mm slice blurs what runs obliquely through it
 REACH = 1.42  # a point outside every ellipse by more than this factor is in no muscle
 THINNEST_GAP = 0.4  # mm between two muscles where there is no fat to see: their fasciae, which no muscle owns
@@ -97,6 +98,18 @@ class Phantom:
     labels: np.ndarray
     spacing: tuple[float, float, float]
     names: dict[int, str]
+
+    @property
+    def ijk_to_ras(self) -> np.ndarray:
+        """(4, 4) from voxel indices to mm: i runs to the left, j to the back and k to the head of the patient."""
+        k, j, i = self.spacing
+        return np.diag([-i, -j, k, 1.0])
+
+    def drawn_on(self, slices: list[int]) -> np.ndarray:
+        """(K, J, I) the labels on these slices alone."""
+        drawn = np.zeros_like(self.labels)
+        drawn[slices] = self.labels[slices]
+        return drawn
 
 
 def make_phantom(seed: int = 0) -> Phantom:

@@ -22,7 +22,6 @@ from scipy import ndimage
 
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .evaluation import dice
-from .propagation import Propagation
 
 PAPER, INK, QUIET = "#0e1116", "#f2f4f8", "#9aa4b2"
 DRAWN, TRUTH = "#ffd166", "#ffffff"
@@ -37,7 +36,7 @@ Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Stack:
+class View:
     """What all panels share: image (K, J, I), spacing (mm), array axis of the stack, grey window, colour per label."""
 
     image: np.ndarray
@@ -67,7 +66,7 @@ def save_picture(
     labels = np.unique(found) if truth is None else np.union1d(found, truth)
     colours = {int(label): colour(n) for n, label in enumerate(labels[labels > 0])}
     low, high = np.percentile(image, (1, 99.5))
-    stack = Stack(image, spacing, axis, (float(low), float(high)), colours)
+    view = View(image, spacing, axis, (float(low), float(high)), colours)
 
     figure = Figure(figsize=(3.2 * (COLUMNS + SIDE), 3.2 * ROWS + 1.55), facecolor=PAPER, dpi=110)
     inch = 1 / figure.get_figheight()
@@ -85,41 +84,44 @@ def save_picture(
         hspace=0.04,
     )
     before, after = (figure.add_subplot(cell) for cell in sides)
-    draw_side(before, stack, only_planes(found, axis, drawn), found)
+    draw_side(before, view, only_planes(found, axis, drawn), found)
     before.set_title(f"{len(drawn)} of {found.shape[axis]} slices drawn", color=DRAWN, fontsize=12)
-    draw_side(after, stack, found, found)
+    draw_side(after, view, found, found)
     after.set_title("the volume found", color=INK, fontsize=12)
     box = box_in_plane(found, spacing, axis)
     for cell, index in zip(slices, choose_slices(found, axis, drawn, ROWS * COLUMNS)):
         panel = figure.add_subplot(cell)
         compared = None if index in drawn else truth
-        draw_slice(panel, stack, index, box, found, compared)
+        draw_slice(panel, view, index, box, found, compared)
         annotate_slice(panel, f"{AXIS_NAMES[axis]} = {index}", index in drawn, slice_dice(found, compared, axis, index))
     figure.text(0.014, 1 - 0.32 * inch, title, color=INK, fontsize=16, weight="bold", va="center")
     draw_legends(figure, colours, names or {}, truth is not None)
     figure.savefig(path, facecolor=PAPER)
 
 
-def save_doubtful_slice(path: str | os.PathLike, annotation: SparseAnnotation, propagation: Propagation):
+def save_doubtful_slice(
+    path: str | os.PathLike, annotation: SparseAnnotation, label_maps: Sequence[np.ndarray], report: Mapping
+):
     """Write a small square picture (.png) of the slice that needs a look most, with the outlines found on it.
 
     On it the Dice that is expected there, the mean and that of the labels for which it is least.
+    label_maps, report: of a propagation, see `Propagation`; the report may name the labels.
     """
-    found = np.max(propagation.label_maps, axis=0)
-    index = most_doubtful_slice(propagation.report, found, annotation.axis, annotation.planes)
-    expected = expected_on_slices(propagation.report).get(index, {})
+    found = np.max(label_maps, axis=0)
+    index = most_doubtful_slice(report, found, annotation.axis, annotation.planes)
+    expected = expected_on_slices(report).get(index, {})
     colours = {label: colour(n) for n, label in enumerate(annotation.labels)}
     box = box_in_plane(found, annotation.spacing, annotation.axis)
     plane = np.take(annotation.image, index, annotation.axis)[box]
     low, high = np.percentile(plane, (1, 99.5))
-    stack = Stack(annotation.image, annotation.spacing, annotation.axis, (float(low), float(high)), colours)
+    view = View(annotation.image, annotation.spacing, annotation.axis, (float(low), float(high)), colours)
     figure = Figure(figsize=(2.56, 2.56), facecolor=PAPER, dpi=100)
     bottom = EXPECTED if expected else 0.0
     panel = figure.add_axes((0, bottom, 1, 1 - bottom))
-    for label_map in propagation.label_maps:
-        draw_slice(panel, stack, index, box, label_map, None)
+    for label_map in label_maps:
+        draw_slice(panel, view, index, box, label_map, None)
     annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", index in annotation.planes, None)
-    draw_expected(figure, colours, propagation.report.get("segments", {}), expected)
+    draw_expected(figure, colours, report.get("segments", {}), expected)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that the font lacks
         figure.savefig(path, facecolor=PAPER)
@@ -183,39 +185,39 @@ def box_in_plane(found: np.ndarray, spacing: tuple[float, float, float], axis: i
     )
 
 
-def draw_side(panel: Axes, stack: Stack, labels: np.ndarray, found: np.ndarray):
+def draw_side(panel: Axes, view: View, labels: np.ndarray, found: np.ndarray):
     """The stack from the side with `labels` filled in, where `found` bears most."""
-    across = 1 if stack.axis == 0 else 0
+    across = 1 if view.axis == 0 else 0
     others = tuple(other for other in range(3) if other != across)
     index = int((found != 0).sum(axis=others).argmax())
-    background = show_plane(panel, stack, np.take(stack.image, index, across), across)
+    background = show_plane(panel, view, np.take(view.image, index, across), across)
     plane = np.take(labels, index, across)
     overlay = np.zeros((*plane.shape, 4))
-    for label, rgb in stack.colours.items():
+    for label, rgb in view.colours.items():
         overlay[plane == label] = (*rgb, 0.7)
     panel.imshow(overlay, extent=background.get_extent(), origin=background.origin, interpolation="nearest")
 
 
 def draw_slice(
-    panel: Axes, stack: Stack, index: int, box: tuple[slice, ...], found: np.ndarray, truth: np.ndarray | None
+    panel: Axes, view: View, index: int, box: tuple[slice, ...], found: np.ndarray, truth: np.ndarray | None
 ):
     """A slice with the outlines of its labels, and those of the truth beneath them, seen where the two differ."""
-    show_plane(panel, stack, np.take(stack.image, index, stack.axis)[box], stack.axis)
-    plane_spacing = np.delete(stack.spacing, stack.axis)
+    show_plane(panel, view, np.take(view.image, index, view.axis)[box], view.axis)
+    plane_spacing = np.delete(view.spacing, view.axis)
     if truth is not None:
-        plane = np.take(truth, index, stack.axis)[box]
-        for label in stack.colours:
+        plane = np.take(truth, index, view.axis)[box]
+        for label in view.colours:
             draw_outline(panel, plane == label, plane_spacing, TRUTH, 1.1)
-    plane = np.take(found, index, stack.axis)[box]
-    for label, rgb in stack.colours.items():
+    plane = np.take(found, index, view.axis)[box]
+    for label, rgb in view.colours.items():
         draw_outline(panel, plane == label, plane_spacing, rgb, 1.8)
 
 
-def show_plane(panel: Axes, stack: Stack, plane: np.ndarray, across: int):
+def show_plane(panel: Axes, view: View, plane: np.ndarray, across: int):
     """A grey plane across an array axis, in mm; in an unrotated scan superior is up, on axial planes anterior."""
-    height, width = plane.shape * np.delete(stack.spacing, across)
+    height, width = plane.shape * np.delete(view.spacing, across)
     panel.set_axis_off()
-    low, high = stack.window
+    low, high = view.window
     upwards = across != 0
     return panel.imshow(
         plane,

@@ -10,11 +10,12 @@ import torch
 
 from . import atlases, checkpoint, confidence, planner, scribbles, suggestion
 from .annotation import AXIS_NAMES, SparseAnnotation
-from .candidates import Chains, LabelPlanes, far_ends
+from .candidates import Chains
 from .clock import Clock, Progress
 from .errors import InputError
 from .fusion import deep
 from .gap_fusion import DEEP, REGISTRATION_SHARE, Fusion, Scan, fuse_gaps
+from .label_planes import LabelPlanes, far_ends
 from .labelmaps import LabelMaps
 from .machine import is_out_of_memory, peak_memory_gb, thread_count
 from .memory import Memory, Update
@@ -28,6 +29,7 @@ from .registration.fields import resize
 from .registration.network import RegistrationNetwork
 from .registration_weights import load_network
 from .settings import Settings
+from .uncertainty import uncertainty_map
 
 LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 
@@ -111,7 +113,7 @@ def compute(
     return Propagation(
         label_maps=label_maps,
         directions={name: side.volumes() for name, side in sides.items()},
-        uncertainty=expected.uncertainty() if settings.uncertainty else None,
+        uncertainty=uncertainty_map(expected) if settings.uncertainty else None,
         report={
             **report_of_input(annotation, settings, device),
             "volume_ml": volume_ml(annotation, label_maps),

@@ -32,8 +32,8 @@ from scipy import ndimage, spatial
 
 from . import boxes
 from .annotation import BACKGROUND, SparseAnnotation, exclude, stack_order
-from .candidates import DISTANCE_LIMIT, SURROUND, computed_once
 from .confidence import bridge
+from .label_planes import DISTANCE_LIMIT, SURROUND, computed_once
 from .labelmaps import Box, FusedScore
 from .preprocessing import Stack
 from .presence import INTENSITY_BINS, INTENSITY_RANGE
@@ -55,7 +55,7 @@ NOT_SCRIBBLED = -1
 
 
 @dataclass(frozen=True)
-class Prior:
+class Coefficients:
     """Coefficients of the log-odds that a voxel is wrong as the stroke is."""
 
     constant: float
@@ -73,9 +73,9 @@ class Prior:
     sharpness: float
 
 
-TERMS = tuple(field.name for field in fields(Prior) if field.name != "constant")  # in the columns of `terms`
+TERMS = tuple(field.name for field in fields(Coefficients) if field.name != "constant")  # in the columns of `terms`
 
-PRIOR = Prior(
+COEFFICIENTS = Coefficients(
     constant=-0.850,
     depth=-1.153,
     stroke_depth=0.377,
@@ -96,8 +96,8 @@ PRIOR = Prior(
 class Surroundings:
     """The voxels around one stroke that do not bear its label, and what tells whether they should.
 
-    voxels: (N, 3) indices in the window. terms: (N, 12), those of the log-odds, as in `Prior`. gaining: volume of the
-    stroke's label as it was drawn, voxels. losing: (N,) that of the label that was found, as it was drawn, and
+    voxels: (N, 3) indices in the window. terms: (N, 12), those of the log-odds, as in `Coefficients`. gaining: volume
+    of the stroke's label as it was drawn, voxels. losing: (N,) that of the label that was found, as it was drawn, and
     losing_found: as it was found. What was drawn of background is infinite. label_count: of the scan.
     """
 
@@ -110,7 +110,7 @@ class Surroundings:
 
     def log_odds(self) -> np.ndarray:
         """(N,) that a voxel is wrong, too."""
-        return PRIOR.constant + self.terms @ np.array([getattr(PRIOR, name) for name in TERMS])
+        return COEFFICIENTS.constant + self.terms @ np.array([getattr(COEFFICIENTS, name) for name in TERMS])
 
 
 def around_strokes(standing: Standing, strokes: np.ndarray, window: Window) -> Iterator[Surroundings]:

@@ -22,15 +22,16 @@ import torch.distributed
 
 from . import checkpoint, dataset, files
 from .annotation import SparseAnnotation
-from .candidates import LabelPlanes, far_ends
+from .clock import Progress
 from .dataset import Entry
 from .errors import InputError
+from .label_planes import LabelPlanes, far_ends
 from .machine import thread_count
 from .parallel import threads
 from .planner import EFFORTS, choose_device
 from .preprocessing import prepare
 from .provenance import identify
-from .registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, weights
+from .registration.pretraining import Pretraining, PretrainingPlan, Sampling, TrainingVolume, weights
 from .registration.training import FROM_SCRATCH, course_for, fit
 from .registration_weights import KIND, load_network, save_network
 from .settings import NAMED_CHECKPOINTS, Settings, weights_of
@@ -42,7 +43,6 @@ LOG_COLUMNS = ("step", "training_loss", "validation_loss")
 STATE_VERSION = 3
 
 Row = Mapping[str, float]
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def train(annotation: SparseAnnotation, run: RunFiles, settings: Settings, licen
 def pretrain(
     entries: Sequence[Entry],
     run: RunFiles,
-    plan: Plan,
+    plan: PretrainingPlan,
     progress: Progress,
     start: str = checkpoint.AUTO,
     device: str = "auto",
@@ -173,7 +173,7 @@ def origin_of(start: str) -> str | dict[str, str]:
     return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def describe(entries: Sequence[Entry], plan: Plan, sampling: Sampling, start: str) -> dict[str, Any]:
+def describe(entries: Sequence[Entry], plan: PretrainingPlan, sampling: Sampling, start: str) -> dict[str, Any]:
     """What makes a training this one and no other, as plain values: a state of another one is not gone on with."""
     rows = [[str(e.image), str(e.annotations), str(e.axis)] for e in entries]
     paths = [path for entry in entries for path in (entry.image, entry.annotations) if path is not None]

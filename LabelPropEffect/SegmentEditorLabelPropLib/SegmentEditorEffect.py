@@ -17,14 +17,14 @@ from SegmentEditorEffects.AbstractScriptedSegmentEditorAutoCompleteEffect import
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
-from LabelProp import LabelPropLogic, formatSeconds, installPyTorchIfMissing
+from LabelProp import LabelPropLogic, formatProgress, installPyTorchIfMissing
 from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES, annotate_from_label_volume
 from LabelPropLib.errors import InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.process import BackgroundPropagation
-from LabelPropLib.protection import masks_to_write
-from LabelPropLib.slices import expected_quality, mark_propagated, notice_corrections, survey
+from LabelPropLib.scene.protection import masks_to_write
+from LabelPropLib.scene.slices import expected_quality, mark_propagated, notice_corrections, survey
 
 from .SettingsPanel import SettingsPanel
 from .SlicesPanel import SlicesPanel
@@ -392,7 +392,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def _onProgress(self, fraction, stage, secondsLeft):
         self.progressBar.value = int(100 * fraction)
-        self.progressBar.setFormat(stage if secondsLeft is None else f"{stage} · {formatSeconds(secondsLeft)}")
+        self.progressBar.setFormat(formatProgress(stage, secondsLeft))
 
     def _onDone(self, propagation):
         collected, self._running = self._running, None
@@ -406,8 +406,9 @@ Editable area, editable intensity range, and the segments that may be overwritte
         try:
             self._showPreview(collected, propagation)
             self._previewed = collected
-            self._say("\n".join([*collected.messages, *propagation.report["messages"]]))
-            self.slicesPanel.showQuality(expected_quality(collected, propagation.report))
+            report = collected.report(propagation)
+            self._say("\n".join(report["messages"]))
+            self.slicesPanel.showQuality(expected_quality(collected, report))
         except Exception as error:
             self._fail(explained(error))
             raise

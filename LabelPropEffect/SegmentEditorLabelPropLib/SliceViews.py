@@ -9,7 +9,7 @@ ALIGNED = 0.75  # cosine of the angle within which a view looks along an axis
 
 
 def planeTitles():
-    """What slices are called by their orientation, see `LabelPropLib.slices.anatomical_plane`."""
+    """What slices are called by their orientation, see `LabelPropLib.scene.slices.anatomical_plane`."""
     return {"axial": _("Axial"), "coronal": _("Coronal"), "sagittal": _("Sagittal")}
 
 

@@ -13,7 +13,7 @@ from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES
 from LabelPropLib.errors import InputError
 from LabelPropLib.roles import PROPAGATED_TAG
-from LabelPropLib.slices import (
+from LabelPropLib.scene.slices import (
     anatomical_plane,
     background_segments,
     set_background,
@@ -56,6 +56,12 @@ class SlicesPanel(VTKObservationMixin):
 
     def addRows(self):
         """Make the widgets."""
+        self._addStrip()
+        self._addQuality()
+        self._addRoles()
+
+    def _addStrip(self):
+        """What is annotated: in words, and as a strip to click on."""
         self.statusLabel = qt.QLabel()
         self.statusLabel.objectName = "SegmentEditorLabelPropStatus"
         self.statusLabel.setWordWrap(True)
@@ -70,6 +76,8 @@ class SlicesPanel(VTKObservationMixin):
             stripRow.addWidget(widget)
         self.scriptedEffect.addOptionsWidget(stripRow)
 
+    def _addQuality(self):
+        """How good the result should be, and the way to the slice to draw next."""
         self.qualityLabel = qt.QLabel()
         self.qualityLabel.objectName = "SegmentEditorLabelPropQuality"
         self.qualityLabel.setToolTip(
@@ -86,6 +94,8 @@ class SlicesPanel(VTKObservationMixin):
         qualityRow.addWidget(self.suggestedButton)
         self.scriptedEffect.addOptionsWidget(qualityRow)
 
+    def _addRoles(self):
+        """What the selected segment is on the current slice."""
         self.roleLabel = qt.QLabel()
         self.roleLabel.objectName = "SegmentEditorLabelPropRole"
         policy = qt.QSizePolicy()
@@ -186,7 +196,7 @@ class SlicesPanel(VTKObservationMixin):
         """
         Show what is expected of the result, as long as the present volume and segmentation are chosen.
 
-        :param quality: LabelPropLib.slices.ExpectedQuality, None to show nothing any more.
+        :param quality: LabelPropLib.scene.slices.ExpectedQuality, None to show nothing any more.
         """
         self.forgetQuality()
         if quality is not None:

@@ -13,11 +13,10 @@ what was computed is kept in a folder.
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import add_bench_option, open_bench  # noqa: E402
+from csv_files import write_csv  # noqa: E402
 from scans import Scan, read_scan, spread_slices  # noqa: E402
 
 from LabelPropLib.confidence import measure  # noqa: E402
@@ -82,7 +82,7 @@ def main():
     text = format_table(steps, arguments.preset) + "\n"
     print(text)
     (arguments.results / "annotator.md").write_text(text, encoding="utf-8")
-    write_csv(steps, arguments.results / "annotator.csv")
+    write_csv(steps, arguments.results / "annotator.csv", ".4f")
     plot(steps, arguments.results / "annotator.png")
 
 
@@ -213,16 +213,6 @@ def format_means(steps: Sequence[Step]) -> list[str]:
     needed = length_to_reach(curves[BISECTED][1][-1], *curves[SUGGESTED])
     said = f"with {100 * needed:.0f} % of its length" if np.isfinite(needed) else "not"
     return [*lines, "", f"What the largest gap reaches with {STEPS} slices, the suggested slices reach {said}."]
-
-
-def write_csv(steps: Sequence[Step], path: Path):
-    """A line for each step."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([field.name for field in fields(Step)])
-        for step in steps:
-            values = (getattr(step, field.name) for field in fields(Step))
-            writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in values])
 
 
 def plot(steps: Sequence[Step], path: Path):

@@ -31,7 +31,7 @@ from LabelPropLib.phantom import make_phantom  # noqa: E402
 
 COMMAND_LINE = REPOSITORY / "LabelProp" / "LabelPropLib" / "cli.py"
 OPTIONS = ("--preset", "fast")
-DRAWN = (0, 12, 24, 36, 47)
+DRAWN = [0, 12, 24, 36, 47]
 
 
 def main():
@@ -91,11 +91,8 @@ def make_table(folder: Path, names: list[str]):
         writer.writerow(("name", "image", "annotations"))
         for seed, name in enumerate(names):
             phantom = make_phantom(seed)
-            drawn = np.zeros_like(phantom.labels)
-            drawn[list(DRAWN)] = phantom.labels[list(DRAWN)]
-            for part, array in (("image", phantom.image), ("annotations", drawn)):
-                ijk_to_ras = np.diag([*phantom.spacing[::-1], 1])
-                files.write_volume(array, ijk_to_ras, folder / f"{name}-{part}.nii.gz")
+            for part, array in (("image", phantom.image), ("annotations", phantom.drawn_on(DRAWN))):
+                files.write_volume(array, phantom.ijk_to_ras, folder / f"{name}-{part}.nii.gz")
             writer.writerow((name, f"{name}-image.nii.gz", f"{name}-annotations.nii.gz"))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import Bench, Case, add_bench_option, open_bench  # noqa: E402
+from csv_files import write_csv  # noqa: E402
 from methods import Cost, Method, parse_method, run_here, run_process  # noqa: E402
 from tables import (  # noqa: E402
     Row,
@@ -26,7 +27,6 @@ from tables import (  # noqa: E402
     format_summary,
     format_table,
     plot_slices,
-    write_csv,
 )
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -54,12 +54,12 @@ def main():
         text = "\n\n".join(parts) + "\n"
         print(text)
         (results / "benchmark.md").write_text(text, encoding="utf-8")
-        write_csv(rows, results / "benchmark.csv")
+        write_csv(rows, results / "benchmark.csv", ".5g")
         if arguments.plot:
             cases = [bench.make_case(entry, count, folder) for entry in entries for count in PLOTTED_SLICE_COUNTS]
             cases = [case for case in cases if case.annotated_share <= 0.5]
             rows = list(measure(bench, cases, methods, run))
-            write_csv(rows, results / "slices.csv")
+            write_csv(rows, results / "slices.csv", ".5g")
             plot_slices(rows, methods, results / "slices.png")
 
 

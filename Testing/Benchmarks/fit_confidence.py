@@ -12,7 +12,6 @@ replaced. With --cache what was propagated is kept in a folder, and taken from t
 """
 
 import argparse
-import csv
 import pickle
 import re
 import sys
@@ -29,11 +28,14 @@ from scipy import optimize, special, stats
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import add_bench_option, open_bench  # noqa: E402
+from csv_files import write_csv  # noqa: E402
 from scans import Scan, read_scan, spread_slices  # noqa: E402
 
 from LabelPropLib import confidence, evaluation, pipeline  # noqa: E402
-from LabelPropLib.confidence import Contours, Evidence, Prior, SeenDrift  # noqa: E402
+from LabelPropLib.confidence import Contours, Prior, SeenDrift  # noqa: E402
+from LabelPropLib.evidence import Evidence  # noqa: E402
 from LabelPropLib.settings import PRESETS, Settings  # noqa: E402
+from LabelPropLib.surroundings import Coefficients  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SLICE_COUNT = 5  # of the cases that are reported
@@ -142,16 +144,16 @@ def main():
     scans = [read_scan(entry, bench.folder.parent / "data") for entry in (*entries, *MORE_SCANS)]
     runs = list(collect(scans, arguments.preset, arguments.cache))
     prior = fit(runs)
-    print(format_prior(prior))
+    print(format_fitted(prior))
     if arguments.write:
-        write_prior(prior, Path(confidence.__file__))
+        write_fitted(prior, Path(confidence.__file__))
     pairs = list(compare([run for run in runs if run.volume in reported], runs, prior))
     voxels = measure_voxels([scan for scan in scans if scan.name in reported], arguments.preset, prior)
     arguments.results.mkdir(parents=True, exist_ok=True)
     text = format_summary(pairs, voxels, arguments.preset) + "\n"
     print(text)
     (arguments.results / "confidence.md").write_text(text, encoding="utf-8")
-    write_csv(pairs, arguments.results / "confidence.csv")
+    write_csv(pairs, arguments.results / "confidence.csv", ".4f")
     plot(pairs, voxels, arguments.results / "confidence.png")
 
 
@@ -364,26 +366,28 @@ def fit_blend(runs: Sequence[Run], prior: Prior) -> Prior:
     return replace(prior, dice_of_one=tuple(coefficients))
 
 
-def format_prior(prior: Prior) -> str:
-    """As Python."""
+def format_fitted(fitted: Prior | Coefficients) -> str:
+    """As Python: the constant in the module, named as its class in capitals."""
 
     def number(value: float) -> str:
         return f"{value:.3f}"
 
     lines = []
-    for field in fields(prior):
-        value = getattr(prior, field.name)
+    for field in fields(fitted):
+        value = getattr(fitted, field.name)
         text = f"({', '.join(map(number, value))})" if isinstance(value, tuple) else number(value)
         lines.append(f"    {field.name}={text},")
-    return "\n".join(["PRIOR = Prior(", *lines, ")"])
+    name = type(fitted).__name__
+    return "\n".join([f"{name.upper()} = {name}(", *lines, ")"])
 
 
-def write_prior(prior: Prior, path: Path):
-    """Replace PRIOR in the module."""
-    text = path.read_text(encoding="utf-8")
-    changed, count = re.subn(r"^PRIOR = Prior\(.*?^\)", format_prior(prior), text, flags=re.DOTALL | re.MULTILINE)
+def write_fitted(fitted: Prior | Coefficients, path: Path):
+    """Replace what was fitted before in the module."""
+    text, new = path.read_text(encoding="utf-8"), format_fitted(fitted)
+    head = new.partition("\n")[0]
+    changed, count = re.subn(rf"^{re.escape(head)}.*?^\)", new, text, flags=re.DOTALL | re.MULTILINE)
     if count != 1:
-        raise SystemExit(f"{path}: PRIOR = Prior(...) is not there once but {count} times.")
+        raise SystemExit(f"{path}: {head}...) is not there once but {count} times.")
     path.write_text(changed, encoding="utf-8")
 
 
@@ -497,16 +501,6 @@ def case_means(pairs: Sequence[Pair]) -> dict[str, tuple[float, float, float]]:
         )
         for case in cases
     }
-
-
-def write_csv(pairs: Sequence[Pair], path: Path):
-    """A line for each pair."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([field.name for field in fields(Pair)])
-        for pair in pairs:
-            values = (getattr(pair, field.name) for field in fields(Pair))
-            writer.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in values])
 
 
 def plot(pairs: Sequence[Pair], voxels: np.ndarray, path: Path):

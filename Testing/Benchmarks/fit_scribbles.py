@@ -4,7 +4,7 @@
     python Testing/Benchmarks/fit_scribbles.py [--write] [--without-graph-cut]
 
 Propagates the benchmark's volumes, and others that lie in the folder `data` beside it, from 3 and 5 slices; draws
-strokes through the largest wrong regions, as scribbles.py does; and fits the coefficients `PRIOR` of
+strokes through the largest wrong regions, as scribbles.py does; and fits the coefficients `COEFFICIENTS` of
 LabelPropLib/surroundings.py to what is truly wrong around them. Then the strokes are drawn with coefficients
 fitted without any scan of that kind. Writes results/scribbles_held_out.md beside this file. With --write the
 coefficients in surroundings.py are replaced.
@@ -22,12 +22,12 @@ from scipy import optimize, special
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import add_bench_option, open_bench  # noqa: E402
-from fit_confidence import ALSO_ELSEWHERE, ANATOMIES, MORE_SCANS, format_prior, standing_in, write_prior  # noqa: E402
+from fit_confidence import ALSO_ELSEWHERE, ANATOMIES, MORE_SCANS, format_fitted, standing_in, write_fitted  # noqa: E402
 from scans import read_scan, spread_slices  # noqa: E402
 from scribbles import KINDS, RESULTS, SLICE_COUNTS, StrokedScan, add_comparison_option, table  # noqa: E402
 
 from LabelPropLib import scribbles, surroundings  # noqa: E402
-from LabelPropLib.surroundings import Prior  # noqa: E402
+from LabelPropLib.surroundings import Coefficients  # noqa: E402
 
 REGIONS = 8  # of a scan, to be fitted to
 HEAD = (
@@ -52,14 +52,14 @@ def main():
     bench = open_bench(arguments.bench)
     scans = list(propagate((*bench.entries(None), *MORE_SCANS), bench.folder.parent / "data"))
     samples = [sample for scan in scans for sample in collect(scan)]
-    prior = fit(samples)
-    print(format_prior(prior))
+    fitted = fit(samples)
+    print(format_fitted(fitted))
     if arguments.write:
-        write_prior(prior, Path(surroundings.__file__))
+        write_fitted(fitted, Path(surroundings.__file__))
     results = []
     for left_out in dict.fromkeys(anatomy(scan) for scan in scans):
         held_out = fit([sample for sample in samples if sample.anatomy != left_out])
-        with standing_in(surroundings, "PRIOR", held_out):
+        with standing_in(surroundings, "COEFFICIENTS", held_out):
             of_anatomy = [scan for scan in scans if anatomy(scan) == left_out]
             results += [result for scan in of_anatomy for result in scan.measure(arguments.without_graph_cut)]
     text = f"{HEAD}\n\n{table(results)}"
@@ -109,7 +109,7 @@ def collect(scan: StrokedScan) -> list[Sample]:
     return samples
 
 
-def fit(samples: Sequence[Sample]) -> Prior:
+def fit(samples: Sequence[Sample]) -> Coefficients:
     """Logistic regression; a stroke counts as much as another, however much is wrong around it."""
     terms = np.concatenate([sample.terms for sample in samples])
     wrong = np.concatenate([sample.wrong for sample in samples])
@@ -122,7 +122,7 @@ def fit(samples: Sequence[Sample]) -> Prior:
         return float(weights @ (np.logaddexp(0, log_odds) - wrong * log_odds)), np.r_[residual.sum(), residual @ terms]
 
     found = optimize.minimize(loss, np.zeros(terms.shape[1] + 1), jac=True, method="L-BFGS-B", tol=1e-9)
-    return Prior(*found.x.tolist())
+    return Coefficients(*found.x.tolist())
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ results/fusion.csv beside this file. Seconds and memory are those of choosing an
 """
 
 import argparse
-import csv
 import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
@@ -23,22 +22,17 @@ import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 import torch  # noqa: E402
 from bench import Case, add_bench_option, open_bench  # noqa: E402
+from csv_files import write_csv  # noqa: E402
 from tables import describe_machine  # noqa: E402
 
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume  # noqa: E402
-from LabelPropLib.candidates import (  # noqa: E402
-    DISTANCE_LIMIT,
-    Arrivals,
-    Atlas,
-    Chains,
-    LabelPlanes,
-    arrivals,
-    gaps,
-)
+from LabelPropLib.candidates import Arrivals, Atlas, Chains, arrivals  # noqa: E402
 from LabelPropLib.clock import Clock  # noqa: E402
 from LabelPropLib.evaluation import score_labels  # noqa: E402
 from LabelPropLib.fusion import deep  # noqa: E402
 from LabelPropLib.gap_fusion import Scan, fuse_gaps  # noqa: E402
+from LabelPropLib.gaps import gaps  # noqa: E402
+from LabelPropLib.label_planes import DISTANCE_LIMIT, LabelPlanes  # noqa: E402
 from LabelPropLib.labelmaps import FusedScore, LabelMaps  # noqa: E402
 from LabelPropLib.memory import Memory  # noqa: E402
 from LabelPropLib.pipeline import propagate  # noqa: E402
@@ -126,7 +120,7 @@ def main():
     print(text)
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "fusion.md").write_text(text, encoding="utf-8")
-    write_csv(rows, arguments.results / "fusion.csv")
+    write_csv(rows, arguments.results / "fusion.csv", ".5g")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -308,15 +302,6 @@ def table_head(titles: list[str]) -> list[str]:
 def table_line(cells: list[str]) -> str:
     """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
-
-
-def write_csv(rows: list[Row], path: Path):
-    """A line for each row."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from the stroke that changed; Dice: change of the mean over the labels.
 """
 
 import argparse
-import csv
 import dataclasses
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from scipy.spatial import cKDTree
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
 from bench import Case, add_bench_option, open_bench  # noqa: E402
+from csv_files import write_csv  # noqa: E402
 
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume, stack_order  # noqa: E402
 from LabelPropLib.memory import Memory  # noqa: E402
@@ -88,10 +88,7 @@ def main():
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "scribbles.md").write_text(text, encoding="utf-8")
-    with (RESULTS / "scribbles.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(field.name for field in dataclasses.fields(Result))
-        writer.writerows(dataclasses.astuple(result) for result in results)
+    write_csv(results, RESULTS / "scribbles.csv")
 
 
 def add_comparison_option(parser: argparse.ArgumentParser):

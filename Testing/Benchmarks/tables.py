@@ -1,9 +1,7 @@
 """What the benchmark shows: a table, a summary, a plot, and the machine it ran on."""
 
-import csv
 import os
 import platform
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -50,17 +48,6 @@ class Row:
     def slice_count(self) -> int:
         """How many slices were annotated."""
         return int(self.case.rpartition("-k")[2])
-
-
-def write_csv(rows: Iterable[Row], path: Path):
-    """A line for each run."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
-            )
 
 
 def format_table(rows: list[Row], methods: list[Method]) -> str:

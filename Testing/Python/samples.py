@@ -7,8 +7,10 @@ import vtk
 from scipy.spatial.transform import Rotation
 
 from LabelPropLib import files
-from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
+from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.errors import Cancelled
+from LabelPropLib.gaps import Gap
+from LabelPropLib.label_planes import LabelPlanes
 from LabelPropLib.preprocessing import prepare
 from LabelPropLib.propagation import Propagation
 

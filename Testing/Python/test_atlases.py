@@ -12,9 +12,11 @@ from scipy import ndimage
 
 from LabelPropLib import atlases
 from LabelPropLib.annotation import AtlasVolume, annotate_from_label_volume, annotate_from_masks
-from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
+from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.errors import InputError
 from LabelPropLib.fusion import similarity
+from LabelPropLib.gaps import Gap
+from LabelPropLib.label_planes import LabelPlanes
 from LabelPropLib.memory import Memory
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.preprocessing import prepare

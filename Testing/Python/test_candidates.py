@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from LabelPropLib import ends
 from LabelPropLib.annotation import annotate_from_masks
-from LabelPropLib.candidates import BOX_MARGIN, Chains, Gap, LabelPlanes, arrivals, far_ends, gaps
+from LabelPropLib.candidates import BOX_MARGIN, Chains, arrivals
 from LabelPropLib.filters import channel_weights
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.choice import LeftOut, choose
 from LabelPropLib.gap_fusion import Scan, hide_slices, leave_one_out
+from LabelPropLib.gaps import Gap, gaps
+from LabelPropLib.label_planes import LabelPlanes, far_ends
 from LabelPropLib.labelmaps import exclusive_layers
 from LabelPropLib.preprocessing import crop_box, prepare, signed_distance, signed_distance_nearby
 from LabelPropLib.registration.fields import sample

@@ -29,7 +29,7 @@ from samples import (
     tag,
 )
 
-from LabelPropLib import cli, files, scene
+from LabelPropLib import cli, files, scene, verbs
 from LabelPropLib.errors import InputError
 
 LABELS = (7, 300)
@@ -170,61 +170,48 @@ def test_directions_and_uncertainty(case, nearest_slice_engine):
     assert (sitk.GetArrayFromImage(uncertainty) == 0.25).all()
 
 
-def test_switches(case, monkeypatch, nearest_slice_engine):
+@pytest.fixture
+def asked(monkeypatch, nearest_slice_engine):
+    """What the engine is asked for: (annotation, settings) of every run."""
     from LabelPropLib import pipeline
 
-    seen = []
-    engine = pipeline.propagate
+    engine, asked = pipeline.propagate, []
 
     def watched(annotation, settings, *arguments):
-        seen.append((settings.extrapolate, settings.graph_cut))
+        asked.append((annotation, settings))
         return engine(annotation, settings, *arguments)
 
     monkeypatch.setattr(pipeline, "propagate", watched)
+    return asked
+
+
+def test_switches(case, asked):
     for options in ((), ("--extrapolate",), ("--no-graph-cut",)):
         assert propagate(case, *options) == 0
-    assert seen == [(False, True), (True, True), (False, False)]
+    switches = [(settings.extrapolate, settings.graph_cut) for _, settings in asked]
+    assert switches == [(False, True), (True, True), (False, False)]
 
 
-def test_scribbles(case, monkeypatch, nearest_slice_engine):
-    from LabelPropLib import pipeline
-
-    seen = {}
-    engine = pipeline.propagate
-
-    def watched(annotation, *arguments):
-        seen.update(annotation.scribbles)
-        return engine(annotation, *arguments)
-
-    monkeypatch.setattr(pipeline, "propagate", watched)
+def test_scribbles(case, asked):
     strokes = np.zeros(SHAPE, np.uint16)
     strokes[5, 3, 4:9], strokes[4:8, 6, 6], strokes[6, 15, 2:7] = 7, 300, 255
     write(case / "scribbles.nii.gz", strokes)
     assert propagate(case, "--scribbles", case / "scribbles.nii.gz") == 0
-    assert seen.keys() == {0, 7, 300}
+    scribbles = asked[0][0].scribbles
+    assert scribbles.keys() == {0, 7, 300}
     for label, value in ((7, 7), (300, 300), (0, 255)):
-        np.testing.assert_array_equal(seen[label], np.argwhere(strokes == value))
+        np.testing.assert_array_equal(scribbles[label], np.argwhere(strokes == value))
 
 
 @pytest.mark.parametrize("ijk_to_ras", [OBLIQUE, OBLIQUE @ np.diag([2, 2, 2, 1.0])], ids=["same grid", "coarser"])
-def test_second_image(case, monkeypatch, nearest_slice_engine, ijk_to_ras):
-    from LabelPropLib import pipeline
-
-    seen = []
-    engine = pipeline.propagate
-
-    def watched(annotation, *arguments):
-        seen.append(annotation.second_image)
-        return engine(annotation, *arguments)
-
-    monkeypatch.setattr(pipeline, "propagate", watched)
+def test_second_image(case, asked, ijk_to_ras):
     k, j, i = np.indices(SHAPE).astype(np.float32)
     linear = np.dot(np.linalg.inv(OBLIQUE) @ ijk_to_ras, np.stack([i, j, k, np.ones(SHAPE)]).reshape(4, -1))
     write(case / "fat.nii.gz", linear[:3].sum(axis=0).reshape(SHAPE).astype(np.float32), ijk_to_ras)
     assert propagate(case, "--second-image", case / "fat.nii.gz") == 0
     assert propagate(case) == 0
-    np.testing.assert_allclose(seen[0], i + j + k, atol=1e-3)
-    assert seen[1] is None
+    np.testing.assert_allclose(asked[0][0].second_image, i + j + k, atol=1e-3)
+    assert asked[1][0].second_image is None
 
 
 def test_second_image_that_cannot_be_used(case, capsys):
@@ -243,17 +230,7 @@ def test_second_image_that_cannot_be_used(case, capsys):
 
 
 @pytest.mark.parametrize("kind", ["label volume", "segmentation"])
-def test_atlases(case, monkeypatch, nearest_slice_engine, kind):
-    from LabelPropLib import pipeline
-
-    seen = []
-    engine = pipeline.propagate
-
-    def watched(annotation, *arguments):
-        seen.extend(annotation.atlases)
-        return engine(annotation, *arguments)
-
-    monkeypatch.setattr(pipeline, "propagate", watched)
+def test_atlases(case, asked, kind):
     finished = drawn_masks(planes=range(2, 10))
     write(case / "other.nii.gz", noise()[::-1], STRAIGHT)
     names = {"label volume": "finished.nii.gz", "segmentation": "finished.seg.nrrd"}
@@ -263,8 +240,9 @@ def test_atlases(case, monkeypatch, nearest_slice_engine, kind):
         scene.save_segmentation(add_segmentation(add_scan(), masks), case / names[kind])
     pair = ["--atlas", case / "other.nii.gz", case / names[kind]]
     assert propagate(case, *pair, *pair) == 0
-    assert len(seen) == 2
-    for atlas in seen:
+    atlases = asked[0][0].atlases
+    assert len(atlases) == 2
+    for atlas in atlases:
         np.testing.assert_array_equal(atlas.image, noise()[::-1])
         np.testing.assert_array_equal(atlas.labels, label_volume(finished, LABELS))
 
@@ -363,14 +341,14 @@ def test_directions_of_a_segmentation_with_a_segment_that_was_not_drawn(case, ne
 
 def test_report_is_of_the_files_as_they_were_read(case, monkeypatch, nearest_slice_engine):
     before = (case / "annotations.nii.gz").stat().st_mtime_ns
-    read_inputs = cli.read_inputs
+    read_inputs = verbs.read_inputs
 
     def read_and_let_somebody_draw_on(options):
         inputs = read_inputs(options)
         os.utime(case / "annotations.nii.gz", ns=(before + 10**9, before + 10**9))
         return inputs
 
-    monkeypatch.setattr(cli, "read_inputs", read_and_let_somebody_draw_on)
+    monkeypatch.setattr(verbs, "read_inputs", read_and_let_somebody_draw_on)
     assert propagate(case, "--report", case / "report.json") == 0
     made_of = json.loads((case / "report.json").read_text())["made_of"]
     assert made_of["inputs"]["annotations"]["modified_ns"] == before
@@ -646,7 +624,7 @@ def test_output_in_the_place_of_an_input_where_case_tells_no_names_apart(case, c
 def test_on_windows_the_c_library_takes_paths_in_utf8(monkeypatch, capsys):
     chosen = []
     monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(cli.locale, "setlocale", lambda *arguments: chosen.append(arguments))
+    monkeypatch.setattr(locale, "setlocale", lambda *arguments: chosen.append(arguments))
     assert cli.main(["unheard-of"]) == 2
     assert chosen == [(locale.LC_CTYPE, ".utf8")]
 
@@ -731,7 +709,7 @@ def test_failure_while_writing_leaves_all_outputs_as_they_were(case, capsys, mon
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cli.json, "dumps", fail)
+    monkeypatch.setattr(files.json, "dumps", fail)
     (case / "out.nii.gz").write_bytes(b"before")
     assert propagate(case, "--report", case / "report.json") == 1
     assert "No space left" in capsys.readouterr().err
@@ -748,7 +726,7 @@ def test_a_file_that_was_cut_off_takes_no_place(case, capsys, monkeypatch, neare
         os.truncate(path, os.path.getsize(path) - 40)
         return True
 
-    for module, name in ((sitk, "WriteImage"), (scene, "save_segmentation")):
+    for module, name in ((sitk, "WriteImage"), (scene.storage, "save_segmentation")):
         monkeypatch.setattr(module, name, functools.partial(cut_off, getattr(module, name)))
     (case / f"out{suffix}").write_bytes(b"before")
     names = {path.name for path in case.iterdir()}
@@ -780,7 +758,7 @@ def test_garbage_is_looked_for_as_before_afterwards(exception, monkeypatch, caps
         meanwhile.append(gc.get_threshold())
         raise exception("failed")
 
-    monkeypatch.setattr(cli, "evaluate", fail)
+    monkeypatch.setattr(verbs, "evaluate", fail)
     assert cli.main(["evaluate", "found.nii.gz", "true.nii.gz"]) != 0
     assert meanwhile[0][0] > before[0] and gc.get_threshold() == before
 

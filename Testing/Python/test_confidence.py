@@ -17,9 +17,6 @@ from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_ma
 from LabelPropLib.confidence import (
     PRIOR,
     Contours,
-    Ending,
-    Evidence,
-    Found,
     SeenDrift,
     drift_mm,
     end_probabilities,
@@ -30,6 +27,7 @@ from LabelPropLib.confidence import (
 )
 from LabelPropLib.ends import Growth
 from LabelPropLib.errors import InputError
+from LabelPropLib.evidence import Ending, Evidence, Found
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.settings import Settings
 from LabelPropLib.suggestion import End, Outlook, Span, Suggestion, Unseen

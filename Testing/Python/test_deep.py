@@ -9,9 +9,11 @@ from scipy import ndimage
 
 from LabelPropLib import checkpoint
 from LabelPropLib.annotation import annotate_from_masks
-from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
+from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.subnets import CORRECTION_CHANNELS, VOTING_CHANNELS, DeepLabelFusion
+from LabelPropLib.gaps import Gap
+from LabelPropLib.label_planes import LabelPlanes
 from LabelPropLib.preprocessing import prepare, signed_distance
 
 SIZE = 64
@@ -67,7 +69,7 @@ def arrival_of_disc(radius, size):
 
 def told_of_disc(radius):
     arrived = arrival_of_disc(radius, 10 * radius)
-    return deep.evidence(arrived, deep.look(arrived), deep.scale(arrived))
+    return deep.features(arrived, deep.look(arrived), deep.scale(arrived))
 
 
 @torch.no_grad()

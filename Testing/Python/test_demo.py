@@ -17,11 +17,8 @@ from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.baselines import copy_nearest, fill_between_slices
 from LabelPropLib.errors import InputError
 from LabelPropLib.evaluation import score_labels
-from LabelPropLib.phantom import CROSS_SECTIONS, make_phantom
+from LabelPropLib.phantom import CROSS_SECTIONS, DRAWN, make_phantom
 from LabelPropLib.picture import choose_slices, draw_expected, save_doubtful_slice, save_picture
-from LabelPropLib.propagation import Propagation
-
-DRAWN = [0, 24, 47]
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +65,7 @@ def test_muscle_is_darker_than_the_fat_around_it(phantom):
 
 def test_outlines_alone_do_not_do(phantom):
     """Otherwise a method that looks at the image could not show what that is worth."""
-    annotations = np.zeros_like(phantom.labels)
-    annotations[DRAWN] = phantom.labels[DRAWN]
+    annotations = phantom.drawn_on(DRAWN)
     for filled in (copy_nearest(annotations, 0), fill_between_slices(annotations)):
         scores = score_labels(filled, phantom.labels, phantom.spacing, 0, DRAWN)
         assert 0.6 < np.mean([score.dice for score in scores.values()]) < 0.85
@@ -163,7 +159,7 @@ def test_a_demo_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, pha
     small = replace(phantom, image=phantom.image[:3], labels=phantom.labels[:3])
     _, segmentation_node = demo.add_to_scene(small, small.labels)
     with pytest.raises(OSError, match="No space"):
-        demo.write(tmp_path, small, small.labels, small.labels, [0], segmentation_node)
+        demo.write(tmp_path, small, small.labels, small.labels, segmentation_node)
     assert not any(tmp_path.iterdir())
 
 
@@ -176,7 +172,7 @@ def test_small_picture_tells_what_is_expected_of_the_slice(tmp_path, monkeypatch
     report = {"expected_dice": {"5": {"4": 0.9, "6": 0.75}}, "segments": {"5": "a muscle of quite a long name"}}
     texts = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *rest, **more: texts.extend(figure.findobj(Text)))
-    save_doubtful_slice(tmp_path / "picture.png", annotation, Propagation([labels], {}, None, report))
+    save_doubtful_slice(tmp_path / "picture.png", annotation, [labels], report)
     assert {"k = 6", "expected Dice 0.750", "a muscle of… 0.75"} <= {text.get_text() for text in texts}
 
 

@@ -23,7 +23,7 @@ import SegmentEditorLabelProp  # noqa: E402
 from LabelProp import LabelPropLogic  # noqa: E402
 from LabelPropLib import scene  # noqa: E402
 from LabelPropLib.errors import InputError  # noqa: E402
-from LabelPropLib.slices import ExpectedQuality, set_role, survey  # noqa: E402
+from LabelPropLib.scene.slices import ExpectedQuality, set_role, survey  # noqa: E402
 from SegmentEditorLabelPropLib import SegmentEditorEffect  # noqa: E402
 from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip, qualityColor  # noqa: E402
 from SegmentEditorLabelPropLib.SliceViews import SliceAxis  # noqa: E402

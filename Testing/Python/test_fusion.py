@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from LabelPropLib.annotation import annotate_from_masks
-from LabelPropLib.candidates import Atlas, Chains, Gap, LabelPlanes, arrivals, gaps
+from LabelPropLib.candidates import Atlas, Chains, arrivals
 from LabelPropLib.ends import round_off
 from LabelPropLib.fusion import joint
 from LabelPropLib.fusion.pooling import pool
 from LabelPropLib.gap_fusion import RULES
+from LabelPropLib.gaps import Gap, gaps
+from LabelPropLib.label_planes import LabelPlanes
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.preprocessing import prepare
 
@@ -136,20 +138,6 @@ def test_joint_weights_are_those_of_a_dense_solve(count, alpha, beta, seed):
         dense = np.zeros(count)
         dense[kept] = expected / expected.sum()
         np.testing.assert_allclose(weights.numpy(), dense, atol=1e-5)
-
-
-def test_the_search_undoes_a_shift_within_its_radius(registered):
-    """An atlas that lies a pixel off, image and label, is found where it belongs."""
-    arrived, truth = registered
-    crossing, (rows, columns) = arrived.crossing, arrived.box
-    target = joint.features(crossing.channels[..., rows, columns], crossing)
-    atlas = arrived.atlases[0]
-    shifted = replace(
-        atlas, channels=atlas.channels.roll((1, -1), (2, 3)), distances=atlas.distances.roll((1, -1), (1, 2))
-    )
-    found = joint.search(shifted, target, crossing, joint.Parameters(search_radius=1))
-    assert dice(shifted.distances, truth) < 0.93 < 0.99 < dice(found.distances, truth)
-    assert joint.search(shifted, target, crossing, joint.Parameters(search_radius=0)) is shifted
 
 
 def test_pooled_distances_are_rounded_off_by_the_weight_of_absence():

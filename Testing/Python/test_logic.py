@@ -29,8 +29,9 @@ from samples import (
 
 import LabelProp
 from LabelProp import LabelPropLogic, LabelPropTest  # noqa: F401  the self test is run here too
-from LabelPropLib import checkpoint, cli, scene, slices
+from LabelPropLib import checkpoint, cli, scene, verbs
 from LabelPropLib.errors import Cancelled, InputError
+from LabelPropLib.scene import slices
 from LabelPropLib.settings import Settings
 
 MODULE_FOLDER = Path(LabelProp.__file__).parent
@@ -577,7 +578,7 @@ def test_panel_runs_a_table(panel):
     command = panel._batch.arguments
     assert command[:4] == ["batch", "table.csv", "-o", "results"]
     options = cli.parser().parse_args(command)
-    assert cli.settings_of(options) == Settings(preset="fast", extrapolate=True, graph_cut=False)
+    assert verbs.settings_of(options) == Settings(preset="fast", extrapolate=True, graph_cut=False)
     assert panel.ui.batchButton.text == "Cancel"
     panel.onBatchButton()
     assert panel._batch.cancelled and not panel.ui.batchButton.enabled
@@ -724,9 +725,12 @@ def test_expected_quality_as_text():
     ]
 
 
-@pytest.mark.parametrize("seconds, text", [(4.4, "4 s left"), (59, "59 s left"), (200, "3 min left")])
-def test_time_left_as_text(seconds, text):
-    assert LabelProp.formatSeconds(seconds) == text
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(None, "Fusing"), (4.4, "Fusing · 4 s left"), (59, "Fusing · 59 s left"), (200, "Fusing · 3 min left")],
+)
+def test_progress_as_text(seconds, text):
+    assert LabelProp.formatProgress("Fusing", seconds) == text
 
 
 def test_weights_trained_from_the_console_are_used(tmp_path):

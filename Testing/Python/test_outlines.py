@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from LabelPropLib.annotation import annotate_from_masks
-from LabelPropLib.candidates import Chains, Gap, LabelPlanes, arrivals
+from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.filters import smooth
 from LabelPropLib.fusion import outlines
 from LabelPropLib.fusion.distance import fuse
+from LabelPropLib.gaps import Gap
+from LabelPropLib.label_planes import LabelPlanes
 from LabelPropLib.preprocessing import prepare, unevenness
 
 SIZE = 96

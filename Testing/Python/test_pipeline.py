@@ -12,8 +12,9 @@ from scipy import ndimage
 
 from LabelPropLib import pipeline
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume, annotate_from_masks
-from LabelPropLib.candidates import LabelPlanes, far_ends, shared_gaps
 from LabelPropLib.errors import Cancelled, InputError
+from LabelPropLib.gaps import shared_gaps
+from LabelPropLib.label_planes import LabelPlanes, far_ends
 from LabelPropLib.pipeline import messages, propagate
 from LabelPropLib.preprocessing import prepare
 from LabelPropLib.settings import FUSIONS, Settings

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from LabelPropLib import checkpoint, cli, dataset, files, training_run
 from LabelPropLib.errors import InputError
-from LabelPropLib.registration.pretraining import Plan, Pretraining, Sampling, TrainingVolume, draw
+from LabelPropLib.registration.pretraining import Pretraining, PretrainingPlan, Sampling, TrainingVolume, draw
 from LabelPropLib.registration.training import new_network
 from LabelPropLib.registration_weights import save_network
 from LabelPropLib.training_run import RunFiles, pretrain
@@ -24,7 +24,7 @@ from LabelPropLib.training_run import RunFiles, pretrain
 SCRIPT = Path(cli.__file__)
 PACKAGE_FOLDER = SCRIPT.parents[1]
 SMALL = Sampling(run=4, crop=32, reductions=(1, 2), longest_gap=5)
-SHORT = Plan(steps=6, batch=2, interval=2, validation_runs=2)
+SHORT = PretrainingPlan(steps=6, batch=2, interval=2, validation_runs=2)
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
 
 RUN = f"""
@@ -33,10 +33,10 @@ sys.path.insert(0, {str(PACKAGE_FOLDER)!r})
 from pathlib import Path
 import torch
 from LabelPropLib import dataset
-from LabelPropLib.registration.pretraining import Plan, Sampling
+from LabelPropLib.registration.pretraining import PretrainingPlan, Sampling
 from LabelPropLib.training_run import RunFiles, pretrain
 table, output, steps, batch = sys.argv[1:]
-plan = Plan(steps=int(steps), batch=int(batch), interval=2, validation_runs=2)
+plan = PretrainingPlan(steps=int(steps), batch=int(batch), interval=2, validation_runs=2)
 tell = lambda fraction, message: print(message, flush=True)
 pretrain(dataset.read_table(Path(table)), RunFiles(Path(output)), plan, tell, "none", "cpu", sampling={SMALL!r})
 """
@@ -78,7 +78,9 @@ def write_table(folder: Path, count: int = 3) -> Path:
     return folder / "table.csv"
 
 
-def run_quickly(folder: Path, plan: Plan = SHORT, output: str = "weights.pt", start: str = "none") -> Pretraining:
+def run_quickly(
+    folder: Path, plan: PretrainingPlan = SHORT, output: str = "weights.pt", start: str = "none"
+) -> Pretraining:
     table = folder / "table.csv"
     table = table if table.exists() else write_table(folder)
     return pretrain(
@@ -134,7 +136,10 @@ def test_gaps_run_between_annotated_planes_with_others_in_between():
 
 def test_the_network_learns():
     training = Pretraining(
-        [volume(0, 3), volume(1)], [volume(2)], Plan(steps=60, batch=2, interval=20, validation_runs=4), SMALL
+        [volume(0, 3), volume(1)],
+        [volume(2)],
+        PretrainingPlan(steps=60, batch=2, interval=20, validation_runs=4),
+        SMALL,
     )
     while not training.is_done:
         training.advance()
@@ -145,7 +150,7 @@ def test_the_network_learns():
 
 
 def test_it_ends_early_when_the_validation_does_not_improve_and_keeps_the_best():
-    plan = Plan(steps=50, batch=1, rate=0.0, interval=1, validation_runs=1, patience=3)
+    plan = PretrainingPlan(steps=50, batch=1, rate=0.0, interval=1, validation_runs=1, patience=3)
     training = Pretraining([volume(0)], [volume(1)], plan, SMALL)
     before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
     while not training.is_done:
@@ -155,7 +160,7 @@ def test_it_ends_early_when_the_validation_does_not_improve_and_keeps_the_best()
 
 
 def test_weights_that_only_get_worse_are_not_kept():
-    plan = Plan(steps=4, batch=1, rate=1.0, interval=2, validation_runs=2)
+    plan = PretrainingPlan(steps=4, batch=1, rate=1.0, interval=2, validation_runs=2)
     training = Pretraining([volume(0)], [volume(1)], plan, SMALL)
     before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
     training.advance()
@@ -196,7 +201,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(tmp_path):
         assert not (tmp_path / "killed.pt").exists()
         assert read_log(tmp_path / "killed.csv")[-1]["step"] < 12
     subprocess.run(command, check=True, capture_output=True)
-    whole = run_quickly(tmp_path, Plan(steps=12, batch=2, interval=2, validation_runs=2), "whole.pt")
+    whole = run_quickly(tmp_path, PretrainingPlan(steps=12, batch=2, interval=2, validation_runs=2), "whole.pt")
     assert whole.progress.step == 12
     killed, metadata = checkpoint.load(tmp_path / "killed.pt", "registration")
     assert same(killed, checkpoint.load(tmp_path / "whole.pt", "registration")[0])
@@ -239,7 +244,7 @@ def test_two_processes_follow_the_loss_curve_of_one_with_twice_the_batch(tmp_pat
     script.write_text(RUN)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*launcher, script, table, tmp_path / "two.pt", "8", "2"], check=True, capture_output=True)
-    run_quickly(tmp_path, Plan(steps=8, batch=4, interval=2, validation_runs=2), "one.pt")
+    run_quickly(tmp_path, PretrainingPlan(steps=8, batch=4, interval=2, validation_runs=2), "one.pt")
     two, one = read_log(tmp_path / "two.csv"), read_log(tmp_path / "one.csv")
     assert len(two) == len(one) == 5
     for here, there in zip(two, one):
@@ -351,7 +356,7 @@ def test_metadata_count_scans_and_name_them_apart_but_not_where_they_lie(tmp_pat
     pretrain(
         dataset.read_table(tmp_path / "set" / "table.csv"),
         RunFiles(tmp_path / "w.pt"),
-        Plan(steps=1, batch=1, validation_runs=1),
+        PretrainingPlan(steps=1, batch=1, validation_runs=1),
         lambda *told: None,
         "none",
         "cpu",
@@ -520,7 +525,7 @@ def test_pretrain_does_as_it_is_told_to(tmp_path, monkeypatch):
     assert cli.main([*command, *options]) == 0
     (((entries, run, plan, _), choices),) = seen
     assert len(entries) == 2 and run.checkpoint == tmp_path / "w.pt"
-    assert plan == Plan(steps=7, batch=2, seed=3)
+    assert plan == PretrainingPlan(steps=7, batch=2, seed=3)
     assert choices == {"start": "none", "device": "cpu", "licence": "MIT", "half": True}
 
 

@@ -11,13 +11,13 @@ from scipy import ndimage
 
 from LabelPropLib import graph_cut, pipeline, scribbles, surroundings
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume, annotate_from_masks
-from LabelPropLib.candidates import gaps, gaps_to_scribbles
+from LabelPropLib.gaps import gaps, gaps_to_scribbles
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.memory import Memory
 from LabelPropLib.preprocessing import prepare, signed_distance
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
-from LabelPropLib.surroundings import PRIOR, REACH, Prior, Surroundings, Window, around_strokes
+from LabelPropLib.surroundings import COEFFICIENTS, REACH, Coefficients, Surroundings, Window, around_strokes
 
 SPACING = (3.0, 1.0, 1.0)
 SHAPE = (13, 64, 72)
@@ -236,7 +236,7 @@ def test_a_longer_stroke_corrects_more(case):
 def surroundings_with(log_odds, volume, label_count=1, found=None):
     """What is around a stroke: voxels of such log-odds, so many labels of such a volume, found with another one."""
     terms = np.zeros((len(log_odds), 12))
-    terms[:, 0] = (log_odds - PRIOR.constant) / PRIOR.depth
+    terms[:, 0] = (log_odds - COEFFICIENTS.constant) / COEFFICIENTS.depth
     drawn = np.full(len(log_odds), volume)
     found = np.where(np.isinf(drawn), 0, drawn if found is None else found)
     return Surroundings(np.zeros((len(log_odds), 3), int), terms, volume, drawn, found, label_count)
@@ -277,7 +277,7 @@ def test_what_a_label_may_lose_by_a_voxel_is_what_its_dice_falls_by(found, drawn
     np.testing.assert_allclose(scribbles.losses(around), fall, rtol=0.01)
 
 
-ODDS_ONCE_FITTED = Prior(
+ODDS_ONCE_FITTED = Coefficients(
     constant=-0.809,
     depth=-0.830,
     stroke_depth=0.830,
@@ -313,7 +313,7 @@ def walled():
 @pytest.mark.parametrize("kind", ["axial", "coronal", "oblique"])
 def test_a_graph_cut_ends_the_correction_at_an_edge(walled, kind, monkeypatch):
     """Of odds once fitted, and always the same: what the cut makes of them is not to hang on the newest fit."""
-    monkeypatch.setattr(surroundings, "PRIOR", ODDS_ONCE_FITTED)
+    monkeypatch.setattr(surroundings, "COEFFICIENTS", ODDS_ONCE_FITTED)
     case, truth = walled
     before, _ = case.update({})
     voxels = stroke_through((truth == 3) & (before != 3), kind)

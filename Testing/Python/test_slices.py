@@ -13,9 +13,9 @@ from samples import OBLIQUE, add_transform, set_geometry, tag
 
 from LabelPropLib import boxes, patches, scene
 from LabelPropLib.annotation import find_axis
-from LabelPropLib.protection import drawn_of_others, masks_to_write, protect
 from LabelPropLib.roles import PROPAGATED_TAG, Roles
-from LabelPropLib.slices import (
+from LabelPropLib.scene.protection import drawn_of_others, masks_to_write, protect
+from LabelPropLib.scene.slices import (
     ExpectedQuality,
     anatomical_plane,
     background_segments,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
-from LabelPropLib.candidates import DISTANCE_LIMIT
+from LabelPropLib.label_planes import DISTANCE_LIMIT
 from LabelPropLib.labelmaps import FusedScore
 from LabelPropLib.preprocessing import prepare
 from LabelPropLib.surroundings import (

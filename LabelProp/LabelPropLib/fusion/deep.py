@@ -17,8 +17,9 @@ import torch
 
 from .. import boxes, checkpoint
 from ..annotation import exclude
-from ..candidates import DISTANCE_LIMIT, Arrivals, bounding_box
+from ..candidates import Arrivals, bounding_box
 from ..errors import InputError
+from ..label_planes import DISTANCE_LIMIT
 from ..parallel import side_by_side
 from ..presence import log_odds, middles_of_bins
 from . import similarity
@@ -37,7 +38,7 @@ MASK_MARGIN = 6.0  # pixels beyond the union of the votes that a label may go
 
 
 @dataclass(frozen=True)
-class Window:
+class LabelWindow:
     """The part of a label's box that the networks look at: rows, columns, and the label mask (T, h, w) in it.
 
     The mask is the union of the candidates' votes and MASK_MARGIN pixels around them; no label leaves it.
@@ -53,7 +54,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Features:
     """What the networks are told of a label on T planes of a gap, within its window: all (T, h, w).
 
     scale: of the grid's pixels along a pixel. lower, upper: signed distances of the candidates in pixels of the grid,
@@ -102,20 +103,20 @@ class Votes:
     way: (T, h, w) voted weight of the upper side; consensus: (T, h, w) the score with it; both in the whole box.
     """
 
-    window: Window
-    heard: Evidence
+    window: LabelWindow
+    features: Features
     way: torch.Tensor
     consensus: torch.Tensor
 
     def corrected(self, rivals: torch.Tensor, networks: DeepLabelFusion) -> torch.Tensor:
-        """(T, h, w) score, by the fine-tuning subnet; rivals: (T, h, w), see `Evidence.of_label`."""
-        window, scale = self.window, self.heard.scale
-        size = self.heard.way.shape[-2:]
+        """(T, h, w) score, by the fine-tuning subnet; rivals: (T, h, w), see `Features.of_label`."""
+        window, scale = self.window, self.features.scale
+        size = self.features.way.shape[-2:]
         consensus, way, rivals = resized(
             torch.stack([window.of(planes) for planes in (self.consensus, self.way, rivals)]), size
         )
-        features = self.heard.of_label(scale * consensus, way, scale * rivals)
-        correction = resized(networks.correction(features)[None], window.mask.shape[-2:])[0] / scale
+        view = self.features.of_label(scale * consensus, way, scale * rivals)
+        correction = resized(networks.correction(view)[None], window.mask.shape[-2:])[0] / scale
         score = self.consensus - DISTANCE_LIMIT
         corrected = window.of(self.consensus) + correction.masked_fill(~window.mask, -DISTANCE_LIMIT)
         window.of(score).copy_(corrected)
@@ -182,12 +183,12 @@ def fuse(
 def vote(arrivals: Arrivals, networks: DeepLabelFusion) -> Votes:
     """What the voting subnet makes of one label's candidates."""
     window = look(arrivals)
-    heard = evidence(arrivals, window, scale(arrivals))
-    upper, lower = networks.voting(torch.cat([heard.of_upper(), heard.of_lower()])).chunk(2)
+    told = features(arrivals, window, scale(arrivals))
+    upper, lower = networks.voting(torch.cat([told.of_upper(), told.of_lower()])).chunk(2)
     votes = torch.zeros_like(arrivals.crossing.targets[:, arrivals.box[0], arrivals.box[1]])
     window.of(votes).copy_(resized((upper - lower)[None], window.mask.shape[-2:])[0])
     way = similarity_way(arrivals, votes)
-    return Votes(window, heard, way, pool(arrivals, way))
+    return Votes(window, told, way, pool(arrivals, way))
 
 
 def is_tip(arrivals: Arrivals) -> bool:
@@ -203,15 +204,15 @@ def scale(arrivals: Arrivals) -> float:
     return min(most, max(least, LABEL_DEPTH * len(depths) / max(sum(depths), 1.0)))
 
 
-def look(arrivals: Arrivals) -> Window:
+def look(arrivals: Arrivals) -> LabelWindow:
     """The window that holds the label mask of all planes."""
     candidates = [candidate.distances for candidate in arrivals.present]
     mask = torch.stack(candidates).amax(dim=0) > -MASK_MARGIN
     rows, columns = bounding_box(mask.any(dim=0))
-    return Window(rows, columns, mask[:, rows, columns])
+    return LabelWindow(rows, columns, mask[:, rows, columns])
 
 
-def evidence(arrivals: Arrivals, window: Window, scale: float) -> Evidence:
+def features(arrivals: Arrivals, window: LabelWindow, scale: float) -> Features:
     """What the networks are told of one label's arrivals."""
     crossing, (rows, columns) = arrivals.crossing, arrivals.box
     slices = window.of(crossing.targets[:, rows, columns])
@@ -225,7 +226,7 @@ def evidence(arrivals: Arrivals, window: Window, scale: float) -> Evidence:
     carried = (window.of(images[:, rows, columns]) for images in (crossing.lower.images, crossing.upper.images))
     images = torch.stack([relative(planes, intensity) for planes in (slices, *carried)])
     target, lower_image, upper_image = resized(images, size)
-    return Evidence(
+    return Features(
         scale=scale,
         lower=lower,
         upper=upper,

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-VOTING_CHANNELS = 5  # of a candidate, see `deep.Evidence.of_lower`
-CORRECTION_CHANNELS = 11  # of a label, see `deep.Evidence.of_label`
+VOTING_CHANNELS = 5  # of a candidate, see `deep.Features.of_lower`
+CORRECTION_CHANNELS = 11  # of a label, see `deep.Features.of_label`
 
 
 class DeepLabelFusion(nn.Module):

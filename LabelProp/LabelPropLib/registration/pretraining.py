@@ -71,7 +71,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PretrainingPlan:
     """How long and how fast.
 
     steps: at most; batch: samples a step, of each process; rate: of Adam, annealed to 0 by a cosine. Before the first
@@ -112,7 +112,7 @@ class Pretraining:
         self,
         training: Sequence[TrainingVolume],
         validation: Sequence[TrainingVolume],
-        plan: Plan = Plan(),
+        plan: PretrainingPlan = PretrainingPlan(),
         sampling: Sampling = Sampling(),
         course: Course = FROM_SCRATCH,
         network: RegistrationNetwork | None = None,

@@ -30,12 +30,12 @@ class _Charbonnier(torch.autograd.Function):
         return torch.div(difference, penalty).mul_(gradient), None
 
 
-def soft_dice_loss(carried: torch.Tensor, drawn: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
-    """1 - (2 sum ab + s) / (sum a + sum b + s), averaged over labels: two (N, L, H, W) of [0, 1] -> (N,).
+def soft_dice_loss(carried: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """1 - (2 sum ab + 1) / (sum a + sum b + 1), averaged over labels: two (N, L, H, W) of [0, 1] -> (N,).
 
     The Dice loss of Milletari et al. (3DV 2016) without their squares, as in VoxelMorph. In LabelProp (Decaux et al.,
     2023) it compares labels carried from one annotated slice to the next with the labels drawn there.
     """
     overlap = (carried * drawn).sum(dim=(2, 3))
     total = carried.sum(dim=(2, 3)) + drawn.sum(dim=(2, 3))
-    return (1 - (2 * overlap + smooth) / (total + smooth)).mean(dim=1)
+    return (1 - (2 * overlap + 1) / (total + 1)).mean(dim=1)

@@ -14,25 +14,12 @@ import numpy as np
 import slicer
 import vtk
 
-from .annotation import AXIS_NAMES
-from .patches import patch_of
-from .roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
-from .scene import (
-    REFERENCE_GEOMETRY,
-    Converter,
-    SceneAnnotation,
-    StoredSegment,
-    drawn_planes,
-    grid_shape,
-    grid_start,
-    lattice_to_lattice,
-    read_roles,
-    read_tag,
-    stored_segments,
-    work_grid,
-    write_roles,
-    write_tag,
-)
+from ..annotation import AXIS_NAMES
+from ..patches import patch_of
+from ..roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
+from .geometry import REFERENCE_GEOMETRY, Converter, array_to_array, grid_shape, grid_start, reference_grid, work_grid
+from .reading import SceneAnnotation
+from .segments import StoredSegment, drawn_planes, read_roles, read_tag, stored_segments, write_roles, write_tag
 
 GEOMETRY_TAG = "LabelProp.Geometry"  # the reference geometry that the slices are numbered by, as Slicer writes it
 PARALLEL = 1e-3  # slices by which two lattices may diverge per voxel: matrices are rounded
@@ -270,39 +257,54 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
 
     A slice takes over what was known of the one nearest to it. Where slices came to lie askew nothing is known any
     more, so that all that bear a segment count as drawn, and `say` is called with a line about it.
-    Nothing changes where the geometry was moved together with the voxels, as by a transform that was hardened: it has
-    the same extent, and more of what was found lies as it did on the new one. Without anything found that is as it was
-    both look alike, and a geometry that is not mirrored counts as moved.
     """
     segmentation = segmentation_node.GetSegmentation()
     geometry = segmentation.GetConversionParameter(REFERENCE_GEOMETRY)
-    earlier, now = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
+    earlier = slicer.vtkOrientedImageData()
     for segment_id in segment_ids:
         segment = segmentation.GetSegment(segment_id)
         counted_on = read_tag(segment, GEOMETRY_TAG)
         if not (geometry and counted_on) or geometry == counted_on:
             continue
-        Converter.DeserializeImageGeometry(geometry, now, False)
         if Converter.DeserializeImageGeometry(counted_on, earlier, False):
-            grid = work_grid(None, segmentation_node)
-            before, stored = (stored_segments(segmentation_node, [segment_id], g)[segment_id] for g in (earlier, grid))
-            propagated = _propagated_by_axis(segment)
-            unchanged, unchanged_if_moved = (_found_unchanged(s, propagated) for s in (before, stored))
-            to_earlier = lattice_to_lattice(grid, earlier)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
-            mirrored = np.linalg.det(to_earlier[:3, :3]) < 0
-            moved = len(unchanged_if_moved) > len(unchanged) or not (unchanged_if_moved or unchanged or mirrored)
-            if not (moved and earlier.GetExtent() == now.GetExtent()):
-                roles = read_roles(segment)
-                numbers, lost = _earlier_numbers(roles.axes | propagated.keys(), to_earlier, grid)
-                write_roles(segment, _renumbered_roles(roles, numbers))
-                renumbered = _renumbered_fingerprints(propagated, numbers, unchanged, stored)
-                write_tag(segment, PROPAGATED_TAG, _propagated_text(renumbered))
-                if lost:
-                    say(
-                        f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
-                        f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
-                    )
+            lost = _renumber(segmentation_node, segment_id, earlier)
+            if lost:
+                say(
+                    f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
+                    f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
+                )
         write_tag(segment, GEOMETRY_TAG, geometry)
+
+
+def _renumber(segmentation_node, segment_id: str, earlier) -> list[str]:
+    """Number what is known of a segment's slices by the work grid, no more by an earlier geometry.
+
+    Nothing changes where the geometry was moved together with the voxels, as by a transform that was hardened: it has
+    the same extent, and more of what was found lies as it did on the new one. Without anything found that is as it was
+    both look alike, and a geometry that is not mirrored counts as moved.
+    Returns the names of the axes of whose slices nothing is known any more.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    segment, grid, now = (
+        segmentation.GetSegment(segment_id),
+        work_grid(None, segmentation_node),
+        reference_grid(segmentation),
+    )
+    before, stored = (stored_segments(segmentation_node, [segment_id], g)[segment_id] for g in (earlier, grid))
+    propagated = _propagated_by_axis(segment)
+    unchanged, unchanged_if_moved = (_found_unchanged(s, propagated) for s in (before, stored))
+    to_earlier = array_to_array(grid, earlier)
+    mirrored = np.linalg.det(to_earlier[:3, :3]) < 0
+    moved = len(unchanged_if_moved) > len(unchanged) or not (unchanged_if_moved or unchanged or mirrored)
+    if moved and earlier.GetExtent() == now.GetExtent():
+        return []
+    roles = read_roles(segment)
+    numbers, lost = _earlier_numbers(roles.axes | propagated.keys(), to_earlier, grid)
+    write_roles(segment, _renumbered_roles(roles, numbers))
+    write_tag(
+        segment, PROPAGATED_TAG, _propagated_text(_renumbered_fingerprints(propagated, numbers, unchanged, stored))
+    )
+    return lost
 
 
 # Axis name of the grid -> that of an earlier lattice across the same slices, and slice -> the one nearest to it there

@@ -11,11 +11,12 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 import slicer
 
-from . import boxes, scene
-from .boxes import Box
-from .errors import InputError
-from .roles import ABSENT, COMPLETE, SCRIBBLE
-from .scene import StoredSegment
+from .. import boxes
+from ..boxes import Box
+from ..errors import InputError
+from ..roles import ABSENT, COMPLETE, SCRIBBLE
+from .geometry import Resample, grid_shape, grid_start, part_of_grid, voxels
+from .segments import BINARY_LABELMAP, StoredSegment, content_grid, stored_segments, visible_segments
 from .slices import SliceOverview
 
 
@@ -34,14 +35,14 @@ def masks_to_write(
     """
     node, names, axis = editor_node.GetSegmentationNode(), list(overview.roles), overview.axis
     _check_geometry(preview_node, names, overview.grid)
-    grid = scene.content_grid(overview.grid, (node, preview_node), names)
-    first = scene.grid_start(grid)[axis]
+    grid = content_grid(overview.grid, (node, preview_node), names)
+    first = grid_start(grid)[axis]
 
     def planes(name: str, *roles: str) -> list[int]:
         given = (index - first for index, role in overview.roles[name].items() if role in roles)
-        return [plane for plane in given if 0 <= plane < scene.grid_shape(grid)[axis]]
+        return [plane for plane in given if 0 <= plane < grid_shape(grid)[axis]]
 
-    preview, current = (scene.stored_segments(source, names, grid) for source in (preview_node, node))
+    preview, current = (stored_segments(source, names, grid) for source in (preview_node, node))
     kept = {name: planes(name, COMPLETE, ABSENT, SCRIBBLE) for name in names}
     drawn = {name: drawn_since(preview[name], current[name], axis, kept[name], grid) for name in names}
     occupied = occupied_voxels(editor_node, names, grid)
@@ -54,7 +55,7 @@ def masks_to_write(
             for roles in ((COMPLETE, ABSENT), (SCRIBBLE,))
         )
         taken = None if occupied is None else occupied[box]
-        locked = locked_voxels(editor_node, name, scene.part_of_grid(grid, box), source_image) if found.size else None
+        locked = locked_voxels(editor_node, name, part_of_grid(grid, box), source_image) if found.size else None
         mask = protect(found, borne, axis, known, scribbled, drawn_of_others(name, drawn, axis, box), taken, locked)
         left += 0 if taken is None else np.count_nonzero(found & taken & ~mask)
         if (mask != borne).any():
@@ -64,8 +65,8 @@ def masks_to_write(
 
 def _check_geometry(preview_node, names: Iterable[str], grid):
     for name in names:
-        labelmap = preview_node.GetSegmentation().GetSegment(name).GetRepresentation(scene.BINARY_LABELMAP)
-        if not labelmap.IsEmpty() and not scene.Resample.DoGeometriesMatch(labelmap, grid):
+        labelmap = preview_node.GetSegmentation().GetSegment(name).GetRepresentation(BINARY_LABELMAP)
+        if not labelmap.IsEmpty() and not Resample.DoGeometriesMatch(labelmap, grid):
             raise InputError(
                 "The geometry of the segmentation was changed since the preview was made: update the preview."
             )
@@ -78,9 +79,9 @@ def occupied_voxels(editor_node, names: Collection[str], grid) -> np.ndarray | N
         return None
     others = set(node.GetSegmentation().GetSegmentIDs()) - set(names)
     if mode == slicer.vtkMRMLSegmentEditorNode.OverwriteVisibleSegments:
-        others &= set(scene.visible_segments(node))
-    occupied = np.zeros(scene.grid_shape(grid), bool)
-    for segment in scene.stored_segments(node, others, grid).values():
+        others &= set(visible_segments(node))
+    occupied = np.zeros(grid_shape(grid), bool)
+    for segment in stored_segments(node, others, grid).values():
         box = segment.box_on_grid(grid)
         occupied[box] |= segment.in_box(box, grid)
     return occupied
@@ -101,7 +102,7 @@ def locked_voxels(editor_node, name: str, grid, source_image) -> np.ndarray | No
         source_image if by_intensity else None,
         editor_node.GetSourceVolumeIntensityMaskRange() if by_intensity else None,
     )
-    return scene.voxels(mask) > 0
+    return voxels(mask) > 0
 
 
 def drawn_since(
@@ -110,7 +111,7 @@ def drawn_since(
     """Plane of the grid, of those that keep a segment's voxels -> (H, W) bool, drawn after the preview was made."""
     found = {}
     for plane in kept:
-        box = tuple(slice(plane, plane + 1) if a == axis else slice(0, n) for a, n in enumerate(scene.grid_shape(grid)))
+        box = tuple(slice(plane, plane + 1) if a == axis else slice(0, n) for a, n in enumerate(grid_shape(grid)))
         drawn = current.in_box(box, grid) & ~preview.in_box(box, grid)
         if drawn.any():
             found[plane] = drawn.squeeze(axis)
