@@ -34,7 +34,7 @@ from .annotation import (
 from .boxes import Box
 from .errors import InputError
 from .patches import Patch, patches_of_layer
-from .roles import ABSENT, IGNORED, ROLES_TAG, SCRIBBLE, Roles, slice_roles
+from .roles import ABSENT, IGNORED, PROPAGATED_TAG, ROLES_TAG, SCRIBBLE, Roles, slice_roles
 
 # Only Slicer's core is there when the module is loaded: what its other modules bring is asked for when it is needed.
 Resample = slicer.vtkOrientedImageDataResample
@@ -65,6 +65,27 @@ def write_tag(segment: slicer.vtkSegment, name: str, text: str):
         segment.SetTag(name, text)
     else:
         segment.RemoveTag(name)
+
+
+def read_propagated(segment, axis: int) -> dict[int, int]:
+    """Slice -> fingerprint, empty where the tag is missing, of other axes, or not one of ours."""
+    return propagated_by_axis(segment).get(AXIS_NAMES[axis], {})
+
+
+def propagated_by_axis(segment) -> dict[str, dict[int, int]]:
+    """Axis name -> slice -> fingerprint, of the segment's tag; empty where that is not one of ours."""
+    known: dict[str, dict[int, int]] = {}
+    numbers: dict[int, int] = {}
+    try:
+        for word in read_tag(segment, PROPAGATED_TAG).split():
+            if word in AXIS_NAMES:
+                numbers = known.setdefault(word, {})
+            else:
+                index, number = word.split("=")
+                numbers[int(index)] = int(number)
+    except ValueError:
+        return {}
+    return known
 
 
 def work_grid(volume_node, segmentation_node, scribbles_node=None) -> slicer.vtkOrientedImageData:
@@ -326,6 +347,10 @@ def collect(
 
     borne = {label: {index - first for index in drawn[label]} for label in labels}
     scribbled, ignored = planes(SCRIBBLE), planes(IGNORED)
+    found = {
+        label: {index - first for index in read_propagated(segmentation.GetSegment(name), array_axis)}
+        for label, name in labels.items()
+    }
     strokes = {
         label: [_voxels_on_planes(masks(label, borne[label] & scribbled[label]), array_axis)] for label in labels
     }
@@ -343,6 +368,7 @@ def collect(
         missing=missing,
         absent=planes(ABSENT),
         ignored={label: scribbled[label] | ignored[label] for label in labels},
+        found=found,
         scribbles=scribbles,
         second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
         atlases=[atlas_of(*nodes, segmentation_node, labels, grid) for nodes in atlases],
