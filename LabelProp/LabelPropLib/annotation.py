@@ -215,10 +215,12 @@ def annotate_from_planes(
     scribbles: Mapping[int, np.ndarray] | None = None,
     second_image: np.ndarray | None = None,
     atlases: Iterable[AtlasVolume] = (),
+    found: Mapping[int, set[int]] | None = None,
 ) -> SparseAnnotation:
     """Annotation from the drawn planes of each label, without those to be ignored.
 
-    complete: label -> plane index -> (H, W) bool, see `SparseAnnotation`; the rest as in `annotate_from_masks`. Planes
+    complete: label -> plane index -> (H, W) bool, see `SparseAnnotation`; the rest as in `annotate_from_masks`. found:
+    label -> those of the planes to be ignored that an earlier run found: the user has said nothing of them. Planes
     marked beyond the volume, as by a segmentation that has come to lie otherwise, say nothing.
     Raises InputError.
     """
@@ -227,7 +229,8 @@ def annotate_from_planes(
     complete = {label: planes for label, planes in complete.items() if planes}
     there = frozenset(range(image.shape[axis]))
     marked = {label: there & set(planes) - set(complete.get(label, ())) for label, planes in (absent or {}).items()}
-    said = {label: marked.get(label, frozenset()) | frozenset((ignored or {}).get(label, ())) for label in complete}
+    unread = {label: set(planes) - set((found or {}).get(label, ())) for label, planes in (ignored or {}).items()}
+    said = {label: marked.get(label, frozenset()) | frozenset(unread.get(label, ())) for label in complete}
     if missing == "auto":
         missing = read_missing(complete, said)
     annotated = frozenset().union(*complete.values())

@@ -145,7 +145,8 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
 
     A voxel is around the stroke that is nearest to it, and around none if that one says what the score says. It does
     not bear the label, and on no plane from one to the other the label is known; for background the label that was
-    found instead, at the voxel as at the stroke: one of background says nothing of another label's contour.
+    found instead, at the voxel as at the stroke: one of background says nothing of another label's contour. None lies
+    beyond the outermost planes of the label, to which it was carried.
     """
     scribbled = np.argwhere(strokes != NOT_SCRIBBLED)
     otherwise = (strokes[at(scribbled)] == standing.label) & (standing.margin[at(scribbled)] <= 0)
@@ -156,6 +157,9 @@ def voxels_around(standing: Standing, strokes: np.ndarray, window: Window) -> tu
     if not wrong.any():
         return wrong, np.empty((0, 3), int), np.empty((0, 3), int)
     reached = path_lengths(wrong, window.image, window.spacing, REACH) < REACH
+    if standing.label != BACKGROUND:
+        carried = {*window.carried(standing.label), *scribbled[strokes[at(scribbled)] == standing.label, 0].tolist()}
+        reached[: max(0, min(carried))], reached[max(carried) + 1 :] = False, False
     voxels = np.argwhere(reached & (standing.margin <= 0) & (strokes == NOT_SCRIBBLED))
     distance, index = spatial.cKDTree(scribbled * window.spacing).query(voxels * window.spacing)
     around = otherwise[index] & (distance < REACH)
@@ -283,6 +287,11 @@ class Window:
             inside = [mask[tuple(plane_box)] for mask in masks if mask is not None]
             found[plane - planes.start] = np.any(inside, axis=0) != (label == BACKGROUND)
         return found
+
+    def carried(self, label: int) -> set[int]:
+        """The planes on which the label is known or was fused, counted from the window's first."""
+        fused = {self.stack.first + plane for part in self._fused if part.label == label for plane in part.targets}
+        return {plane - self.box[0].start for plane in self.annotation.known_planes(label) | fused}
 
     def unknown_between(self, labels: np.ndarray, planes: np.ndarray, others: np.ndarray) -> np.ndarray:
         """(N,) whether each label is known on no plane from one to the other, both counted from the window's first."""

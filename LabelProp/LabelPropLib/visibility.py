@@ -22,14 +22,21 @@ def sharpness(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:
 
     score: (T, h, w), like a signed distance in pixels, positive inside; slices: (T, C, h, w).
     """
-    down, along = torch.gradient(score, dim=(1, 2))
+    down, along = slopes(score)
     steepness = torch.hypot(down, along).clamp(min=1e-6)
-    change_down, change_along = torch.gradient(smooth(slices, NOISE_WINDOW), dim=(2, 3))
+    change_down, change_along = slopes(smooth(slices, NOISE_WINDOW))
     edge = (change_down * (down / steepness)[:, None] + change_along * (along / steepness)[:, None]).abs()
     depth = score.abs()
     nearest = depth.amin(dim=(1, 2), keepdim=True).clamp(max=STEEPEST)
     on_contour = depth < (nearest + CONTOUR / 2).clamp(min=CONTOUR)  # where the score is steep, no pixel may be within
     return mean(edge, on_contour) / deviation(slices, depth < NEIGHBOURHOOD)
+
+
+def slopes(values: torch.Tensor) -> list[torch.Tensor]:
+    """Change per pixel of values (..., h, w) along rows and along columns; 0 along an axis of a single pixel."""
+    return [
+        torch.gradient(values, dim=axis)[0] if values.shape[axis] > 1 else torch.zeros_like(values) for axis in (-2, -1)
+    ]
 
 
 def contrast(score: torch.Tensor, slices: torch.Tensor) -> torch.Tensor:

@@ -185,6 +185,14 @@ def test_what_was_found_is_no_input_of_the_next_run(drawn, nearest_slice_engine)
     assert [report["annotated_slices"] for report in reports] == [[2, 9]] * 3
 
 
+def test_missing_labels_are_read_as_before_by_the_next_run(nearest_slice_engine):
+    volume = add_scan()
+    masks = {"left": drawn_masks(planes=(2, 6, 10))["left"], "right": drawn_masks(planes=(4, 8))["right"]}
+    node = add_segmentation(volume, masks)
+    reports = [LabelPropLogic().propagate(volume, node) for _ in range(2)]
+    assert [report["missing"] for report in reports] == ["unknown"] * 2
+
+
 def correct(volume, node, planes):
     """Move the left structure on some planes; returns its mask."""
     mask = segment_array(node, "left", volume)

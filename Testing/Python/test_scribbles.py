@@ -418,12 +418,13 @@ def test_a_stroke_beyond_the_last_slice_changes_nothing_before_it(beyond):
         np.testing.assert_array_equal(runs[name][:6], runs["without"][:6])
 
 
-def test_a_stroke_may_cross_the_only_drawn_slice():
+@pytest.mark.parametrize(("rows", "column"), [(slice(18, 22), 30), (slice(10, 30), 34)])
+def test_a_stroke_may_cross_the_only_drawn_slice(rows, column):
     image, labels = drifting(9)
     drawn = np.zeros_like(labels)
     drawn[4] = labels[4]
     stroke = np.zeros_like(labels)
-    stroke[[2, 3, 5, 6], 18:22, 30] = 1
+    stroke[[2, 3, 5, 6], rows, column] = 1
     annotation = annotate_from_label_volume(image, drawn, SPACING, scribbles=stroke)
     (found,) = pipeline.propagate(annotation, Settings(preset="fast")).label_maps
     assert found[stroke > 0].all() and not found[[0, 1, 7, 8]].any()

@@ -61,3 +61,14 @@ def test_where_nothing_was_found_nothing_is_seen():
     for measure in (sharpness, contrast):
         assert measure(nowhere, slice_of_disc(14)).isfinite().all()
     assert (sharpness(nowhere, slice_of_disc(14)) == 0).all()
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_contour_across_a_single_line_is_as_sharp_as_across_many(axis):
+    ramp = torch.linspace(-9.5, 9.5, 20).view(1, 1, 20)
+    many = ramp.expand(1, 12, 20).transpose(2, axis)
+    one = ramp.transpose(2, axis)
+    for measure in (sharpness, contrast):
+        assert measure(one, (one > 0).float()[None]).item() == pytest.approx(
+            measure(many, (many > 0).float()[None]).item()
+        )

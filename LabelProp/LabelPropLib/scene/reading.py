@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ from .segments import (
     StoredSegment,
     drawn_planes,
     labels_on_volume,
+    read_propagated,
     read_roles,
     segment_on_grid,
     segmentation_state,
@@ -127,6 +128,7 @@ def collect(
         missing=missing,
         absent=segments.given(ABSENT),
         ignored={label: scribbled[label] | ignored[label] for label in labels},
+        found=segments.found(),
         scribbles={label: np.concatenate(parts) for label, parts in strokes.items() if sum(map(len, parts))},
         second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
         atlases=[atlas_of(*nodes, segmentation_node, labels, grid) for nodes in atlases],
@@ -152,7 +154,7 @@ class DrawnSegments:
     """Segments by label, and the slices that bear them; planes count from the start of the grid's extent.
 
     axis: the array axis across which they are drawn. drawn: label -> indices of the slices that bear it, on the grid's
-    lattice. roles: those of its slices.
+    lattice. roles: those of its slices. propagated: indices of those that an earlier run found.
     """
 
     grid: slicer.vtkOrientedImageData
@@ -160,6 +162,7 @@ class DrawnSegments:
     stored: Mapping[int, StoredSegment]
     drawn: Mapping[int, list[int]]
     roles: Mapping[int, Roles]
+    propagated: Mapping[int, Collection[int]]
 
     @classmethod
     def read(cls, segmentation_node, labels: Mapping[int, str], grid, axis: str) -> DrawnSegments:
@@ -171,7 +174,10 @@ class DrawnSegments:
         array_axis, drawn = drawn_planes(stored, roles.values(), axis)
         if not any(drawn.values()):
             raise InputError("No annotated slice: draw at least one segment on at least one slice.")
-        return cls(grid, array_axis, stored, drawn, roles)
+        propagated = {
+            label: read_propagated(segmentation.GetSegment(name), array_axis).keys() for label, name in labels.items()
+        }
+        return cls(grid, array_axis, stored, drawn, roles, propagated)
 
     @property
     def first(self) -> int:
@@ -181,6 +187,10 @@ class DrawnSegments:
     def borne(self, label: int) -> set[int]:
         """The planes that bear a label."""
         return {index - self.first for index in self.drawn[label]}
+
+    def found(self) -> dict[int, set[int]]:
+        """Label -> the planes that an earlier run found."""
+        return {label: {index - self.first for index in indices} for label, indices in self.propagated.items()}
 
     def given(self, role: str) -> dict[int, set[int]]:
         """Label -> the planes to which the role was given."""

@@ -16,7 +16,7 @@ from ..annotation import AXIS_NAMES, run_length
 from ..boxes import Box
 from ..errors import InputError
 from ..patches import Patch, patches_of_layer
-from ..roles import ROLES_TAG, Roles
+from ..roles import PROPAGATED_TAG, ROLES_TAG, Roles
 from .geometry import (
     REFERENCE_GEOMETRY,
     Converter,
@@ -55,6 +55,27 @@ def write_tag(segment: slicer.vtkSegment, name: str, text: str):
         segment.SetTag(name, text)
     else:
         segment.RemoveTag(name)
+
+
+def read_propagated(segment: slicer.vtkSegment, axis: int) -> dict[int, int]:
+    """Slice -> fingerprint, empty where the tag is missing, of other axes, or not one of ours."""
+    return propagated_by_axis(segment).get(AXIS_NAMES[axis], {})
+
+
+def propagated_by_axis(segment: slicer.vtkSegment) -> dict[str, dict[int, int]]:
+    """Axis name -> slice -> fingerprint, of the segment's tag; empty where that is not one of ours."""
+    known: dict[str, dict[int, int]] = {}
+    numbers: dict[int, int] = {}
+    try:
+        for word in read_tag(segment, PROPAGATED_TAG).split():
+            if word in AXIS_NAMES:
+                numbers = known.setdefault(word, {})
+            else:
+                index, number = word.split("=")
+                numbers[int(index)] = int(number)
+    except ValueError:
+        return {}
+    return known
 
 
 def layer_of(segmentation, segment_id: str):

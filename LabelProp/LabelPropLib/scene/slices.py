@@ -19,7 +19,17 @@ from ..patches import patch_of
 from ..roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
 from .geometry import REFERENCE_GEOMETRY, Converter, array_to_array, grid_shape, grid_start, reference_grid, work_grid
 from .reading import SceneAnnotation
-from .segments import StoredSegment, drawn_planes, read_roles, read_tag, stored_segments, write_roles, write_tag
+from .segments import (
+    StoredSegment,
+    drawn_planes,
+    propagated_by_axis,
+    read_propagated,
+    read_roles,
+    read_tag,
+    stored_segments,
+    write_roles,
+    write_tag,
+)
 
 GEOMETRY_TAG = "LabelProp.Geometry"  # the reference geometry that the slices are numbered by, as Slicer writes it
 PARALLEL = 1e-3  # slices by which two lattices may diverge per voxel: matrices are rounded
@@ -160,7 +170,7 @@ def mark_propagated(segmentation_node, overview: SliceOverview):
         drawn = {index for index, role in overview.roles[name].items() if role != IGNORED}
         found = {index: number for index, number in fingerprints(stored, overview.axis).items() if index not in drawn}
         segment = segmentation_node.GetSegmentation().GetSegment(name)
-        empty = _read_propagated(segment, overview.axis).keys() - found.keys() - drawn
+        empty = read_propagated(segment, overview.axis).keys() - found.keys() - drawn
         set_role(segmentation_node, name, overview.axis, COMPLETE, empty)  # what is drawn there next is to be read
         set_role(segmentation_node, name, overview.axis, IGNORED, found)
         _write_propagated(segment, overview.axis, found)
@@ -176,7 +186,7 @@ def notice_corrections(
     overview: of the slices as they are now.
     """
     segmentation = segmentation_node.GetSegmentation()
-    propagated = {name: _read_propagated(segmentation.GetSegment(name), overview.axis) for name in overview.roles}
+    propagated = {name: read_propagated(segmentation.GetSegment(name), overview.axis) for name in overview.roles}
     propagated = {name: known for name, known in propagated.items() if known}
     corrected = False
     for name, stored in stored_segments(segmentation_node, propagated, overview.grid).items():
@@ -218,38 +228,17 @@ def were_edited_singly(left: Set[int], edited: Set[int]) -> bool:
 
 def _write_propagated(segment, axis: int, found: Mapping[int, int]):
     """Keep slice -> fingerprint along an axis in the segment's tag, beside those along the other axes."""
-    known = {**_propagated_by_axis(segment), AXIS_NAMES[axis]: found}
+    known = {**propagated_by_axis(segment), AXIS_NAMES[axis]: found}
     write_tag(segment, PROPAGATED_TAG, _propagated_text(known))
 
 
 def _propagated_text(known: Mapping[str, Mapping[int, int]]) -> str:
-    """Axis name -> slice -> fingerprint, as `_propagated_by_axis` reads it."""
+    """Axis name -> slice -> fingerprint, as `propagated_by_axis` reads it."""
     return " ".join(
         " ".join([name, *(f"{index}={number}" for index, number in sorted(numbers.items()))])
         for name, numbers in known.items()
         if numbers
     )
-
-
-def _read_propagated(segment, axis: int) -> dict[int, int]:
-    """Slice -> fingerprint, empty where the tag is missing, of other axes, or not one of ours."""
-    return _propagated_by_axis(segment).get(AXIS_NAMES[axis], {})
-
-
-def _propagated_by_axis(segment) -> dict[str, dict[int, int]]:
-    """Axis name -> slice -> fingerprint, of the segment's tag; empty where that is not one of ours."""
-    known: dict[str, dict[int, int]] = {}
-    numbers: dict[int, int] = {}
-    try:
-        for word in read_tag(segment, PROPAGATED_TAG).split():
-            if word in AXIS_NAMES:
-                numbers = known.setdefault(word, {})
-            else:
-                index, number = word.split("=")
-                numbers[int(index)] = int(number)
-    except ValueError:
-        return {}
-    return known
 
 
 def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable[[str], None] = lambda text: None):
@@ -291,7 +280,7 @@ def _renumber(segmentation_node, segment_id: str, earlier) -> list[str]:
         reference_grid(segmentation),
     )
     before, stored = (stored_segments(segmentation_node, [segment_id], g)[segment_id] for g in (earlier, grid))
-    propagated = _propagated_by_axis(segment)
+    propagated = propagated_by_axis(segment)
     unchanged, unchanged_if_moved = (_found_unchanged(s, propagated) for s in (before, stored))
     to_earlier = array_to_array(grid, earlier)
     mirrored = np.linalg.det(to_earlier[:3, :3]) < 0
@@ -312,7 +301,7 @@ EarlierNumbers = dict[str, tuple[str, dict[int, int]]]
 
 
 def _found_unchanged(stored: StoredSegment, propagated: Mapping[str, Mapping[int, int]]) -> set[tuple[str, int]]:
-    """Axis name and index of the slices that were found, see `_propagated_by_axis`, and are as they were."""
+    """Axis name and index of the slices that were found, see `propagated_by_axis`, and are as they were."""
     return {
         (name, index)
         for name, numbers in propagated.items()
