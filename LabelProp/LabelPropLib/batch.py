@@ -124,7 +124,8 @@ def run(
 ) -> list[Result]:
     """Run all rows of `table`, write their results and an overview into `folder`, made if need be.
 
-    settings: without `uncertainty` and `suggestions`, for which there is no file. missing: see `annotate_from_masks`.
+    settings: without `uncertainty` and `suggestions`, for which there is no file.
+    missing: see `annotation.annotate_from_planes`.
     jobs: how many rows at once, by default as many as there are processors for. scheduler: the address of a dask
     scheduler whose workers are to run them. say: told what happens, line by line.
     Returns the results, doubtful ones first. Raises InputError if the table, the settings, their checkpoint or device

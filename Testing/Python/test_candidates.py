@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import annotate_from_masks
 
 from LabelPropLib import ends
-from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import BOX_MARGIN, Chains, arrivals
 from LabelPropLib.filters import channel_weights
 from LabelPropLib.fusion import deep, similarity

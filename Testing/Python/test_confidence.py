@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import write_case
+from samples import annotate_from_masks, write_case
 from scipy import ndimage
 
 from LabelPropLib import cli, files, suggestion
-from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_masks
+from LabelPropLib.annotation import annotate_from_label_volume
 from LabelPropLib.confidence import (
     PRIOR,
     Contours,

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from samples import annotate_from_masks
 from scipy import ndimage
 
 from LabelPropLib import cli, demo, scene
-from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.baselines import copy_nearest, fill_between_slices
 from LabelPropLib.errors import InputError
 from LabelPropLib.evaluation import score_labels

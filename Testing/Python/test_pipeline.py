@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import annotate_from_masks
 from scipy import ndimage
 
 from LabelPropLib import pipeline
-from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume, annotate_from_masks
+from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.gaps import shared_gaps
 from LabelPropLib.label_planes import LabelPlanes, far_ends

@@ -21,10 +21,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from samples import annotate_from_masks
 
 import LabelPropLib
 from LabelPropLib import checkpoint, pipeline, standard_input, worker
-from LabelPropLib.annotation import AtlasVolume, SparseAnnotation, annotate_from_masks
+from LabelPropLib.annotation import AtlasVolume, SparseAnnotation
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
 from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
 from LabelPropLib.machine import is_out_of_memory
