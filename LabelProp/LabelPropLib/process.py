@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .annotation import SparseAnnotation
 from .errors import MEMORY_ADVICE, out_of_memory
-from .exchange import read_propagation, write_in_parts
+from .exchange import read_propagation, write_annotation_in_parts
 from .settings import Settings
 
 CANCEL_TIMEOUT_MS = 1000
@@ -129,7 +129,7 @@ class BackgroundPropagation:
         """Hand the job to the process, with breaks: copying a large scan takes longer than an event loop may stand."""
         folder.mkdir(parents=True)  # the system may have cleared its temporary files since the last job
         yield
-        yield from write_in_parts(folder, annotation)
+        yield from write_annotation_in_parts(folder, annotation)
         if checkpoint is None:
             self._send(propagate=folder.name, settings=asdict(settings))
         else:

@@ -27,7 +27,7 @@ import LabelPropLib
 from LabelPropLib import checkpoint, pipeline, standard_input, worker
 from LabelPropLib.annotation import AtlasVolume, SparseAnnotation
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
-from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
+from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation_in_parts, write_propagation
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.process import BackgroundPropagation
@@ -47,6 +47,12 @@ def tube(shape=(9, 32, 36)):
     drawn = np.zeros_like(mask)
     drawn[[0, shape[0] // 2, -1]] = mask[[0, shape[0] // 2, -1]]
     return annotate_from_masks(image, {3: drawn}, (4.0, 1.0, 1.0))
+
+
+def write_annotation(folder, annotation):
+    """All of it at once."""
+    for _ in write_annotation_in_parts(folder, annotation):
+        pass
 
 
 def endless():
@@ -452,7 +458,7 @@ def test_full_disk_is_told(application, monkeypatch, tmp_path):
         yield
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("LabelPropLib.process.write_in_parts", write)
+    monkeypatch.setattr("LabelPropLib.process.write_annotation_in_parts", write)
     application.background.submit(tube(), FAST)
     application.run_until(lambda: not application.background.running)
     assert not list(tmp_path.rglob("image.npy"))
