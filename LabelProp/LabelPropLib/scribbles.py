@@ -21,7 +21,8 @@ from scipy import ndimage, special
 
 from . import graph_cut
 from .annotation import BACKGROUND, SparseAnnotation, stack_order
-from .labelmaps import Box, FusedScore, LabelMaps
+from .boxes import Box
+from .labelmaps import FusedScore, LabelMaps
 from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, around_strokes, at
 
