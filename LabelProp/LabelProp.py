@@ -69,8 +69,8 @@ class LabelProp(ScriptedLoadableModule):
         self.parent.contributors = ["SlicerLabelProp maintainers"]
         self.parent.helpText = _(
             "Outline structures on a few slices, and have them carried through the volume: neighbouring slices are"
-            " registered to each other, and the outlines follow the image from both sides. The same is in the Segment"
-            " Editor, as the effect LabelProp."
+            " registered to each other, and the outlines follow the image from both sides. The Segment Editor"
+            " offers the same as its effect LabelProp."
         )
         self.parent.acknowledgementText = _(
             "Carrying labels through a volume by registration between its slices is the idea of N. Decaux et al.,"

@@ -322,8 +322,8 @@ def check_image(image: np.ndarray, name: str = "image"):
         raise InputError(f"The {name} is constant ({float(low):g} everywhere): choose the scan itself.")
     if float(high) - float(low) > float(np.finfo(np.float32).max):
         raise InputError(
-            f"The {name} has intensities from {float(low):g} to {float(high):g}, more than can be reckoned with:"
-            " replace those by which it says that a voxel has none."
+            f"The {name} has intensities from {float(low):g} to {float(high):g}, too large to compute with:"
+            " replace the values that mark voxels without data."
         )
 
 

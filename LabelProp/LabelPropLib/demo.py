@@ -62,7 +62,9 @@ def check_free(folder: Path):
         return
     for name in (*names, PICTURE):
         if (folder / name).exists():
-            raise InputError(f"{folder / name} would be replaced, which is no demo's: choose another folder with -o.")
+            raise InputError(
+                f"{folder / name} would be replaced, but was not written by a demo: choose another folder with -o."
+            )
 
 
 def add_to_scene(phantom: Phantom, annotations: np.ndarray):

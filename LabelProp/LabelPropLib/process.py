@@ -282,7 +282,7 @@ class BackgroundPropagation:
             return f"The background process could not work: {last_line}. Reinstall PyTorch if it is about torch."
         return (
             f"The background process ended unexpectedly (exit code {exit_code}), most often for want of memory."
-            f" {MEMORY_ADVICE}" + (f" Its last words: {last_line}" if last_line else "")
+            f" {MEMORY_ADVICE}" + (f" Its last message: {last_line}" if last_line else "")
         )
 
     def _clean_up(self):

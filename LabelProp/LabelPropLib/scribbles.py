@@ -227,7 +227,9 @@ def contradictions(annotation: SparseAnnotation, maps: LabelMaps) -> list[str]:
         for plane, count in sorted(contradicted.items())
     ]
     if twice:
-        said.append(f"{twice} voxels are scribbled twice, differently: background counts, else the larger label.")
+        said.append(
+            f"{twice} voxels are scribbled twice, with different labels: background counts, or else the larger label."
+        )
     return said
 
 

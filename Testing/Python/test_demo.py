@@ -108,7 +108,7 @@ def test_demo_needs_a_folder_to_write_to(tmp_path):
 @pytest.mark.parametrize("name", ["image.nii.gz", "demo.png", "labelprop.seg.nrrd"])
 def test_demo_replaces_only_a_demo(tmp_path, name):
     (tmp_path / name).write_bytes(b"mine")
-    with pytest.raises(InputError, match=f"{name} would be replaced, which is no demo's"):
+    with pytest.raises(InputError, match=f"{name} would be replaced, but was not written by a demo"):
         demo.run(tmp_path)
     assert (tmp_path / name).read_bytes() == b"mine"
     for written in (demo.SEGMENTATION, *(f"{volume}.nii.gz" for volume in demo.VOLUMES)):
