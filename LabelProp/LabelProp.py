@@ -477,7 +477,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 def formatProgress(stage, secondsLeft):
-    """The stage and, where that is known, how long it will take still, for the user."""
+    """The stage and, where that is known, how much longer it will take, for the user."""
     if secondsLeft is None:
         return stage
     if secondsLeft < 60:
@@ -669,7 +669,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         """
         Propagate what was collected, in this process. Nothing in the scene changes.
 
-        :return: LabelPropLib.pipeline.Propagation
+        :return: LabelPropLib.propagation.Propagation
         :raises InputError, Cancelled: as `propagate` does.
         :raises ImportError: PyTorch cannot be loaded; the text says what to do.
         """

@@ -244,7 +244,7 @@ class BackgroundPropagation:
         return seconds * (1 - fraction) / done if done > 0 else None
 
     def _kill_unless_answered(self, job: str):
-        """A process that is loading PyTorch still will find the job cancelled, and is not to blame."""
+        """A process that is still loading PyTorch will find the job cancelled, and is not to blame."""
         if job in self._unanswered and self._ready:
             self._process.kill()
 

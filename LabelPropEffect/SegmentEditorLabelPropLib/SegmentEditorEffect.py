@@ -256,7 +256,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._fail(_("Cancelled: the segmentation or the source volume was changed or removed."))
 
     def _onApplicationQuits(self):
-        """The first module is about to be unloaded: while all others are there still, leave nothing of this effect."""
+        """The first module is about to be unloaded: while all others are still there, leave nothing of this effect."""
         self._removePreview()
         if self.scriptedEffect.active():
             self.scriptedEffect.selectEffect("")

@@ -70,7 +70,7 @@ class SceneAnnotation:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the segmentation is in the scene still, and as it was when it was read."""
+        """Whether the segmentation is still in the scene, and as it was when it was read."""
         node = self.segmentation_node
         return bool(slicer.mrmlScene.IsNodePresent(node)) and segmentation_state(node) == self.state
 
