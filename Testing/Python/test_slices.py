@@ -13,7 +13,7 @@ from samples import OBLIQUE, add_transform, set_geometry, tag
 
 from LabelPropLib import boxes, patches, scene
 from LabelPropLib.annotation import find_axis
-from LabelPropLib.roles import PROPAGATED_TAG, Roles
+from LabelPropLib.roles import PROPAGATED_TAG, Roles, slice_roles
 from LabelPropLib.scene.protection import drawn_of_others, masks_to_write, protect
 from LabelPropLib.scene.slices import (
     ExpectedQuality,
@@ -26,7 +26,6 @@ from LabelPropLib.scene.slices import (
     notice_corrections,
     set_background,
     set_role,
-    slice_roles,
     survey,
     with_role,
 )
