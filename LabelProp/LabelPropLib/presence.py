@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .filters import NOISE_WINDOW, masked_correlation, smooth
-from .label_planes import INTENSITY_BINS, INTENSITY_RANGE
+from .label_planes import INTENSITY_BINS
+from .preprocessing import INTENSITY_RANGE
 
 if TYPE_CHECKING:  # candidates ask for this module
     from .candidates import Arrivals, Candidate, Carried

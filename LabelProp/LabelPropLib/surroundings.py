@@ -34,9 +34,9 @@ from . import boxes
 from .annotation import BACKGROUND, SparseAnnotation, exclude, stack_order
 from .boxes import Box
 from .confidence import bridge
-from .label_planes import DISTANCE_LIMIT, INTENSITY_BINS, INTENSITY_RANGE, SURROUND, computed_once
+from .label_planes import DISTANCE_LIMIT, INTENSITY_BINS, SURROUND, computed_once
 from .labelmaps import FusedScore
-from .preprocessing import Stack
+from .preprocessing import INTENSITY_RANGE, Stack
 from .visibility import LEAST_DEVIATION
 
 REACH = 15.0  # mm of path from a stroke, beyond which nothing changes
