@@ -69,8 +69,8 @@ class LabelProp(ScriptedLoadableModule):
         self.parent.contributors = ["SlicerLabelProp maintainers"]
         self.parent.helpText = _(
             "Outline structures on a few slices, and have them carried through the volume: neighbouring slices are"
-            " registered to each other, and the outlines follow the image from both sides. The same is in the Segment"
-            " Editor, as the effect LabelProp."
+            " registered to each other, and the outlines follow the image from both sides. The Segment Editor"
+            " offers the same as its effect LabelProp."
         )
         self.parent.acknowledgementText = _(
             "Carrying labels through a volume by registration between its slices is the idea of N. Decaux et al.,"
@@ -477,7 +477,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
 
 def formatProgress(stage, secondsLeft):
-    """The stage and, where that is known, how long it will take still, for the user."""
+    """The stage and, where that is known, how much longer it will take, for the user."""
     if secondsLeft is None:
         return stage
     if secondsLeft < 60:
@@ -669,7 +669,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         """
         Propagate what was collected, in this process. Nothing in the scene changes.
 
-        :return: LabelPropLib.pipeline.Propagation
+        :return: LabelPropLib.propagation.Propagation
         :raises InputError, Cancelled: as `propagate` does.
         :raises ImportError: PyTorch cannot be loaded; the text says what to do.
         """

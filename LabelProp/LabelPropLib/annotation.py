@@ -167,43 +167,6 @@ def exclude(label: int, other: int, overlapping: Collection[tuple[int, int]]) ->
     return (min(label, other), max(label, other)) not in overlapping
 
 
-def annotate_from_masks(
-    image: np.ndarray,
-    masks: Mapping[int, np.ndarray],
-    spacing: tuple[float, float, float],
-    axis: int | None = None,
-    missing: str = "auto",
-    absent: Mapping[int, set[int]] | None = None,
-    ignored: Mapping[int, set[int]] | None = None,
-    scribbles: Mapping[int, np.ndarray] | None = None,
-    second_image: np.ndarray | None = None,
-    atlases: Iterable[AtlasVolume] = (),
-) -> SparseAnnotation:
-    """Annotation from one mask a label, as Slicer keeps segments; masks may overlap.
-
-    image: (K, J, I); masks: label -> (K, J, I) bool; spacing: mm; axis: array axis, None to find it.
-    missing: how a label that is missing on a plane annotated for other labels is read: 'absent', 'unknown', or
-        'auto', see `read_missing`.
-    absent, ignored: label -> planes that the user marked as without the label, or as not to be read.
-    scribbles: label or BACKGROUND -> (N, 3) voxel indices.
-    second_image: (K, J, I), another contrast of the same anatomy. atlases: finished volumes of other subjects.
-
-    Raises InputError.
-    """
-    for label, mask in masks.items():
-        if mask.shape != image.shape:
-            raise InputError(
-                f"Label {label} has the size {mask.shape[::-1]}, the image {image.shape[::-1]}:"
-                " resample the annotations to the image's grid."
-            )
-    if axis is None:
-        axis = find_axis(masks)
-    complete = {label: complete_planes(mask, axis, (ignored or {}).get(label, ())) for label, mask in masks.items()}
-    return annotate_from_planes(
-        image, complete, spacing, axis, missing, absent, ignored, scribbles, second_image, atlases
-    )
-
-
 def annotate_from_planes(
     image: np.ndarray,
     complete: Mapping[int, Mapping[int, np.ndarray]],
@@ -217,11 +180,17 @@ def annotate_from_planes(
     atlases: Iterable[AtlasVolume] = (),
     found: Mapping[int, set[int]] | None = None,
 ) -> SparseAnnotation:
-    """Annotation from the drawn planes of each label, without those to be ignored.
+    """Annotation from the drawn planes of each label, without those to be ignored; labels may overlap.
 
-    complete: label -> plane index -> (H, W) bool, see `SparseAnnotation`; the rest as in `annotate_from_masks`. found:
-    label -> those of the planes to be ignored that an earlier run found: the user has said nothing of them. Planes
-    marked beyond the volume, as by a segmentation that has come to lie otherwise, say nothing.
+    image: (K, J, I); spacing: mm; axis: array axis. complete: label -> plane index -> (H, W) bool.
+    missing: how a label that is missing on a plane annotated for other labels is read: 'absent', 'unknown', or
+        'auto', see `read_missing`.
+    absent, ignored: label -> planes that the user marked as without the label, or as not to be read. Those beyond the
+        volume, as of a segmentation that has come to lie otherwise, say nothing.
+    found: label -> those of the planes to be ignored that an earlier run found: the user has said nothing of them.
+    scribbles: label or BACKGROUND -> (N, 3) voxel indices.
+    second_image: (K, J, I), another contrast of the same anatomy. atlases: finished volumes of other subjects.
+
     Raises InputError.
     """
     if missing not in MISSING_CHOICES:
@@ -272,7 +241,7 @@ def annotate_from_label_volume(
             " resample the annotations to the image's grid."
         )
     if axis is None:
-        axis = find_axis({1: labels != 0})
+        axis = find_axis(labels)
     complete: dict[int, dict[int, np.ndarray]] = {}
     for index, plane in enumerate(np.moveaxis(labels, axis, 0)):
         for value in np.unique(plane[plane != 0]):
@@ -290,12 +259,6 @@ def scribbles_from_volume(volume: np.ndarray) -> dict[int, np.ndarray]:
     }
 
 
-def complete_planes(mask: np.ndarray, axis: int, ignored=()) -> dict[int, np.ndarray]:
-    """Plane index -> (H, W) bool, for the planes of `mask` along `axis` that bear voxels and are not ignored."""
-    planes = np.moveaxis(mask, axis, 0)
-    return {int(p): planes[p].copy() for p in np.flatnonzero(planes.any(axis=(1, 2))) if int(p) not in ignored}
-
-
 def read_missing(complete: Mapping[int, Mapping[int, np.ndarray]], marked: Mapping[int, frozenset[int]]) -> str:
     """'absent' if the annotated planes look drawn completely for all labels, else 'unknown'.
 
@@ -310,14 +273,17 @@ def read_missing(complete: Mapping[int, Mapping[int, np.ndarray]], marked: Mappi
     return "absent"
 
 
-def find_axis(masks: Mapping[int, np.ndarray]) -> int:
-    """The array axis whose planes bear the annotations, see `run_length`."""
-    if not any(mask.any() for mask in masks.values()):
+def find_axis(labels: np.ndarray) -> int:
+    """The array axis whose planes bear the annotations (K, J, I), 0 where there are none; see `run_length`.
+
+    Raises InputError without any.
+    """
+    if not labels.any():
         raise InputError("No annotated slice: draw at least one segment on at least one slice.")
 
     def likeness(axis: int) -> tuple[float, int]:
         others = tuple(a for a in range(3) if a != axis)
-        return run_length(np.flatnonzero(np.any([mask.any(axis=others) for mask in masks.values()], axis=0)))
+        return run_length(np.flatnonzero(labels.any(axis=others)))
 
     return min(range(3), key=likeness)
 
@@ -356,8 +322,8 @@ def check_image(image: np.ndarray, name: str = "image"):
         raise InputError(f"The {name} is constant ({float(low):g} everywhere): choose the scan itself.")
     if float(high) - float(low) > float(np.finfo(np.float32).max):
         raise InputError(
-            f"The {name} has intensities from {float(low):g} to {float(high):g}, more than can be reckoned with:"
-            " replace those by which it says that a voxel has none."
+            f"The {name} has intensities from {float(low):g} to {float(high):g}, too large to compute with:"
+            " replace the values that mark voxels without data."
         )
 
 

@@ -124,7 +124,8 @@ def run(
 ) -> list[Result]:
     """Run all rows of `table`, write their results and an overview into `folder`, made if need be.
 
-    settings: without `uncertainty` and `suggestions`, for which there is no file. missing: see `annotate_from_masks`.
+    settings: without `uncertainty` and `suggestions`, for which there is no file.
+    missing: see `annotation.annotate_from_planes`.
     jobs: how many rows at once, by default as many as there are processors for. scheduler: the address of a dask
     scheduler whose workers are to run them. say: told what happens, line by line.
     Returns the results, doubtful ones first. Raises InputError if the table, the settings, their checkpoint or device
@@ -137,7 +138,7 @@ def run(
     check_nothing_is_lost(all_jobs.values(), table, folder)
     results = {name: job.result() for name, job in all_jobs.items() if job.is_done()}
     if results:
-        say(f"{len(results)} of {len(rows)} volumes are there already, made of the same files with the same settings.")
+        say(f"{len(results)} of {len(rows)} volumes are done already, from the same files and with the same settings.")
     commands = {name: job.command for name, job in all_jobs.items() if name not in results}
     threads = thread_count()
     if scheduler:
@@ -185,13 +186,13 @@ def check_nothing_is_lost(jobs: Collection[Job], table: Path, folder: Path):
     clash = files.first_clash(written, read)
     if clash:
         raise InputError(
-            f"{clash} would be replaced, which this batch reads, or writes for another row: choose another folder for"
-            " the results, or other names."
+            f"{clash} would be replaced, but this batch reads it, or writes it for another row: choose another"
+            " folder for the results, or other names."
         )
     for job in jobs:
         if job.report_is_of_another_program():
             raise InputError(
-                f"{job.report} would be replaced, which is no report of LabelProp's: choose another folder for the"
+                f"{job.report} would be replaced, but is no report of LabelProp's: choose another folder for the"
                 " results, or a name for this row."
             )
 

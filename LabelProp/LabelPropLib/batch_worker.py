@@ -29,7 +29,7 @@ def end_with_stdin():
 
 
 if __name__ == "__main__":
-    if hasattr(sys.stderr, "reconfigure"):  # who reads it takes it for UTF-8; Slicer's console takes any text
+    if hasattr(sys.stderr, "reconfigure"):  # its reader takes it for UTF-8; Slicer's console takes any text
         sys.stderr.reconfigure(encoding="utf-8")
     threading.Thread(target=end_with_stdin, daemon=True).start()
     sys.exit(cli.main(sys.argv[1:]))

@@ -36,7 +36,7 @@ from LabelPropLib.terminal import (
 )
 
 DEVICE_HELP = "where to compute; auto: a GPU if there is one, else the processor"
-SEED_HELP = "of the random numbers; the same one, the same result (0)"
+SEED_HELP = "seed of the random numbers: the same one gives the same result (0)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,9 +123,9 @@ def add_propagate(subparsers):
     add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices; i is fastest")
     add_settings(add)
     add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
-    add("--uncertainty", metavar="FILE", type=Path, help="volume to write, from 0 sure to 1 a toss-up")
-    add("--report", metavar="FILE.json", type=Path, help="what was done, as JSON")
-    add("--picture", metavar="FILE.png", type=Path, help="picture of the slice that needs a look most")
+    add("--uncertainty", metavar="FILE", type=Path, help="map of uncertainty to write, 0 sure to 1 a toss-up")
+    add("--report", metavar="FILE.json", type=Path, help="report to write: what was done, as JSON")
+    add("--picture", metavar="FILE.png", type=Path, help="picture to write, of the slice that needs a look most")
 
 
 def add_suggest(subparsers):
@@ -135,12 +135,12 @@ def add_suggest(subparsers):
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
-    add("--count", metavar="N", type=positive, default=1, help="slices, each as if those before it were drawn (1)")
+    add("--count", metavar="N", type=positive, default=1, help="slices to suggest, as if each were drawn in turn (1)")
     add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
     add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
     add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices")
     add_settings(add)
-    add("--report", metavar="FILE.json", type=Path, help="the suggestions and what they rest on, as JSON")
+    add("--report", metavar="FILE.json", type=Path, help="report to write: suggestions and their grounds, as JSON")
 
 
 def add_batch(subparsers):
@@ -185,8 +185,8 @@ def add_settings(add: Callable):
         "--missing",
         choices=MISSING_CHOICES,
         default="auto",
-        help="what a label is on an annotated slice without it; auto: absent, unless some label is missing between its"
-        " own first and last slice",
+        help="how to read a label that is missing on an annotated slice; auto: as absent, unless some label is missing"
+        " between its own first and last slice",
     )
     add("--extrapolate", action="store_true", help="go on beyond the outermost annotated slices")
     add(
@@ -206,8 +206,8 @@ def add_settings(add: Callable):
         "--fusion",
         choices=FUSIONS,
         default="auto",
-        help="how what arrives at a slice is weighed; auto: for each label the best of deep, similarity and appearance"
-        " as far as hidden slices tell",
+        help="how the outlines that reach a slice are weighed; auto: for each label the best of deep, similarity and"
+        " appearance, as far as hidden slices tell",
     )
     add("--preset", choices=PRESETS, default="balanced", help="how much time to spend")
     add(
@@ -217,7 +217,7 @@ def add_settings(add: Callable):
         help="weights to start from; auto: those that come with LabelProp",
     )
     add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
-    add("--memory", dest="memory_gb", metavar="GB", type=float, help="of memory to hold at most (all that is free)")
+    add("--memory", dest="memory_gb", metavar="GB", type=float, help="memory to use at most, in GB (all that is free)")
     add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
 
 
@@ -241,9 +241,9 @@ def add_pretrain(subparsers):
     add = verb.add_argument
     add("table", metavar="TABLE.csv", type=Path, help="columns image, annotations (optional), axis (optional)")
     add_training_options(add)
-    add("--steps", metavar="N", type=positive, default=2000, help="at most")
-    add("--batch", metavar="N", type=positive, default=4, help="samples a step, of each process")
-    add("--half", action="store_true", help="write the weights as 16 bit numbers")
+    add("--steps", metavar="N", type=positive, default=2000, help="steps to make at most (2000)")
+    add("--batch", metavar="N", type=positive, default=4, help="samples per step in each process (4)")
+    add("--half", action="store_true", help="write the weights as 16-bit numbers")
 
 
 def add_training_options(add: Callable):
@@ -252,7 +252,7 @@ def add_training_options(add: Callable):
     add("--checkpoint", metavar="FILE|auto|none", default="auto", help="weights to begin with; auto: LabelProp's own")
     add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
     add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
-    add("--licence", metavar="TEXT", default="not stated", help="of the weights, kept with them")
+    add("--licence", metavar="TEXT", default="not stated", help="licence of the weights, kept with them")
 
 
 def positive(text: str) -> int:

@@ -110,7 +110,7 @@ def load(entry: Entry) -> TrainingVolume:
 def choose_axis(labels: np.ndarray | None, spacing: tuple[float, float, float]) -> int:
     """The array axis across the slices: the one of sparse annotations, else that of the largest spacing, rather k."""
     if labels is not None:
-        axis = find_axis({1: labels != 0})
+        axis = find_axis(labels)
         bearing = np.flatnonzero((labels != 0).any(axis=tuple(a for a in range(3) if a != axis)))
         if len(bearing) <= (bearing[-1] - bearing[0] + 1) / 2:
             return axis

@@ -21,6 +21,7 @@ from .errors import InputError
 from .evaluation import Score, score_labels
 from .phantom import DRAWN, Phantom, make_phantom
 from .report_text import format_stages
+from .scene import storage
 
 STACK_AXIS = 0
 VOLUMES = ("image", "annotations", "labelprop", "truth")  # that are written, and what else is
@@ -61,7 +62,9 @@ def check_free(folder: Path):
         return
     for name in (*names, PICTURE):
         if (folder / name).exists():
-            raise InputError(f"{folder / name} would be replaced, which is no demo's: choose another folder with -o.")
+            raise InputError(
+                f"{folder / name} would be replaced, but was not written by a demo: choose another folder with -o."
+            )
 
 
 def add_to_scene(phantom: Phantom, annotations: np.ndarray):
@@ -108,7 +111,7 @@ def write(folder: Path, phantom: Phantom, annotations: np.ndarray, found: np.nda
     with files.replacing([*volumes, folder / SEGMENTATION, *pictures]) as staged:
         for path, array in volumes.items():
             files.write_volume(array, phantom.ijk_to_ras, staged[path])
-        scene.save_segmentation(segmentation_node, staged[folder / SEGMENTATION])
+        storage.save_segmentation(segmentation_node, staged[folder / SEGMENTATION])
         for path in (*volumes, folder / SEGMENTATION):
             files.check_whole(staged[path])
         for path in pictures:

@@ -1,6 +1,6 @@
 """The ways a propagation ends early: the input cannot be used, the user cancelled, or memory ran out."""
 
-MEMORY_ADVICE = "Close other applications, crop the volume, or take the preset 'fast' or the device 'cpu', if it can."
+MEMORY_ADVICE = "Close other applications, crop the volume, or, if you can, take the preset 'fast' or the device 'cpu'."
 
 
 class InputError(ValueError):

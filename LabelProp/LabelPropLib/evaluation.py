@@ -168,7 +168,7 @@ def check_nothing_was_found(image: sitk.Image, annotations: Path):
 
 def annotated_slices(annotations: np.ndarray) -> tuple[int, list[int]]:
     """Array axis of the stack and its slices that bear a label, of a (K, J, I) label volume. Raises InputError."""
-    axis = find_axis({1: annotations != 0})
+    axis = find_axis(annotations)
     others = tuple(other for other in range(3) if other != axis)
     return axis, np.flatnonzero(annotations.any(axis=others)).tolist()
 

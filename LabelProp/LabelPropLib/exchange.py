@@ -18,14 +18,11 @@ from .propagation import Propagation
 PART_BYTES = 8 * 2**20  # takes a few milliseconds to write
 
 
-def write_annotation(folder: str | os.PathLike, annotation: SparseAnnotation):
-    """Write `annotation` into the existing `folder`."""
-    for _ in write_in_parts(folder, annotation):
-        pass
+def write_annotation_in_parts(folder: str | os.PathLike, annotation: SparseAnnotation) -> Iterator[None]:
+    """Write `annotation` into the existing `folder`, with a break after every few milliseconds.
 
-
-def write_in_parts(folder: str | os.PathLike, annotation: SparseAnnotation) -> Iterator[None]:
-    """As `write_annotation`, with a break after every few milliseconds, in which an event loop can run."""
+    In the breaks an event loop can run; all is written when the iterator ends.
+    """
     folder = Path(folder)
     yield from save_in_parts(folder / "image.npy", annotation.image)
     if annotation.second_image is not None:
@@ -56,7 +53,7 @@ def save_in_parts(path: Path, array: np.ndarray) -> Iterator[None]:
 
 
 def read_annotation(folder: str | os.PathLike) -> SparseAnnotation:
-    """The annotation that `write_annotation` left in `folder`. Raises InputError where SparseAnnotation does."""
+    """The annotation that was written into `folder`. Raises InputError where SparseAnnotation does."""
     folder = Path(folder)
     second_image = folder / "second_image.npy"
     with np.load(folder / "annotation.npz", allow_pickle=False) as arrays:

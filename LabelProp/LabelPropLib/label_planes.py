@@ -12,13 +12,13 @@ from .ends import Growth
 from .filters import NOISE_WINDOW, smooth
 from .gaps import Gap, known_planes, shared_gaps
 from .parallel import side_by_side
-from .preprocessing import Stack, signed_distance_nearby, unevenness
-from .presence import INTENSITY_BINS, INTENSITY_RANGE
+from .preprocessing import INTENSITY_RANGE, Stack, signed_distance_nearby, unevenness
 from .registration.consistency import FarEnds
 from .registration.fields import identity, sample
 
 DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
 SURROUND = 8.0  # pixels; how far around a label its surround goes
+INTENSITY_BINS = 32  # of INTENSITY_RANGE
 
 
 def computed_once(method: Callable) -> Callable:

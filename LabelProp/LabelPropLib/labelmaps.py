@@ -11,10 +11,9 @@ import torch
 
 from . import boxes
 from .annotation import BACKGROUND, SparseAnnotation, exclude
+from .boxes import Box
 from .label_planes import DISTANCE_LIMIT
 from .preprocessing import Stack
-
-Box = tuple[slice, slice, slice]  # planes, rows, columns of the volume
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class FusedScore:
     def on_volume(self, stack: Stack, within: Box) -> tuple[Box, np.ndarray, np.ndarray]:
         """The part of a box of the volume that the score covers, its values there, bilinear, and the votes, bool.
 
-        Values (T, R, C), votes (2, T, R, C).
+        Boxes are planes, rows, columns; values (T, R, C), votes (2, T, R, C).
         """
         scored = (slice(self.targets.start + stack.first, self.targets.stop + stack.first), *self.box)
         working = boxes.overlap(scored, (within[0], *stack.working_box(within[1:])))
@@ -102,7 +101,7 @@ class LabelMaps:
     def decide_again(self, box: Box, scores: Mapping[int, np.ndarray], where: np.ndarray):
         """Take back what was entered for the voxels of `box` in which `where` holds, and enter `scores` there.
 
-        scores: label -> score in the box.
+        box: planes, rows, columns of the volume. scores: label -> score in the box.
         """
         inside = boxes.overlap(box, self._stack.crop)
         here, there = boxes.within(inside, box), boxes.within(inside, self._stack.crop)

@@ -1,4 +1,4 @@
-"""What this machine offers: processors and memory. Needs no PyTorch, so that who only plans need not load it."""
+"""What this machine offers: processors and memory. Needs no PyTorch, so that code that only plans need not load it."""
 
 from __future__ import annotations
 

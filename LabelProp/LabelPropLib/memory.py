@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from .annotation import SparseAnnotation
 from .clock import portion
+from .gap_fusion import Fusion
 from .gaps import gaps_to_scribbles, shared_gaps
 from .preprocessing import Stack, crop_box
 from .provenance import identify_weights
@@ -26,9 +26,6 @@ from .registration import instance
 from .registration.consistency import FarEnds
 from .registration.fields import resize, sample
 from .settings import Settings
-
-if TYPE_CHECKING:
-    from .gap_fusion import Fusion
 
 KEPT_MARGIN = 0.5  # of the margin around the labels; with less of it left the crop is made anew
 LEAST_OVERLAP = 0.5  # of a new crop with the one that was registered

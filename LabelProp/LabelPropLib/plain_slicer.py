@@ -89,12 +89,6 @@ class ScriptedLoadableModuleWidget:
 class ScriptedLoadableModuleLogic:
     """Base class of the module's logic."""
 
-    def __init__(self, parent=None):
-        self.moduleName = type(self).__name__.removesuffix("Logic")
-
 
 class ScriptedLoadableModuleTest(unittest.TestCase):
     """Base class of the module's self test."""
-
-    def delayDisplay(self, message: str, *_):
-        """Nothing: there is no window to show the message in."""

@@ -23,6 +23,7 @@ MARGIN_FRACTION = 0.15  # of the labels' extent
 MARGIN_MM = 12.0
 MOST_MARGIN = 40.0  # pixels that MARGIN_MM may come to: in the scan of a mouse it is the whole plane
 ROUNDING = 1e-6  # of voxels, by which spacings from a matrix of directions may be off
+INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images
 OUTLINE_WINDOW = 2.0  # pixels, standard deviation of the Gaussian that takes away what is uneven of an outline
 
 
@@ -192,7 +193,7 @@ def normalise(planes: np.ndarray, size: tuple[int, int], low: float, high: float
 
 def _rescale(intensities: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """`low` at 0 and `high` at 1, in whatever unit they are, cut off a little beyond; 0 where they are the same."""
-    return ((intensities - low) / ((high - low) or 1.0)).clamp(-0.2, 1.2)
+    return ((intensities - low) / ((high - low) or 1.0)).clamp(*INTENSITY_RANGE)
 
 
 def percentiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from .filters import NOISE_WINDOW, masked_correlation, smooth
+from .label_planes import INTENSITY_BINS
+from .preprocessing import INTENSITY_RANGE
 
 if TYPE_CHECKING:  # candidates ask for this module
     from .candidates import Arrivals, Candidate, Carried
 
-INTENSITY_BINS = 32
-INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images, see preprocessing
 MOST_ODDS = 3.0
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .annotation import SparseAnnotation
 from .errors import MEMORY_ADVICE, out_of_memory
-from .exchange import read_propagation, write_in_parts
+from .exchange import read_propagation, write_annotation_in_parts
 from .settings import Settings
 
 CANCEL_TIMEOUT_MS = 1000
@@ -129,7 +129,7 @@ class BackgroundPropagation:
         """Hand the job to the process, with breaks: copying a large scan takes longer than an event loop may stand."""
         folder.mkdir(parents=True)  # the system may have cleared its temporary files since the last job
         yield
-        yield from write_in_parts(folder, annotation)
+        yield from write_annotation_in_parts(folder, annotation)
         if checkpoint is None:
             self._send(propagate=folder.name, settings=asdict(settings))
         else:
@@ -244,7 +244,7 @@ class BackgroundPropagation:
         return seconds * (1 - fraction) / done if done > 0 else None
 
     def _kill_unless_answered(self, job: str):
-        """A process that is loading PyTorch still will find the job cancelled, and is not to blame."""
+        """A process that is still loading PyTorch will find the job cancelled, and is not to blame."""
         if job in self._unanswered and self._ready:
             self._process.kill()
 
@@ -282,7 +282,7 @@ class BackgroundPropagation:
             return f"The background process could not work: {last_line}. Reinstall PyTorch if it is about torch."
         return (
             f"The background process ended unexpectedly (exit code {exit_code}), most often for want of memory."
-            f" {MEMORY_ADVICE}" + (f" Its last words: {last_line}" if last_line else "")
+            f" {MEMORY_ADVICE}" + (f" Its last message: {last_line}" if last_line else "")
         )
 
     def _clean_up(self):

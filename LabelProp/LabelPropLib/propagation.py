@@ -1,4 +1,4 @@
-"""What comes out of the pipeline. Apart from it, so that who only reads a result need not load PyTorch."""
+"""What comes out of the pipeline. Apart from it, so that code that only reads a result need not load PyTorch."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def format_weakest(report: dict) -> list[str]:
     means = {label: float(np.mean(list(planes.values()))) for label, planes in found_dice(report).items()}
     chosen = sorted(means, key=means.get)[:MOST_NAMED]
     said = ", ".join(f"{named(report, label)} {means[label]:.3f}" for label in chosen)
-    return [f"Least, slice by slice: label {said}."] if len(means) > 1 else []
+    return [f"Lowest, as means over their slices: label {said}."] if len(means) > 1 else []
 
 
 def format_slices(report: dict, most: int | None = None) -> list[str]:

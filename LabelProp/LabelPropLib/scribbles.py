@@ -21,7 +21,8 @@ from scipy import ndimage, special
 
 from . import graph_cut
 from .annotation import BACKGROUND, SparseAnnotation, stack_order
-from .labelmaps import Box, FusedScore, LabelMaps
+from .boxes import Box
+from .labelmaps import FusedScore, LabelMaps
 from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, around_strokes, at
 
@@ -226,7 +227,9 @@ def contradictions(annotation: SparseAnnotation, maps: LabelMaps) -> list[str]:
         for plane, count in sorted(contradicted.items())
     ]
     if twice:
-        said.append(f"{twice} voxels are scribbled twice, differently: background counts, else the larger label.")
+        said.append(
+            f"{twice} voxels are scribbled twice, with different labels: background counts, or else the larger label."
+        )
     return said
 
 

@@ -32,11 +32,11 @@ from scipy import ndimage, spatial
 
 from . import boxes
 from .annotation import BACKGROUND, SparseAnnotation, exclude, stack_order
+from .boxes import Box
 from .confidence import bridge
-from .label_planes import DISTANCE_LIMIT, SURROUND, computed_once
-from .labelmaps import Box, FusedScore
-from .preprocessing import Stack
-from .presence import INTENSITY_BINS, INTENSITY_RANGE
+from .label_planes import DISTANCE_LIMIT, INTENSITY_BINS, SURROUND, computed_once
+from .labelmaps import FusedScore
+from .preprocessing import INTENSITY_RANGE, Stack
 from .visibility import LEAST_DEVIATION
 
 REACH = 15.0  # mm of path from a stroke, beyond which nothing changes

@@ -75,13 +75,15 @@ class RunFiles:
                 checkpoint.read(self.checkpoint)
             except InputError as error:
                 raise InputError(
-                    f"{self.checkpoint} would be replaced, which is no checkpoint of LabelProp's, or damaged: remove"
+                    f"{self.checkpoint} would be replaced, but is no checkpoint of LabelProp's, or damaged: remove"
                     " it, or give the weights another name."
                 ) from error
         logged = self.log.exists() and is_log(self.log)
         for path in (self.log, self.plot):
             if path.exists() and not logged:
-                raise InputError(f"{path} would be replaced, which is something else: give the weights another name.")
+                raise InputError(
+                    f"{path} would be replaced, but was not written by a training: give the weights another name."
+                )
 
 
 def train(annotation: SparseAnnotation, run: RunFiles, settings: Settings, licence: str, progress: Progress):

@@ -240,7 +240,7 @@ def pretrain(options):
     volumes = [path for entry in entries for path in (entry.image, entry.annotations) if path]
     run.check([options.table, *volumes, *weights_of(options.checkpoint)])
     if len({entry.image for entry in entries}) == 1:
-        say("There is one image only, so none to validate with: all steps are made.")
+        say("There is only one image, so none to validate with: all steps are made.")
     plan = PretrainingPlan(steps=options.steps, batch=options.batch, seed=options.seed)
     silent = contextlib.nullcontext(lambda fraction, message: None)
     try:

@@ -85,7 +85,7 @@ class SegmentEditorEffect(AbstractScriptedSegmentEditorAutoCompleteEffect, VTKOb
         return qt.QIcon()
 
     def helpText(self):
-        return "<html>" + _("""Carry segments drawn on a few slices through the volume<br>. Instructions:
+        return "<html>" + _("""Carry segments drawn on a few slices through the volume.<br>Instructions:
 <p><ul style="margin: 0">
 <li>Draw all visible segments completely on a few slices of one direction, using any editor effect.
 About every tenth slice is a good start; also draw the first and the last slice of each segment.
@@ -155,7 +155,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         updating = self.running and self._running.unchanged
         if not self._failure and self.previewOutOfDate and not updating:
             outOfDate = _(
-                "Out of date: since this preview was started segments were edited, or another volume was chosen."
+                "Out of date: since this preview was started, segments were edited or another volume was chosen."
                 " Update includes the changes."
             )
             texts = [outOfDate, self._message if self._saidOfState is not None else None]
@@ -256,7 +256,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._fail(_("Cancelled: the segmentation or the source volume was changed or removed."))
 
     def _onApplicationQuits(self):
-        """The first module is about to be unloaded: while all others are there still, leave nothing of this effect."""
+        """The first module is about to be unloaded: while all others are still there, leave nothing of this effect."""
         self._removePreview()
         if self.scriptedEffect.active():
             self.scriptedEffect.selectEffect("")

@@ -53,7 +53,7 @@ class SettingsPanel:
             "Extrapolate", _("Extrapolate"), _("Carry segments beyond the outermost drawn slices, too.")
         )
         registration = self._addComboBox("Registration", _("How neighbouring slices are registered to each other."))
-        fusion = self._addComboBox("Fusion", _("How what arrives at a slice from the drawn ones is combined."))
+        fusion = self._addComboBox("Fusion", _("How the outlines that reach a slice from the drawn ones are combined."))
         missing = self._addComboBox(
             "Missing",
             _("What it means that a segment is missing where others are drawn. Automatic: found from all slices."),

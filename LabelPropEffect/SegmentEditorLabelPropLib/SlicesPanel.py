@@ -12,7 +12,7 @@ from slicer.util import VTKObservationMixin
 from LabelPropLib import scene
 from LabelPropLib.annotation import AXIS_NAMES
 from LabelPropLib.errors import InputError
-from LabelPropLib.roles import PROPAGATED_TAG
+from LabelPropLib.roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, SCRIBBLE
 from LabelPropLib.scene.slices import (
     anatomical_plane,
     background_segments,
@@ -21,7 +21,7 @@ from LabelPropLib.scene.slices import (
     survey,
 )
 
-from .SliceStrip import ABSENT, COMPLETE, IGNORED, ROLES, SCRIBBLE, Lane, SliceStrip, roleIcon, roleTitles
+from .SliceStrip import ROLES, Lane, SliceStrip, roleIcon, roleTitles
 from .SliceViews import SliceAxis, planeTitles, sliceNodes
 
 REFRESH_DELAY_MS = 50  # a brush stroke and a scroll come as many events

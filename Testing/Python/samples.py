@@ -7,6 +7,7 @@ import vtk
 from scipy.spatial.transform import Rotation
 
 from LabelPropLib import files
+from LabelPropLib.annotation import annotate_from_planes, find_axis
 from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.errors import Cancelled
 from LabelPropLib.gaps import Gap
@@ -32,6 +33,21 @@ def drawn_masks(shape=SHAPE, planes=(2, 9), axis=0):
         for offset, mask in zip((2, 8), masks.values()):
             np.moveaxis(mask, axis, 0)[plane, 1 + n : 6 + n, offset : offset + 4 + n] = True
     return masks
+
+
+def annotate_from_masks(image, masks, spacing, axis=None, missing="auto", ignored=None, **given):
+    """Annotation from label -> (K, J, I) bool, masks that may overlap; the rest as in `annotate_from_planes`."""
+    if axis is None:
+        axis = find_axis(np.any(list(masks.values()), axis=0))
+    complete = {
+        label: {
+            index: plane.copy()
+            for index, plane in enumerate(np.moveaxis(mask, axis, 0))
+            if plane.any() and index not in (ignored or {}).get(label, ())
+        }
+        for label, mask in masks.items()
+    }
+    return annotate_from_planes(image, complete, spacing, axis, missing, ignored=ignored, **given)
 
 
 def standing_arrivals(annotation, lower, upper):

@@ -8,10 +8,11 @@ import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import annotate_from_masks
 from scipy import ndimage
 
 from LabelPropLib import atlases
-from LabelPropLib.annotation import AtlasVolume, annotate_from_label_volume, annotate_from_masks
+from LabelPropLib.annotation import AtlasVolume, annotate_from_label_volume
 from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.errors import InputError
 from LabelPropLib.fusion import similarity

@@ -138,7 +138,7 @@ def test_finished_volumes_are_not_run_again(table, tmp_path, in_this_process, ca
     in_this_process.clear()
     assert run(table, tmp_path) == 0
     assert in_this_process == []
-    assert "3 of 3 volumes are there already" in capsys.readouterr().err
+    assert "3 of 3 volumes are done already" in capsys.readouterr().err
     assert (tmp_path / "two.nii.gz").stat().st_mtime_ns == before
 
 
@@ -329,7 +329,7 @@ def test_nothing_that_is_read_is_replaced(table, in_this_process, capsys):
         listed = write_table(folder / overview.TABLE, *rows)
         before = {path: path.read_bytes() for path in folder.iterdir()}
         assert run(listed, folder) == 2
-        assert f"{name} would be replaced, which this batch reads" in capsys.readouterr().err
+        assert f"{name} would be replaced, but this batch reads it" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert in_this_process == []
 
@@ -338,7 +338,7 @@ def test_nothing_that_is_read_is_replaced(table, in_this_process, capsys):
 def test_a_file_of_another_program_in_the_place_of_a_report_is_kept(table, tmp_path, in_this_process, capsys, content):
     (tmp_path / "two.json").write_text(content)
     assert run(table, tmp_path) == 2
-    assert "two.json would be replaced, which is no report of LabelProp's" in capsys.readouterr().err
+    assert "two.json would be replaced, but is no report of LabelProp's" in capsys.readouterr().err
     assert (tmp_path / "two.json").read_text() == content
     assert in_this_process == []
 

@@ -1,15 +1,12 @@
-"""What reaches a slice: gaps, chains, ends, the choice of a rule."""
-
-from dataclasses import replace
+"""What reaches a slice: gaps, chains, candidates, and the choice of a rule."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import annotate_from_masks
 
-from LabelPropLib import ends
-from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import BOX_MARGIN, Chains, arrivals
 from LabelPropLib.filters import channel_weights
 from LabelPropLib.fusion import deep, similarity
@@ -18,7 +15,7 @@ from LabelPropLib.gap_fusion import Scan, hide_slices, leave_one_out
 from LabelPropLib.gaps import Gap, gaps
 from LabelPropLib.label_planes import LabelPlanes, far_ends
 from LabelPropLib.labelmaps import exclusive_layers
-from LabelPropLib.preprocessing import crop_box, prepare, signed_distance, signed_distance_nearby
+from LabelPropLib.preprocessing import prepare, signed_distance
 from LabelPropLib.registration.fields import sample
 
 SIZE = 40
@@ -38,12 +35,6 @@ def annotation():
     masks[2][4] = disc(26, 28)
     image = np.random.default_rng(1).normal(size=(11, SIZE, SIZE)).astype(np.float32)
     return annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
-
-
-@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1e9, 1e30])
-def test_intensities_may_be_in_any_unit(annotation, unit):
-    scaled = replace(annotation, image=annotation.image * np.float32(unit))
-    torch.testing.assert_close(prepare(scaled, 200).images, prepare(annotation, 200).images, rtol=0, atol=1e-5)
 
 
 def test_gaps_lie_between_known_planes(annotation):
@@ -148,17 +139,6 @@ def test_a_label_carried_out_of_the_plane_is_nowhere():
         assert not (score > 0).any()
 
 
-@given(seed=st.integers(0, 100), reach=st.floats(0.5, 12), spacing=st.tuples(st.floats(0.3, 3), st.floats(0.3, 3)))
-def test_distances_nearby_are_those_of_the_whole_plane(seed, reach, spacing):
-    generator = np.random.default_rng(seed)
-    mask = np.zeros((40, 50), bool)
-    top, left = generator.integers(0, (35, 45))
-    mask[top : top + 6, left : left + 8] = generator.random((min(6, 40 - top), min(8, 50 - left))) < 0.7
-    mask[top, left] = True
-    whole, nearby = signed_distance(mask, spacing), signed_distance_nearby(mask, spacing, reach)
-    np.testing.assert_array_equal(nearby.clip(-reach), whole.clip(-reach))
-
-
 def test_candidates_vote_where_they_bear_the_label(annotation):
     stack = prepare(annotation, 200)
     planes = LabelPlanes(annotation, stack)
@@ -190,26 +170,6 @@ def test_far_ends_hold_the_labels_that_both_planes_bear(annotation):
     assert (found.moving, found.fixed) == ((0, 4, 4, 10), (4, 0, 10, 4))
     assert (found.labels_moving[:, 0].amax(dim=(1, 2)) > 0.9).all()
     assert not found.labels_moving[:, 1].any()
-
-
-@given(depth=st.floats(2, 20), steps=st.integers(3, 30))
-def test_a_label_rounds_off_ever_faster_and_is_gone_at_the_other_side(depth, steps):
-    distances = torch.linspace(-10, depth, 50).expand(steps, 1, 50)
-    way = torch.linspace(0, 1, steps)[:, None, None]
-    sizes = (ends.round_off(distances, depth, way) > 0).sum(dim=(1, 2))
-    assert (sizes[1:] <= sizes[:-1]).all()
-    assert sizes[0] == (distances[0] > 0).sum() and sizes[-1] == 0
-
-
-def test_a_label_carried_outwards_ends_where_the_image_changes():
-    generator = torch.Generator().manual_seed(0)
-    carried = torch.rand(1, SIZE, SIZE, generator=generator).expand(10, -1, -1)
-    other = torch.rand(1, SIZE, SIZE, generator=generator).expand(10, -1, -1)
-    distances = torch.from_numpy(signed_distance(disc(20, 20), (1.0, 1.0)))[None].expand(10, -1, -1)
-    targets = torch.cat([carried[:6], other[6:]])
-    way = ends.way_to_dissimilarity(distances, carried, targets)
-    kept = (ends.round_off(distances, float(distances.max()), way[:, None, None]) > 0).any(dim=2).any(dim=1)
-    assert kept.tolist() == [True] * 6 + [False] * 4
 
 
 def left_out(overlap, total, slices=3):
@@ -267,36 +227,3 @@ def test_labels_that_may_overlap_lie_in_different_layers(pairs):
     assert sorted(label for layer in layers for label in layer) == list(range(1, 7))
     assert not any({first, second} <= set(layer) for first, second in pairs for layer in layers)
     assert len(layers) == 1 or pairs
-
-
-@pytest.mark.parametrize("spacing", [0.01, 0.2, 1.0])
-def test_the_margin_of_the_crop_is_no_more_than_40_pixels_however_small_these_are(spacing):
-    image, masks = np.arange(1.2e6, dtype=np.float32).reshape(3, 500, 800), {1: np.zeros((3, 500, 800), bool)}
-    masks[1][::2, 200:230, 200:230] = True
-    rows, columns = crop_box(annotate_from_masks(image, masks, (3.0, spacing, spacing), axis=0))
-    assert rows == columns and rows.start == 200 - min(40, 12 / spacing)
-
-
-def test_the_crop_does_not_depend_on_the_last_digit_of_a_spacing():
-    """Spacings are lengths of columns of a matrix of directions: from file to file they differ by rounding."""
-    image, masks = np.arange(1e4, dtype=np.float32).reshape(4, 50, 50), {1: np.zeros((4, 50, 50), bool)}
-    masks[1][[0, 3], 20:30, 20:30] = True
-    for last_digit in (1.0, 0.9999999999999998, 1.0000000000000002):
-        assert crop_box(annotate_from_masks(image, masks, (3.0, last_digit, last_digit), axis=0)) == (slice(8, 42),) * 2
-
-
-def test_crop_and_distances_are_measured_in_millimetres():
-    masks = {1: np.zeros((5, 40, 60), bool)}
-    masks[1][[0, 4], 10:20, 20:24] = True
-    image = np.random.default_rng(1).normal(size=masks[1].shape).astype(np.float32)
-    annotation = annotate_from_masks(image, masks, (2.0, 2.0, 0.5), axis=0)
-    assert crop_box(annotation) == (slice(4, 26), slice(0, 48))  # 12 mm around
-    stack = prepare(annotation, 200)
-    assert stack.pixel == 0.5 and stack.size == (88, 48)
-    depth = LabelPlanes(annotation, stack).distances(1, 0).max()
-    assert depth == pytest.approx(1.5, abs=0.1)  # half of 4 columns, without half a pixel: 0.75 mm
-
-
-def test_the_scans_intensities_do_not_depend_on_a_second_image(annotation):
-    both = prepare(replace(annotation, second_image=1000 * annotation.image[::-1] + 5000), 200)
-    np.testing.assert_allclose(both.normalise(annotation.image), prepare(annotation, 200).normalise(annotation.image))

@@ -31,6 +31,7 @@ from samples import (
 
 from LabelPropLib import cli, files, scene, verbs
 from LabelPropLib.errors import InputError
+from LabelPropLib.scene.storage import load_segmentation
 
 LABELS = (7, 300)
 SCRIPT = Path(cli.__file__)
@@ -237,7 +238,7 @@ def test_atlases(case, asked, kind):
     write(case / names["label volume"], label_volume(finished, LABELS).astype(np.uint16), STRAIGHT)
     if kind == "segmentation":
         masks = dict(zip(("Label_7", "Label_300"), finished.values()))
-        scene.save_segmentation(add_segmentation(add_scan(), masks), case / names[kind])
+        scene.storage.save_segmentation(add_segmentation(add_scan(), masks), case / names[kind])
     pair = ["--atlas", case / "other.nii.gz", case / names[kind]]
     assert propagate(case, *pair, *pair) == 0
     atlases = asked[0][0].atlases
@@ -282,7 +283,7 @@ def save_segmentation(path, masks, cropped=False, ijk_to_ras=OBLIQUE):
         storage.SetFileName(str(path))
         assert storage.WriteData(node)
     else:
-        scene.save_segmentation(node, path)
+        scene.storage.save_segmentation(node, path)
 
 
 @pytest.mark.parametrize("cropped", [False, True])
@@ -290,7 +291,7 @@ def test_segmentation_in_and_out(case, nearest_slice_engine, cropped):
     masks = drawn_masks()
     save_segmentation(case / "drawn.seg.nrrd", masks, cropped)
     assert propagate(case, annotations="drawn.seg.nrrd", output="out.seg.nrrd") == 0
-    node = scene.load_segmentation(case / "out.seg.nrrd")
+    node = load_segmentation(case / "out.seg.nrrd")
     segment = node.GetSegmentation().GetSegment("left")
     assert segment.GetName() == "Left muscle"
     np.testing.assert_allclose(segment.GetColor(), (0.25, 0.5, 0.75), atol=1e-6)
@@ -306,18 +307,18 @@ def test_segmentation_in_and_out(case, nearest_slice_engine, cropped):
 def test_slices_that_were_found_are_no_annotations_until_they_are_corrected(case, nearest_slice_engine):
     save_segmentation(case / "drawn.seg.nrrd", drawn_masks())
     assert propagate(case, annotations="drawn.seg.nrrd", output="first.seg.nrrd") == 0
-    first, volume = scene.load_segmentation(case / "first.seg.nrrd"), add_scan(ijk_to_ras=OBLIQUE)
+    first, volume = load_segmentation(case / "first.seg.nrrd"), add_scan(ijk_to_ras=OBLIQUE)
     mask = segment_array(first, "left", volume)
     mask[5] = np.roll(mask[5], -1, axis=1)
     draw(first, "left", mask, volume)
-    scene.save_segmentation(first, case / "corrected.seg.nrrd")
+    scene.storage.save_segmentation(first, case / "corrected.seg.nrrd")
     for name, expected in (("first", [2, 9]), ("corrected", [2, 5, 9])):
         before = (case / f"{name}.seg.nrrd").read_bytes()
         report = case / "report.json"
         assert propagate(case, "--report", report, annotations=f"{name}.seg.nrrd", output="second.seg.nrrd") == 0
         assert json.loads(report.read_text())["annotated_slices"] == expected
         assert (case / f"{name}.seg.nrrd").read_bytes() == before
-    second = scene.load_segmentation(case / "second.seg.nrrd")
+    second = load_segmentation(case / "second.seg.nrrd")
     np.testing.assert_array_equal(segment_array(second, "left", volume)[5], mask[5])
 
 
@@ -326,7 +327,7 @@ def test_segmentation_keeps_overlap(case, nearest_slice_engine):
     masks["both"] = masks["left"] | masks["right"]
     save_segmentation(case / "drawn.seg.nrrd", masks)
     assert propagate(case, annotations="drawn.seg.nrrd", output="out.seg.nrrd") == 0
-    node = scene.load_segmentation(case / "out.seg.nrrd")
+    node = load_segmentation(case / "out.seg.nrrd")
     volume = add_scan(ijk_to_ras=OBLIQUE)
     left, right, both = (scene.labels_on_volume(node, {1: name}, volume, np.uint8) > 0 for name in masks)
     assert left[5].any() and right[5].any()
@@ -364,7 +365,7 @@ def test_overlap_needs_a_segmentation(case, capsys):
 def test_label_volume_to_segmentation_and_back(case, nearest_slice_engine):
     assert propagate(case) == 0
     assert propagate(case, output="out.seg.nrrd") == 0
-    node = scene.load_segmentation(case / "out.seg.nrrd")
+    node = load_segmentation(case / "out.seg.nrrd")
     segmentation = node.GetSegmentation()
     labels = {segmentation.GetSegment(name).GetLabelValue(): name for name in segmentation.GetSegmentIDs()}
     assert labels == {7: "Label_7", 300: "Label_300"}
@@ -380,7 +381,7 @@ def test_segmentation_to_label_volume_on_another_grid(case, nearest_slice_engine
     mask = np.zeros((12, 10, 12), bool)
     mask[[2, 9], 3:6, 4:8] = True
     draw(node, "left", mask, volume)
-    scene.save_segmentation(node, case / "coarse.seg.nrrd")
+    scene.storage.save_segmentation(node, case / "coarse.seg.nrrd")
     assert propagate(case, annotations="coarse.seg.nrrd") == 0
     result = read(case / "out.nii.gz")
     assert result.shape == SHAPE
@@ -435,7 +436,7 @@ def test_scan_of_large_integers(case, nearest_slice_engine, kind):
 def test_large_label_values_of_a_segmentation(case, nearest_slice_engine):
     labels = label_volume(drawn_masks(), (257_000, 300_000)).astype(np.uint32)
     node = scene.add_segmentation_of_labels(labels, add_scan(ijk_to_ras=OBLIQUE), "Large")
-    scene.save_segmentation(node, case / "large.seg.nrrd")
+    scene.storage.save_segmentation(node, case / "large.seg.nrrd")
     assert propagate(case, annotations="large.seg.nrrd") == 0
     assert set(np.unique(read(case / "out.nii.gz"))) == {0, 257_000, 300_000}
 

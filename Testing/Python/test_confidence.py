@@ -6,14 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import write_case
+from samples import annotate_from_masks, write_case
 from scipy import ndimage
 
 from LabelPropLib import cli, files, suggestion
-from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_masks
+from LabelPropLib.annotation import annotate_from_label_volume
 from LabelPropLib.confidence import (
     PRIOR,
     Contours,
@@ -31,7 +30,6 @@ from LabelPropLib.evidence import Ending, Evidence, Found
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.settings import Settings
 from LabelPropLib.suggestion import End, Outlook, Span, Suggestion, Unseen
-from LabelPropLib.visibility import contrast
 
 SPACING = (3.0, 1.0, 1.0)
 FAST = Settings(preset="fast")
@@ -407,12 +405,6 @@ def test_a_label_within_another_is_doubted_where_it_may_go_on(volume):
     result = propagate(annotation, replace(FAST, uncertainty=True))
     lost = next(plane for plane in range(11, 19) if not result.mask(2)[plane].any())
     assert result.mask(1)[lost, 30:34, 30:34].all() and result.uncertainty[lost, 30:34, 30:34].max() > 0.01
-
-
-def test_a_contour_without_one_of_its_rims_has_no_contrast():
-    score = torch.full((1, 20, 20), -9.0)
-    score[0, 0, 0] = -1  # nothing was found, and hardly anything lies around it
-    assert contrast(score, torch.rand(1, 1, 20, 20)).item() == 0
 
 
 # The command

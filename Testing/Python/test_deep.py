@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import annotate_from_masks
 from scipy import ndimage
 
 from LabelPropLib import checkpoint
-from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.subnets import CORRECTION_CHANNELS, VOTING_CHANNELS, DeepLabelFusion

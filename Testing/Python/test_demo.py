@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from samples import annotate_from_masks
 from scipy import ndimage
 
-from LabelPropLib import cli, demo, scene
-from LabelPropLib.annotation import annotate_from_masks
+from LabelPropLib import cli, demo
 from LabelPropLib.baselines import copy_nearest, fill_between_slices
 from LabelPropLib.errors import InputError
 from LabelPropLib.evaluation import score_labels
 from LabelPropLib.phantom import CROSS_SECTIONS, DRAWN, make_phantom
 from LabelPropLib.picture import choose_slices, draw_expected, save_doubtful_slice, save_picture
+from LabelPropLib.scene import storage
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_demo(tmp_path, capsys, phantom):
     scores = score_labels(found, phantom.labels, phantom.spacing, 0, DRAWN)
     assert np.mean([score.dice for score in scores.values()]) == pytest.approx(dice["LabelProp"], abs=6e-4)
 
-    segmentation = scene.load_segmentation(folder / "labelprop.seg.nrrd").GetSegmentation()
+    segmentation = storage.load_segmentation(folder / "labelprop.seg.nrrd").GetSegmentation()
     names = [segmentation.GetNthSegment(index).GetName() for index in range(segmentation.GetNumberOfSegments())]
     assert names == list(phantom.names.values())
     assert (matplotlib.image.imread(folder / "demo.png")[..., :3].std(axis=2) > 0.2).any()  # there are coloured lines
@@ -107,7 +108,7 @@ def test_demo_needs_a_folder_to_write_to(tmp_path):
 @pytest.mark.parametrize("name", ["image.nii.gz", "demo.png", "labelprop.seg.nrrd"])
 def test_demo_replaces_only_a_demo(tmp_path, name):
     (tmp_path / name).write_bytes(b"mine")
-    with pytest.raises(InputError, match=f"{name} would be replaced, which is no demo's"):
+    with pytest.raises(InputError, match=f"{name} would be replaced, but was not written by a demo"):
         demo.run(tmp_path)
     assert (tmp_path / name).read_bytes() == b"mine"
     for written in (demo.SEGMENTATION, *(f"{volume}.nii.gz" for volume in demo.VOLUMES)):

@@ -23,6 +23,7 @@ import SegmentEditorLabelProp  # noqa: E402
 from LabelProp import LabelPropLogic  # noqa: E402
 from LabelPropLib import scene  # noqa: E402
 from LabelPropLib.errors import InputError  # noqa: E402
+from LabelPropLib.scene import storage  # noqa: E402
 from LabelPropLib.scene.slices import ExpectedQuality, set_role, survey  # noqa: E402
 from SegmentEditorLabelPropLib import SegmentEditorEffect  # noqa: E402
 from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip, qualityColor  # noqa: E402
@@ -65,8 +66,8 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         set_role(self.segmentationNode, "tube", 0, "absent", [3, 4])
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tube.seg.nrrd"
-            scene.save_segmentation(self.segmentationNode, path)
-            again = scene.load_segmentation(path)
+            storage.save_segmentation(self.segmentationNode, path)
+            again = storage.load_segmentation(path)
         self.assertEqual(
             survey(self.volumeNode, again, ["tube"]).roles["tube"],
             {0: "complete", 3: "absent", 4: "absent", 6: "scribble", 12: "complete"},
@@ -90,8 +91,8 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.effect.onApply()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "tube.seg.nrrd"
-            scene.save_segmentation(self.segmentationNode, path)
-            again = scene.load_segmentation(path)
+            storage.save_segmentation(self.segmentationNode, path)
+            again = storage.load_segmentation(path)
         corrected = self.voxels("tube", again)
         corrected[3] = np.roll(self.drawn[0], 4, axis=1)
         corrected[9] = False
@@ -219,7 +220,7 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
 
     def test_merged_labelmap_of_a_script(self):
         merged = scene.image_from_array(
-            self.drawn.astype(np.int16), scene.work_grid(self.volumeNode, self.segmentationNode)
+            self.drawn.astype(np.int16), scene.geometry.work_grid(self.volumeNode, self.segmentationNode)
         )
         output = slicer.vtkOrientedImageData()
         self.effect.computePreviewLabelmap(merged, output)
@@ -537,7 +538,7 @@ def test_slices_of_an_oblique_transformed_volume():
     slicer.util.updateTransformMatrixFromArray(transform, np.diag([1.0, 1.0, 2.0, 1.0]) @ np.linalg.inv(OBLIQUE))
     segmentation.SetAndObserveTransformNodeID(transform.GetID())
     add_slice_views()
-    axis = SliceAxis(scene.work_grid(volume, segmentation), 0, segmentation)
+    axis = SliceAxis(scene.geometry.work_grid(volume, segmentation), 0, segmentation)
     for index in (3, 0):
         position = axis.show(index)
         assert axis.current() == index

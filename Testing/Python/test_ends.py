@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import standing_arrivals
+from samples import annotate_from_masks, standing_arrivals
 from scipy import ndimage
 
-from LabelPropLib.annotation import annotate_from_masks
-from LabelPropLib.ends import MOST_TREND, Growth
+from LabelPropLib.ends import MOST_TREND, Growth, round_off, way_to_dissimilarity
 from LabelPropLib.fusion import similarity
+from LabelPropLib.preprocessing import signed_distance
 
 SIZE = 48
 
@@ -81,3 +82,23 @@ def test_what_grows_more_covers_what_grows_less(trends, upwards):
     arrived = arrivals_at(annotate((8, 8, 0, 8, 8)), 6 if upwards else 12)
     less, more = (similarity.fuse(replace(arrived, growth=Growth(trend, True))) > 0 for trend in sorted(trends))
     assert (more | ~less).all()
+
+
+@given(depth=st.floats(2, 20), steps=st.integers(3, 30))
+def test_a_label_rounds_off_ever_faster_and_is_gone_at_the_other_side(depth, steps):
+    distances = torch.linspace(-10, depth, 50).expand(steps, 1, 50)
+    way = torch.linspace(0, 1, steps)[:, None, None]
+    sizes = (round_off(distances, depth, way) > 0).sum(dim=(1, 2))
+    assert (sizes[1:] <= sizes[:-1]).all()
+    assert sizes[0] == (distances[0] > 0).sum() and sizes[-1] == 0
+
+
+def test_a_label_carried_outwards_ends_where_the_image_changes():
+    generator = torch.Generator().manual_seed(0)
+    carried = torch.rand(1, SIZE, SIZE, generator=generator).expand(10, -1, -1)
+    other = torch.rand(1, SIZE, SIZE, generator=generator).expand(10, -1, -1)
+    distances = torch.from_numpy(signed_distance(disc(20, 6), (1.0, 1.0)))[None].expand(10, -1, -1)
+    targets = torch.cat([carried[:6], other[6:]])
+    way = way_to_dissimilarity(distances, carried, targets)
+    kept = (round_off(distances, float(distances.max()), way[:, None, None]) > 0).any(dim=2).any(dim=1)
+    assert kept.tolist() == [True] * 6 + [False] * 4

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import annotate_from_masks
 
-from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import Atlas, Chains, arrivals
 from LabelPropLib.ends import round_off
 from LabelPropLib.fusion import joint

@@ -259,7 +259,7 @@ def test_marks_of_slices_follow_a_cropped_scan(nearest_slice_engine):
     report = logic.propagate(scan, node)
     assert report["annotated_slices"] == [2, 4, 7] and report["messages"] == []
     np.testing.assert_array_equal(segment_array(node, "left", scan)[4], corrected[6])
-    assert scene.read_roles(node.GetSegmentation().GetSegment("left")).of(0, "absent") == {9}
+    assert scene.segments.read_roles(node.GetSegmentation().GetSegment("left")).of(0, "absent") == {9}
 
 
 def test_marks_that_cannot_follow_the_geometry_are_given_up_and_that_is_told(drawn, nearest_slice_engine):
@@ -522,7 +522,7 @@ def test_what_is_known_of_slices_survives_bad_input(drawn):
     node.GetSegmentation().SetSourceRepresentationName("Binary labelmap")
     with pytest.raises(InputError, match="No segment gone"):
         logic.noticeCorrections(volume, node, ["gone"])
-    assert scene.read_roles(node.GetSegmentation().GetSegment("left")).of(0, "absent") == {5}
+    assert scene.segments.read_roles(node.GetSegmentation().GetSegment("left")).of(0, "absent") == {5}
 
 
 def test_panel_when_a_segment_is_removed_meanwhile(panel, drawn):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import annotate_from_masks
 from test_pipeline import SPACING, dice, keep, tubes
 
 from LabelPropLib import pipeline
-from LabelPropLib.annotation import annotate_from_label_volume, annotate_from_masks
+from LabelPropLib.annotation import annotate_from_label_volume
 from LabelPropLib.errors import Cancelled
 from LabelPropLib.memory import Memory, fingerprint, fusion_fingerprint, resample
 from LabelPropLib.pipeline import propagate

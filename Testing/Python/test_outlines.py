@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import annotate_from_masks
 from scipy import ndimage
 
-from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.filters import smooth
 from LabelPropLib.fusion import outlines

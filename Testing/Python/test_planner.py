@@ -14,7 +14,6 @@ from LabelPropLib.annotation import annotate_from_label_volume
 from LabelPropLib.errors import InputError
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.planner import Plan
-from LabelPropLib.preprocessing import percentiles
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
 
@@ -212,13 +211,6 @@ def test_threads_that_are_asked_for(monkeypatch):
     for nonsense in ("", "0", "4,2"):
         monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
         assert 1 <= machine.thread_count() <= machine.MOST_THREADS
-
-
-@given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=60), st.sampled_from([np.int16, np.float32]))
-def test_percentiles_are_those_of_numpy(values, kind):
-    array = np.array(values, kind)
-    expected = np.percentile(array.astype(np.float64), [1, 99])
-    np.testing.assert_allclose(percentiles(array, (0.01, 0.99)), expected, rtol=1e-12, atol=1e-9)
 
 
 def test_auto_leaves_apples_gpu_alone_where_pytorch_cannot_warp_on_it(monkeypatch):

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import standing_arrivals
+from samples import annotate_from_masks, standing_arrivals
 from scipy import ndimage
 
-from LabelPropLib.annotation import annotate_from_masks
 from LabelPropLib.fusion import similarity
 from LabelPropLib.presence import intensity_odds, likeness_inside
 

@@ -27,6 +27,8 @@ from LabelPropLib import scene
 from LabelPropLib.annotation import BACKGROUND
 from LabelPropLib.errors import InputError
 from LabelPropLib.roles import SLICE_ROLES, Roles
+from LabelPropLib.scene import storage
+from LabelPropLib.scene.segments import read_roles, write_roles
 from LabelPropLib.settings import Settings
 
 FLIPPED = STRAIGHT @ np.diag([-1, 1, -1, 1.0])
@@ -182,9 +184,10 @@ def test_strokes_beyond_the_reference_geometry_are_not_lost():
     node = add_segmentation(cropped, drawn_masks(noise()[part].shape))
     strokes = np.zeros(SHAPE, np.uint8)
     strokes[5, 15:20, 22] = 1
-    scribbles = scene.add_segmentation_of_scribbles(strokes, volume, "Scribbles", {1: "left"})
+    scribbles = scene.writing.add_segmentation_of_scribbles(strokes, volume, "Scribbles", {1: "left"})
     collected = scene.collect(volume, node, scribbles_node=scribbles)
-    first = np.subtract(scene.grid_start(collected.grid), scene.grid_start(scene.work_grid(cropped, node)))
+    start, cropped_start = map(scene.geometry.grid_start, (collected.grid, scene.geometry.work_grid(cropped, node)))
+    first = np.subtract(start, cropped_start)
     np.testing.assert_array_equal(collected.annotation.scribbles[1] + first + (1, 2, 0), np.argwhere(strokes))
 
 
@@ -194,7 +197,7 @@ def test_strokes_beyond_the_volume_do_not_enlarge_the_grid():
     elsewhere = add_scan(ijk_to_ras=shift(k=300, j=0, i=0) @ STRAIGHT, name="Elsewhere")
     strokes = np.zeros(SHAPE, np.uint8)
     strokes[5, 15:20, 22] = 1
-    scribbles = scene.add_segmentation_of_scribbles(strokes, elsewhere, "Scribbles", {1: "left"})
+    scribbles = scene.writing.add_segmentation_of_scribbles(strokes, elsewhere, "Scribbles", {1: "left"})
     collected = scene.collect(volume, node, scribbles_node=scribbles)
     assert collected.annotation.image.shape == SHAPE and not collected.annotation.scribbles
 
@@ -203,10 +206,10 @@ def test_reference_geometry_finer_than_the_volume():
     k = np.arange(SHAPE[0])[:, None, None] * np.ones(SHAPE)
     volume = add_scan((100 * k).astype(np.int16))
     node = add_segmentation(volume, drawn_masks())
-    fine = scene.work_grid(volume, node)
+    fine = scene.geometry.work_grid(volume, node)
     slicer.vtkCalculateOversamplingFactor.ApplyOversamplingOnImageGeometry(fine, 2)
     geometry = slicer.vtkSegmentationConverter.SerializeImageGeometry(fine)
-    node.GetSegmentation().SetConversionParameter(scene.REFERENCE_GEOMETRY, geometry)
+    node.GetSegmentation().SetConversionParameter(scene.geometry.REFERENCE_GEOMETRY, geometry)
     collected = scene.collect(volume, node, axis="k")
     assert collected.annotation.image.shape == tuple(2 * n for n in SHAPE)
     np.testing.assert_allclose(collected.annotation.spacing, (1.5, 0.4, 0.35))
@@ -245,7 +248,7 @@ def test_segment_on_any_part_of_its_lattice(starts, lengths, voxels):
     labels = np.zeros((5, 5, 5), np.uint8)
     labels[tuple(np.transpose(voxels))] = 3
     node = scene.add_segmentation_of_labels(labels, volume, "s", {3: "a"})
-    whole, _ = scene.volume_image(volume, node)
+    whole, _ = scene.geometry.volume_image(volume, node)
     grid = scene.image_from_array(np.zeros(lengths, np.uint8), whole, starts)
     expected = np.zeros(lengths, bool)
     for voxel in voxels:
@@ -272,12 +275,12 @@ def test_segmentation_without_reference_geometry_gets_the_volumes():
     volume = add_scan(ijk_to_ras=OBLIQUE)
     masks = drawn_masks()
     node = add_segmentation(volume, masks)
-    node.GetSegmentation().SetConversionParameter(scene.REFERENCE_GEOMETRY, "")
+    node.GetSegmentation().SetConversionParameter(scene.geometry.REFERENCE_GEOMETRY, "")
     collected = scene.collect(volume, node)
-    assert node.GetSegmentation().GetConversionParameter(scene.REFERENCE_GEOMETRY) == ""
+    assert node.GetSegmentation().GetConversionParameter(scene.geometry.REFERENCE_GEOMETRY) == ""
     assert_masks_equal(masks_of(collected), masks)
     propagate(collected)
-    assert node.GetSegmentation().GetConversionParameter(scene.REFERENCE_GEOMETRY) != ""
+    assert node.GetSegmentation().GetConversionParameter(scene.geometry.REFERENCE_GEOMETRY) != ""
     np.testing.assert_array_equal(scene.collect(volume, node, axis="j").annotation.image, noise())
 
 
@@ -399,7 +402,7 @@ def test_no_nodes_are_left_behind_by_a_failure(tmp_path):
     with pytest.raises(InputError):
         scene.collect(volume, node)
     with pytest.raises(OSError):
-        scene.save_segmentation(node, tmp_path / "missing" / "out.seg.nrrd")
+        storage.save_segmentation(node, tmp_path / "missing" / "out.seg.nrrd")
     assert slicer.mrmlScene.GetNumberOfNodes() == count
 
 
@@ -440,7 +443,7 @@ def test_volume_of_a_result_lies_on_the_scan():
     uncertainty = np.random.default_rng(1).random(collected.annotation.image.shape, np.float32)
     scene.write_volume(collected, uncertainty, target)
     np.testing.assert_array_equal(slicer.util.arrayFromVolume(target), uncertainty)
-    np.testing.assert_allclose(scene.ijk_to_ras(target), OBLIQUE, atol=1e-6)
+    np.testing.assert_allclose(scene.geometry.ijk_to_ras(target), OBLIQUE, atol=1e-6)
     assert target.GetParentTransformNode() is transform
     assert target.GetDisplayNode() is not None
 
@@ -510,17 +513,17 @@ def test_roles_survive_saving(tmp_path):
     roles = Roles(
         slices={"k": {"scribble": frozenset({2}), "absent": frozenset({4, 5})}, "i": {"ignored": frozenset({1})}}
     )
-    scene.write_roles(node.GetSegmentation().GetSegment("left"), roles)
-    scene.save_segmentation(node, tmp_path / "roles.seg.nrrd")
-    loaded = scene.load_segmentation(tmp_path / "roles.seg.nrrd")
-    assert scene.read_roles(loaded.GetSegmentation().GetSegment("left")) == roles
-    assert scene.read_roles(loaded.GetSegmentation().GetSegment("right")) == Roles()
+    write_roles(node.GetSegmentation().GetSegment("left"), roles)
+    storage.save_segmentation(node, tmp_path / "roles.seg.nrrd")
+    loaded = storage.load_segmentation(tmp_path / "roles.seg.nrrd")
+    assert read_roles(loaded.GetSegmentation().GetSegment("left")) == roles
+    assert read_roles(loaded.GetSegmentation().GetSegment("right")) == Roles()
 
 
 def test_roles_that_are_none_leave_no_tag():
     segment = slicer.vtkSegment()
-    scene.write_roles(segment, Roles(background=True))
-    scene.write_roles(segment, Roles())
+    write_roles(segment, Roles(background=True))
+    write_roles(segment, Roles())
     assert tag(segment, "LabelProp.Roles") is None
 
 
@@ -530,7 +533,7 @@ def collect_with_roles(**slices):
     masks = drawn_masks(planes=(2, 5, 9))
     node = add_segmentation(volume, masks)
     roles = Roles(slices={"k": {role: frozenset(indices) for role, indices in slices.items()}})
-    scene.write_roles(node.GetSegmentation().GetSegment("left"), roles)
+    write_roles(node.GetSegmentation().GetSegment("left"), roles)
     return scene.collect(volume, node), masks
 
 
@@ -565,7 +568,7 @@ def test_roles_choose_the_axis():
     mask[3:9, 10, 5:9] = True  # a plane across j, which also leaves no gaps along k
     mask[3:9, 15, 5:9] = True
     node = add_segmentation(volume, {"left": mask})
-    scene.write_roles(node.GetSegmentation().GetSegment("left"), Roles(slices={"i": {"absent": frozenset({1})}}))
+    write_roles(node.GetSegmentation().GetSegment("left"), Roles(slices={"i": {"absent": frozenset({1})}}))
     assert scene.collect(volume, node).annotation.axis == 2
     assert scene.collect(volume, node, axis="j").annotation.axis == 1
 
@@ -579,7 +582,7 @@ def test_roles_count_along_the_reference_geometry():
     beyond[1, 3:7, 3:8] = True
     node.GetSegmentation().AddEmptySegment("beyond", "beyond")
     draw(node, "beyond", beyond, above)
-    scene.write_roles(node.GetSegmentation().GetSegment("left"), Roles(slices={"k": {"ignored": frozenset({5})}}))
+    write_roles(node.GetSegmentation().GetSegment("left"), Roles(slices={"k": {"ignored": frozenset({5})}}))
     collected = scene.collect(volume, node)
     assert sorted(collected.annotation.complete[1]) == [2 + 3, 9 + 3]
 
@@ -590,7 +593,7 @@ def test_background_segment():
     strokes = np.zeros(SHAPE, bool)
     strokes[6, 3, 2:20] = True
     node = add_segmentation(volume, {**masks, "not": strokes})
-    scene.write_roles(node.GetSegmentation().GetSegment("not"), Roles(background=True))
+    write_roles(node.GetSegmentation().GetSegment("not"), Roles(background=True))
     for segment_ids in (None, ["left", "right"]):
         collected = scene.collect(volume, node, segment_ids)
         assert collected.annotation.labels == (1, 2)
@@ -605,7 +608,7 @@ def test_scribbles_in_a_segmentation_of_their_own():
     node.GetSegmentation().GetSegment("right").SetName("Right muscle")
     strokes = np.zeros(SHAPE, np.uint8)
     strokes[6, 3, 2:20], strokes[5, 2:9, 7], strokes[4, 4, 4:9] = 1, 2, 255
-    scribbles = scene.add_segmentation_of_scribbles(strokes, volume, "Scribbles", {1: "left", 2: "right"})
+    scribbles = scene.writing.add_segmentation_of_scribbles(strokes, volume, "Scribbles", {1: "left", 2: "right"})
     scribbles.GetSegmentation().GetSegment("right").SetName("Right muscle")
     found = scene.collect(volume, node, scribbles_node=scribbles).annotation.scribbles
     assert found.keys() == {BACKGROUND, 1, 2}
@@ -638,7 +641,7 @@ def test_strokes_of_a_volume_belong_to_label_values_whatever_the_names():
         node.GetSegmentation().GetSegment(name).SetName(other)
     strokes = np.zeros(SHAPE, np.uint8)
     strokes[6, 3, 2:20] = 1
-    scribbles = scene.add_segmentation_of_scribbles(strokes, volume, "Scribbles", {1: "left", 2: "right"})
+    scribbles = scene.writing.add_segmentation_of_scribbles(strokes, volume, "Scribbles", {1: "left", 2: "right"})
     assert scene.collect(volume, node, scribbles_node=scribbles).annotation.scribbles.keys() == {1}
 
 
@@ -652,7 +655,7 @@ def test_all_strokes_of_a_segment_count(background):
     for name in ("one", "other"):
         segment = scribbles.GetSegmentation().GetSegment(name)
         segment.SetName("right")
-        scene.write_roles(segment, Roles(background=background))
+        write_roles(segment, Roles(background=background))
     found = scene.collect(volume, node, scribbles_node=scribbles).annotation.scribbles
     expected = np.argwhere(strokes.any(axis=0))
     np.testing.assert_array_equal(np.unique(found[BACKGROUND if background else 2], axis=0), expected)
@@ -892,4 +895,4 @@ def test_atlas_under_a_warp():
 def test_a_label_value_of_background_is_no_label():
     node = add_segmentation(add_scan(), drawn_masks())
     node.GetSegmentation().GetSegment("left").SetLabelValue(0)
-    assert scene.choose_segments(node)[0] == {1: "left", 2: "right"}
+    assert scene.reading.choose_segments(node)[0] == {1: "left", 2: "right"}

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import annotate_from_masks
 from scipy import ndimage
 
 from LabelPropLib import graph_cut, pipeline, scribbles, surroundings
-from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume, annotate_from_masks
+from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
 from LabelPropLib.gaps import gaps, gaps_to_scribbles
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.memory import Memory

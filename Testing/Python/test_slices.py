@@ -13,7 +13,7 @@ from samples import OBLIQUE, add_transform, set_geometry, tag
 
 from LabelPropLib import boxes, patches, scene
 from LabelPropLib.annotation import find_axis
-from LabelPropLib.roles import PROPAGATED_TAG, Roles
+from LabelPropLib.roles import PROPAGATED_TAG, Roles, slice_roles
 from LabelPropLib.scene.protection import drawn_of_others, masks_to_write, protect
 from LabelPropLib.scene.slices import (
     ExpectedQuality,
@@ -26,7 +26,6 @@ from LabelPropLib.scene.slices import (
     notice_corrections,
     set_background,
     set_role,
-    slice_roles,
     survey,
     with_role,
 )
@@ -48,7 +47,7 @@ def test_survey_agrees_with_what_is_propagated(first, second):
         return
     overview = survey(volume, segmentation, ids)
     drawn = {name: scene.segment_on_grid(segmentation, name, overview.grid) for name in ids}
-    assert overview.axis == find_axis(drawn)
+    assert overview.axis == find_axis(np.any(list(drawn.values()), axis=0))
     for name, mask in drawn.items():
         others = tuple(a for a in range(3) if a != overview.axis)
         found = {index - overview.slices.start: role for index, role in overview.roles[name].items()}
@@ -62,7 +61,7 @@ def test_box_of_a_segment_on_another_lattice():
     labels[1, 1, 1] = 1
     segmentation = scene.add_segmentation_of_labels(labels, coarse, "s", {1: "a"})
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-    grid = scene.work_grid(volume, segmentation)
+    grid = scene.geometry.work_grid(volume, segmentation)
     stored = scene.stored_segments(segmentation, ["a"], grid)["a"]
     on_grid = scene.segment_on_grid(segmentation, "a", grid)
     first = grid.GetExtent()[4]
@@ -74,7 +73,7 @@ def test_fingerprints_change_with_the_slice_alone():
     mask = np.zeros(SHAPE, np.uint8)
     mask[1:3, 1:3, 2:4] = 1
     segmentation = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
-    grid = scene.work_grid(volume, segmentation)
+    grid = scene.geometry.work_grid(volume, segmentation)
     before = fingerprints(scene.stored_segments(segmentation, ["a"], grid)["a"], 0)
     mask[2, 4, 5] = 1  # the labelmap's extent grows, too
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, "a", volume)
@@ -91,11 +90,11 @@ def test_only_slices_that_were_edited_are_looked_through_again(monkeypatch, axis
     labels[1:3, 1:3, 2:4], labels[2:, 3, 1:5] = value, 2
     volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
     segmentation = scene.add_segmentation_of_labels(labels, volume, "s", {value: "a", 2: "b"})
-    grid = scene.work_grid(volume, segmentation)
+    grid = scene.geometry.work_grid(volume, segmentation)
     scene.stored_segments(segmentation, ["a"], grid)
     looked_at = mock.Mock(side_effect=patches.patches_of_plane)
     monkeypatch.setattr(patches, "patches_of_plane", looked_at)
-    layer = segmentation.GetSegmentation().GetSegment("a").GetRepresentation(scene.BINARY_LABELMAP)
+    layer = segmentation.GetSegmentation().GetSegment("a").GetRepresentation(scene.segments.BINARY_LABELMAP)
     edited = scene.voxels(layer)[1]
     edited[0, 0] = value
     stored = scene.stored_segments(segmentation, ["a", "b"], grid)
@@ -103,7 +102,7 @@ def test_only_slices_that_were_edited_are_looked_through_again(monkeypatch, axis
     afresh = slicer.vtkOrientedImageData()
     afresh.DeepCopy(layer)
     for name in stored:
-        segmentation.GetSegmentation().GetSegment(name).AddRepresentation(scene.BINARY_LABELMAP, afresh)
+        segmentation.GetSegmentation().GetSegment(name).AddRepresentation(scene.segments.BINARY_LABELMAP, afresh)
     for name, segment in scene.stored_segments(segmentation, ["a", "b"], grid).items():
         mask = segment.on_grid(grid)
         borne = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))).tolist()
@@ -282,7 +281,7 @@ def test_marks_follow_to_another_axis(marked):
     volume = slicer.util.addVolumeFromArray(np.zeros((7, 6, 12)), place)
     set_geometry(marked, volume)
     follow_geometry(marked, ["a"])
-    roles = scene.read_roles(marked.GetSegmentation().GetSegment("a"))
+    roles = scene.segments.read_roles(marked.GetSegmentation().GetSegment("a"))
     assert roles.slices == {"i": {"absent": {10}, "ignored": {3, 4, 5, 6, 7}}}
 
 
@@ -290,11 +289,11 @@ def test_marks_stay_where_the_voxels_move_with_the_geometry(marked):
     move = np.eye(4)
     move[2, 3] = 3.0
     marked.SetAndObserveTransformNodeID(add_transform(move).GetID())
-    roles = scene.read_roles(marked.GetSegmentation().GetSegment("a"))
+    roles = scene.segments.read_roles(marked.GetSegmentation().GetSegment("a"))
     marked.HardenTransform()
     said = []
     follow_geometry(marked, ["a"], said.append)
-    assert scene.read_roles(marked.GetSegmentation().GetSegment("a")) == roles and not said
+    assert scene.segments.read_roles(marked.GetSegmentation().GetSegment("a")) == roles and not said
 
 
 def test_background_role_is_kept_beside_those_of_slices():
@@ -305,7 +304,7 @@ def test_background_role_is_kept_beside_those_of_slices():
     assert background_segments(node) == {"a"}
     set_background(node, "a", False)
     assert background_segments(node) == set()
-    assert scene.read_roles(node.GetSegmentation().GetSegment("a")).of(0, "scribble") == {3}
+    assert scene.segments.read_roles(node.GetSegmentation().GetSegment("a")).of(0, "scribble") == {3}
 
 
 def test_changed_roles_change_the_state():
@@ -326,7 +325,7 @@ def test_a_slice_has_one_role(slices, role, earlier):
 def test_anatomical_planes():
     volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE), OBLIQUE)
     segmentation = scene.add_segmentation_of_labels(np.ones(SHAPE, np.uint8), volume, "s")
-    grid = scene.work_grid(volume, segmentation)
+    grid = scene.geometry.work_grid(volume, segmentation)
     assert [anatomical_plane(grid, axis) for axis in range(3)] == ["axial", "coronal", "sagittal"]
 
 

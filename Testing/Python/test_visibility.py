@@ -72,3 +72,9 @@ def test_a_contour_across_a_single_line_is_as_sharp_as_across_many(axis):
         assert measure(one, (one > 0).float()[None]).item() == pytest.approx(
             measure(many, (many > 0).float()[None]).item()
         )
+
+
+def test_a_contour_without_one_of_its_rims_has_no_contrast():
+    score = torch.full((1, 20, 20), -9.0)
+    score[0, 0, 0] = -1  # nothing was found, and hardly anything lies around it
+    assert contrast(score, torch.rand(1, 1, 20, 20)).item() == 0

@@ -21,12 +21,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from samples import annotate_from_masks
 
 import LabelPropLib
 from LabelPropLib import checkpoint, pipeline, standard_input, worker
-from LabelPropLib.annotation import AtlasVolume, SparseAnnotation, annotate_from_masks
+from LabelPropLib.annotation import AtlasVolume, SparseAnnotation
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
-from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation, write_propagation
+from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation_in_parts, write_propagation
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.process import BackgroundPropagation
@@ -46,6 +47,12 @@ def tube(shape=(9, 32, 36)):
     drawn = np.zeros_like(mask)
     drawn[[0, shape[0] // 2, -1]] = mask[[0, shape[0] // 2, -1]]
     return annotate_from_masks(image, {3: drawn}, (4.0, 1.0, 1.0))
+
+
+def write_annotation(folder, annotation):
+    """All of it at once."""
+    for _ in write_annotation_in_parts(folder, annotation):
+        pass
 
 
 def endless():
@@ -451,7 +458,7 @@ def test_full_disk_is_told(application, monkeypatch, tmp_path):
         yield
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("LabelPropLib.process.write_in_parts", write)
+    monkeypatch.setattr("LabelPropLib.process.write_annotation_in_parts", write)
     application.background.submit(tube(), FAST)
     application.run_until(lambda: not application.background.running)
     assert not list(tmp_path.rglob("image.npy"))
@@ -546,9 +553,13 @@ def test_command_that_cannot_be_started(command, monkeypatch, tmp_path):
 
 
 def test_application_does_not_load_pytorch():
-    """Only the background process does: it takes seconds, and memory, and need not be installed."""
-    code = "import sys; from LabelPropLib import batch, process; from LabelPropLib.scene import slices"
-    code += "; sys.exit('torch' in sys.modules)"
+    """Only the background process does: it takes seconds, and memory, and need not be installed.
+
+    Nor is SimpleITK loaded before it comes to files, for Slicer to start sooner.
+    """
+    code = "import sys; from LabelPropLib import process; from LabelPropLib.scene import protection, slices"
+    code += "; too_early = 'SimpleITK' in sys.modules; from LabelPropLib import batch"
+    code += "; sys.exit(too_early or 'torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE_FOLDER.parent)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 

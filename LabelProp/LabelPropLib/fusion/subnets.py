@@ -16,6 +16,9 @@ from torch import nn
 
 VOTING_CHANNELS = 5  # of a candidate, see `deep.Features.of_lower`
 CORRECTION_CHANNELS = 11  # of a label, see `deep.Features.of_label`
+VOTING_WIDTHS = (16, 24)  # channels, from half the resolution to a quarter
+CORRECTION_WIDTHS = (24, 32, 48)  # channels, from half the resolution to an eighth
+REFINING_WIDTH = 12  # channels at the full resolution
 
 
 class DeepLabelFusion(nn.Module):
@@ -30,9 +33,9 @@ class DeepLabelFusion(nn.Module):
 class VotingSubnet(nn.Module):
     """(N, VOTING_CHANNELS, h, w), one candidate each, -> (N, h, w), log of the factor on its weight."""
 
-    def __init__(self, widths: tuple[int, int] = (16, 24)):
+    def __init__(self):
         super().__init__()
-        fine, coarse = widths
+        fine, coarse = VOTING_WIDTHS
         self.reduce = nn.Conv2d(VOTING_CHANNELS, fine, 4, stride=2, padding=1)
         self.encoder = ConvolutionBlock(fine, fine)
         self.bottom = ConvolutionBlock(fine, coarse)
@@ -51,9 +54,9 @@ class VotingSubnet(nn.Module):
 class CorrectionSubnet(nn.Module):
     """(N, CORRECTION_CHANNELS, h, w), one label each, -> (N, h, w), what to add to its score, in pixels of distance."""
 
-    def __init__(self, widths: tuple[int, int, int] = (24, 32, 48), fine: int = 12):
+    def __init__(self):
         super().__init__()
-        first, second, third = widths
+        first, second, third = CORRECTION_WIDTHS
         self.reduce = nn.Conv2d(CORRECTION_CHANNELS, first, 4, stride=2, padding=1)
         self.encoders = nn.ModuleList([ConvolutionBlock(first, first), ConvolutionBlock(first, second)])
         self.bottom = ConvolutionBlock(second, third)
@@ -61,8 +64,8 @@ class CorrectionSubnet(nn.Module):
             [ConvolutionBlock(third + second, second), ConvolutionBlock(second + first, first)]
         )
         self.expand = nn.Conv2d(first, 16, 3, padding=1)
-        self.refine = nn.Conv2d(CORRECTION_CHANNELS + 4, fine, 3, padding=1)
-        self.out = zeroed(nn.Conv2d(fine, 1, 3, padding=1))
+        self.refine = nn.Conv2d(CORRECTION_CHANNELS + 4, REFINING_WIDTH, 3, padding=1)
+        self.out = zeroed(nn.Conv2d(REFINING_WIDTH, 1, 3, padding=1))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         height, width = features.shape[-2:]

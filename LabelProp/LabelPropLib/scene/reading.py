@@ -70,7 +70,7 @@ class SceneAnnotation:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the segmentation is in the scene still, and as it was when it was read."""
+        """Whether the segmentation is still in the scene, and as it was when it was read."""
         node = self.segmentation_node
         return bool(slicer.mrmlScene.IsNodePresent(node)) and segmentation_state(node) == self.state
 
@@ -98,7 +98,7 @@ def collect(
     segment_ids: the segments to read, None for all. Segments with the role 'background' are read as such in any case.
     axis: 'k', 'j' or 'i' of the segmentation's reference geometry, or 'auto': the axis that the roles of the segments
         speak of, else the one whose planes bear the annotations.
-    missing: how a label missing on an annotated slice is read, see `annotate_from_masks`.
+    missing: how a label missing on an annotated slice is read, see `annotation.annotate_from_planes`.
     scribbles_node: a segmentation of strokes, its segments named as those of `segmentation_node` are, or by their IDs,
         or with the role 'background'. Several may be of the same segment.
     second_volume_node: another contrast of the same anatomy, resampled where it lies on another grid.

@@ -34,7 +34,7 @@ from .segments import (
 GEOMETRY_TAG = "LabelProp.Geometry"  # the reference geometry that the slices are numbered by, as Slicer writes it
 PARALLEL = 1e-3  # slices by which two lattices may diverge per voxel: matrices are rounded
 MOST_EDITED = 0.8  # share of the propagated slices; what edits more was done to all of the segment, like smoothing
-MOST_ERASED = 0.25  # share of them; who erases more, and leaves none as it was, may have begun anew
+MOST_ERASED = 0.25  # share of them; a user who erases more, and leaves none as it was, may have begun anew
 ANATOMICAL_PLANES = ("sagittal", "coronal", "axial")  # across the R, A and S directions
 
 
@@ -222,7 +222,7 @@ def was_begun_anew(left: Set[int], edited: Set[int], erased: Set[int]) -> bool:
 
 
 def were_edited_singly(left: Set[int], edited: Set[int]) -> bool:
-    """Whether slices were corrected; who edits nearly all of them did something to the segment, like smoothing it."""
+    """Whether slices were corrected; nearly all of them are edited by what is done to the segment, like smoothing."""
     return len(edited) <= max(1, MOST_EDITED * len(left))
 
 

@@ -1,0 +1,79 @@
+"""The stack of planes that is worked on: its crop, its intensities, and distances on it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import annotate_from_masks
+
+from LabelPropLib.label_planes import LabelPlanes
+from LabelPropLib.preprocessing import crop_box, percentiles, prepare, signed_distance, signed_distance_nearby
+
+
+@pytest.fixture
+def annotation():
+    """A square on planes 0, 4 and 10 of a scan of noise."""
+    masks = {1: np.zeros((11, 40, 40), bool)}
+    masks[1][[0, 4, 10], 10:20, 10:20] = True
+    image = np.random.default_rng(1).normal(size=masks[1].shape).astype(np.float32)
+    return annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1e9, 1e30])
+def test_intensities_may_be_in_any_unit(annotation, unit):
+    scaled = replace(annotation, image=annotation.image * np.float32(unit))
+    torch.testing.assert_close(prepare(scaled, 200).images, prepare(annotation, 200).images, rtol=0, atol=1e-5)
+
+
+def test_the_scans_intensities_do_not_depend_on_a_second_image(annotation):
+    both = prepare(replace(annotation, second_image=1000 * annotation.image[::-1] + 5000), 200)
+    np.testing.assert_allclose(both.normalise(annotation.image), prepare(annotation, 200).normalise(annotation.image))
+
+
+@given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=60), st.sampled_from([np.int16, np.float32]))
+def test_percentiles_are_those_of_numpy(values, kind):
+    array = np.array(values, kind)
+    expected = np.percentile(array.astype(np.float64), [1, 99])
+    np.testing.assert_allclose(percentiles(array, (0.01, 0.99)), expected, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize("spacing", [0.01, 0.2, 1.0])
+def test_the_margin_of_the_crop_is_no_more_than_40_pixels_however_small_these_are(spacing):
+    image, masks = np.arange(1.2e6, dtype=np.float32).reshape(3, 500, 800), {1: np.zeros((3, 500, 800), bool)}
+    masks[1][::2, 200:230, 200:230] = True
+    rows, columns = crop_box(annotate_from_masks(image, masks, (3.0, spacing, spacing), axis=0))
+    assert rows == columns and rows.start == 200 - min(40, 12 / spacing)
+
+
+def test_the_crop_does_not_depend_on_the_last_digit_of_a_spacing():
+    """Spacings are lengths of columns of a matrix of directions: from file to file they differ by rounding."""
+    image, masks = np.arange(1e4, dtype=np.float32).reshape(4, 50, 50), {1: np.zeros((4, 50, 50), bool)}
+    masks[1][[0, 3], 20:30, 20:30] = True
+    for last_digit in (1.0, 0.9999999999999998, 1.0000000000000002):
+        assert crop_box(annotate_from_masks(image, masks, (3.0, last_digit, last_digit), axis=0)) == (slice(8, 42),) * 2
+
+
+def test_crop_and_distances_are_measured_in_millimetres():
+    masks = {1: np.zeros((5, 40, 60), bool)}
+    masks[1][[0, 4], 10:20, 20:24] = True
+    image = np.random.default_rng(1).normal(size=masks[1].shape).astype(np.float32)
+    annotation = annotate_from_masks(image, masks, (2.0, 2.0, 0.5), axis=0)
+    assert crop_box(annotation) == (slice(4, 26), slice(0, 48))  # 12 mm around
+    stack = prepare(annotation, 200)
+    assert stack.pixel == 0.5 and stack.size == (88, 48)
+    depth = LabelPlanes(annotation, stack).distances(1, 0).max()
+    assert depth == pytest.approx(1.5, abs=0.1)  # half of 4 columns, without half a pixel: 0.75 mm
+
+
+@given(seed=st.integers(0, 100), reach=st.floats(0.5, 12), spacing=st.tuples(st.floats(0.3, 3), st.floats(0.3, 3)))
+def test_distances_nearby_are_those_of_the_whole_plane(seed, reach, spacing):
+    generator = np.random.default_rng(seed)
+    mask = np.zeros((40, 50), bool)
+    top, left = generator.integers(0, (35, 45))
+    mask[top : top + 6, left : left + 8] = generator.random((min(6, 40 - top), min(8, 50 - left))) < 0.7
+    mask[top, left] = True
+    whole, nearby = signed_distance(mask, spacing), signed_distance_nearby(mask, spacing, reach)
+    np.testing.assert_array_equal(nearby.clip(-reach), whole.clip(-reach))
