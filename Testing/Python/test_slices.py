@@ -112,6 +112,18 @@ def test_only_slices_that_were_edited_are_looked_through_again(monkeypatch, axis
         assert list(fingerprints(segment, axis)) == borne
 
 
+def test_segment_that_is_kept_in_floats():
+    """As a script may hand it over."""
+    mask = np.zeros(SHAPE, np.float32)
+    mask[1:3, 1:3, 2:4] = 1
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
+    segmentation = scene.add_segmentation_of_labels(mask.astype(np.uint8), volume, "s", {1: "a"})
+    grid = scene.work_grid(volume, segmentation)
+    layer = scene.image_from_array(mask, grid)
+    segmentation.GetSegmentation().GetSegment("a").AddRepresentation(scene.BINARY_LABELMAP, layer)
+    np.testing.assert_array_equal(scene.segment_on_grid(segmentation, "a", grid), mask == 1)
+
+
 def collect_box():
     """What is read of a segment drawn on the first and last slice, on a grid that begins at slice 10."""
     volume = slicer.util.addVolumeFromArray(np.random.default_rng(0).random(SHAPE))
