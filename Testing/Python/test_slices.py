@@ -229,6 +229,16 @@ def test_what_is_drawn_where_a_later_run_found_nothing_is_read(applied):
     assert corrected_slices(volume, node, mask) == ([0, 8, 11], [])
 
 
+def test_strokes_that_are_added_to_a_scribble_leave_it_one(applied):
+    """Also where the slice was found once, and corrected."""
+    volume, node, mask = applied
+    mask[5, 4] = 1
+    assert corrected_slices(volume, node, mask) == ([0, 5, 11], [])
+    set_role(node, "a", 0, "scribble", [5])
+    mask[5, 5] = 1
+    assert corrected_slices(volume, node, mask) == ([0, 11], [])
+
+
 def test_what_was_found_is_kept_along_each_axis(applied):
     volume, node, _ = applied
     before = tag(node.GetSegmentation().GetSegment("a"), "LabelProp.Propagated")
@@ -237,7 +247,7 @@ def test_what_was_found_is_kept_along_each_axis(applied):
     mark_propagated(node, replace(along_j, roles={"a": {1: "complete"}}))
     both = tag(node.GetSegmentation().GetSegment("a"), "LabelProp.Propagated")
     assert both.startswith(f"{before} j 2=")
-    mark_propagated(node, along_j)
+    mark_propagated(node, replace(along_j, roles={"a": dict.fromkeys(along_j.roles["a"], "scribble")}))
     assert tag(node.GetSegmentation().GetSegment("a"), "LabelProp.Propagated") == before
 
 
