@@ -6,7 +6,7 @@ Unknown is never background. A *scribble* says only "these voxels are this label
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -187,7 +187,8 @@ def annotate_from_planes(
         'auto', see `read_missing`.
     absent, ignored: label -> planes that the user marked as without the label, or as not to be read. Those beyond the
         volume, as of a segmentation that has come to lie otherwise, say nothing.
-    found: label -> those of the planes to be ignored that an earlier run found: the user has said nothing of them.
+    found: label -> planes that an earlier run found, to be ignored or corrected since: they do not tell how missing
+        labels are meant.
     scribbles: label or BACKGROUND -> (N, 3) voxel indices.
     second_image: (K, J, I), another contrast of the same anatomy. atlases: finished volumes of other subjects.
 
@@ -198,10 +199,12 @@ def annotate_from_planes(
     complete = {label: planes for label, planes in complete.items() if planes}
     there = frozenset(range(image.shape[axis]))
     marked = {label: there & set(planes) - set(complete.get(label, ())) for label, planes in (absent or {}).items()}
-    unread = {label: set(planes) - set((found or {}).get(label, ())) for label, planes in (ignored or {}).items()}
-    said = {label: marked.get(label, frozenset()) | frozenset(unread.get(label, ())) for label in complete}
+    found = {label: set((found or {}).get(label, ())) for label in complete}
+    drawn = {label: set(planes) - found[label] for label, planes in complete.items()}
+    unread = {label: set((ignored or {}).get(label, ())) - found[label] for label in complete}
+    said = {label: set(planes) | marked.get(label, set()) | unread[label] for label, planes in complete.items()}
     if missing == "auto":
-        missing = read_missing(complete, said)
+        missing = read_missing(drawn, said)
     annotated = frozenset().union(*complete.values())
     absences = {}
     for label, planes in complete.items():
@@ -215,7 +218,7 @@ def annotate_from_planes(
         absent=absences,
         scribbles=dict(scribbles or {}),
         missing=missing,
-        some_missing=any(annotated - set(planes) - said[label] for label, planes in complete.items()),
+        some_missing=any(set().union(*drawn.values()) - said[label] for label in complete),
         second_image=None if second_image is None else intensities(second_image),
         atlases=tuple(atlases),
     )
@@ -259,16 +262,16 @@ def scribbles_from_volume(volume: np.ndarray) -> dict[int, np.ndarray]:
     }
 
 
-def read_missing(complete: Mapping[int, Mapping[int, np.ndarray]], marked: Mapping[int, frozenset[int]]) -> str:
+def read_missing(drawn: Mapping[int, Set[int]], said: Mapping[int, Set[int]]) -> str:
     """'absent' if the annotated planes look drawn completely for all labels, else 'unknown'.
 
-    They do unless some label is missing on an annotated plane between its own first and last one without having been
-    marked there, as absent or to be ignored: then the labels were drawn each on its own planes.
+    They do unless some label is missing on an annotated plane between its own first and last one: then the labels were
+    drawn each on its own planes. drawn: label -> its planes; said: those that are complete for it, or were marked as
+    absent or to be ignored.
     """
-    annotated = set().union(*complete.values()) if complete else set()
-    for label, planes in complete.items():
-        missing = annotated - set(planes) - marked.get(label, frozenset())
-        if any(min(planes) < plane < max(planes) for plane in missing):
+    annotated = set().union(*drawn.values())
+    for label, planes in drawn.items():
+        if any(min(planes) < plane < max(planes) for plane in annotated - said[label] if planes):
             return "unknown"
     return "absent"
 

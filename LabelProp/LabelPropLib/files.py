@@ -30,6 +30,7 @@ MOST_STEPS = 0.25  # of neighbouring voxels of a label volume, see `share_of_ste
 FEWEST_INTENSITIES = 64  # that a scan has
 MOST_DRAWN = 0.75  # of the slices from the first drawn one to the last
 NIFTI_HEADER_LENGTHS = (348, 540)
+NIFTI_ENDINGS = re.compile(r"(\.(nii|hdr|img)(\.gz)?)+$", re.IGNORECASE)  # before another one, ITK leaves them out
 NIFTI_FLOATS = {"16": "f4", "64": "f8"}  # data types of NIfTI that may hold NaN -> as numpy names them
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -369,7 +370,8 @@ def replacing(paths: Iterable[Path]):
         for path in paths:
             folder = tempfile.TemporaryDirectory(prefix=".labelprop-", dir=path.resolve().parent)
             stem, suffix = split_suffix(path.name)
-            staged[path] = Path(cleanup.enter_context(folder), stem + suffix.lower())  # ITK writes no .NII.GZ
+            name = NIFTI_ENDINGS.sub("", stem) + suffix.lower()  # ITK writes no .NII.GZ, and no .nii.nii.gz
+            staged[path] = Path(cleanup.enter_context(folder), name)
         yield staged
         for path, temporary in staged.items():
             os.replace(temporary, path.resolve())

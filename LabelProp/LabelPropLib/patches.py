@@ -46,9 +46,9 @@ def patches_of_plane(plane: np.ndarray, corner: Iterable[int]) -> dict[int, Patc
     """Label -> patch of a (H, W) plane of labels, 0 for none; corner: see `patch_of`."""
     from scipy import ndimage  # takes longer to load than Slicer's start should
 
-    labels = range(int(plane.max()) + 1)
-    numbered = plane
-    if len(labels) > LARGEST_INDEX:
+    if plane.dtype.kind in "iu" and plane.max() < LARGEST_INDEX:
+        labels, numbered = range(int(plane.max()) + 1), plane
+    else:
         labels = np.union1d(0, plane)
         numbered = np.searchsorted(labels, plane)
     found = {}

@@ -9,7 +9,7 @@ from .annotation import AXIS_NAMES
 from .errors import InputError
 
 ROLES_TAG = "LabelProp.Roles"
-PROPAGATED_TAG = "LabelProp.Propagated"  # "k 3=1234 4=5678": slices that were not drawn, and their fingerprints
+PROPAGATED_TAG = "LabelProp.Propagated"  # "k 3=1234 4=5678": slices that a run found, and their fingerprints
 COMPLETE, SCRIBBLE, ABSENT, IGNORED = "complete", "scribble", "absent", "ignored"
 SLICE_ROLES = (SCRIBBLE, ABSENT, IGNORED)
 

@@ -419,8 +419,8 @@ def test_nifti_with_another_one_of_its_name_unpacked_beside_it(case, nearest_sli
     np.testing.assert_array_equal(read(case / "out.nii.gz"), read(case / "before.nii.gz"))
 
 
-@pytest.mark.parametrize("name", ["out.NII.GZ", "out.Nii", "out.MHA", "out.NRRD"])
-def test_output_with_a_suffix_in_capitals(case, nearest_slice_engine, name):
+@pytest.mark.parametrize("name", ["out.NII.GZ", "out.Nii", "out.MHA", "out.NRRD", "out.nii.nii.gz", "out.img.nii"])
+def test_output_with_an_ending_that_itk_does_not_write(case, nearest_slice_engine, name):
     assert propagate(case, output=name) == 0
     assert propagate(case) == 0
     (case / name).rename(case / f"again{name[3:].lower()}")

@@ -185,12 +185,17 @@ def test_what_was_found_is_no_input_of_the_next_run(drawn, nearest_slice_engine)
     assert [report["annotated_slices"] for report in reports] == [[2, 9]] * 3
 
 
-def test_missing_labels_are_read_as_before_by_the_next_run(nearest_slice_engine):
+@pytest.mark.parametrize("left, right, reading", [((2, 6, 10), (4, 8), "unknown"), ((2, 5, 9), (2, 5), "absent")])
+def test_missing_labels_are_read_as_before_by_the_next_runs(nearest_slice_engine, left, right, reading):
+    """Also where a slice that was found of one segment alone has been corrected."""
     volume = add_scan()
-    masks = {"left": drawn_masks(planes=(2, 6, 10))["left"], "right": drawn_masks(planes=(4, 8))["right"]}
+    masks = {"left": drawn_masks(planes=left)["left"], "right": drawn_masks(planes=right)["right"]}
     node = add_segmentation(volume, masks)
     reports = [LabelPropLogic().propagate(volume, node) for _ in range(2)]
-    assert [report["missing"] for report in reports] == ["unknown"] * 2
+    correct(volume, node, [3])
+    reports += [LabelPropLogic().propagate(volume, node) for _ in range(2)]
+    assert [report["missing"] for report in reports] == [reading] * 4
+    assert reports[-1]["annotated_slices"] == sorted({*left, *right, 3})
 
 
 def correct(volume, node, planes):

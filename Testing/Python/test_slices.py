@@ -111,6 +111,18 @@ def test_only_slices_that_were_edited_are_looked_through_again(monkeypatch, axis
         assert list(fingerprints(segment, axis)) == borne
 
 
+def test_segment_that_is_kept_in_floats():
+    """As a script may hand it over."""
+    mask = np.zeros(SHAPE, np.float32)
+    mask[1:3, 1:3, 2:4] = 1
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
+    segmentation = scene.add_segmentation_of_labels(mask.astype(np.uint8), volume, "s", {1: "a"})
+    grid = scene.work_grid(volume, segmentation)
+    layer = scene.image_from_array(mask, grid)
+    segmentation.GetSegmentation().GetSegment("a").AddRepresentation(scene.BINARY_LABELMAP, layer)
+    np.testing.assert_array_equal(scene.segment_on_grid(segmentation, "a", grid), mask == 1)
+
+
 def collect_box():
     """What is read of a segment drawn on the first and last slice, on a grid that begins at slice 10."""
     volume = slicer.util.addVolumeFromArray(np.random.default_rng(0).random(SHAPE))
@@ -216,6 +228,16 @@ def test_what_is_drawn_where_a_later_run_found_nothing_is_read(applied):
     assert corrected_slices(volume, node, mask) == ([0, 8, 11], [])
 
 
+def test_strokes_that_are_added_to_a_scribble_leave_it_one(applied):
+    """Also where the slice was found once, and corrected."""
+    volume, node, mask = applied
+    mask[5, 4] = 1
+    assert corrected_slices(volume, node, mask) == ([0, 5, 11], [])
+    set_role(node, "a", 0, "scribble", [5])
+    mask[5, 5] = 1
+    assert corrected_slices(volume, node, mask) == ([0, 11], [])
+
+
 def test_what_was_found_is_kept_along_each_axis(applied):
     volume, node, _ = applied
     before = tag(node.GetSegmentation().GetSegment("a"), "LabelProp.Propagated")
@@ -224,7 +246,7 @@ def test_what_was_found_is_kept_along_each_axis(applied):
     mark_propagated(node, replace(along_j, roles={"a": {1: "complete"}}))
     both = tag(node.GetSegmentation().GetSegment("a"), "LabelProp.Propagated")
     assert both.startswith(f"{before} j 2=")
-    mark_propagated(node, along_j)
+    mark_propagated(node, replace(along_j, roles={"a": dict.fromkeys(along_j.roles["a"], "scribble")}))
     assert tag(node.GetSegmentation().GetSegment("a"), "LabelProp.Propagated") == before
 
 

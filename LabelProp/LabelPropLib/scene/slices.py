@@ -16,7 +16,7 @@ import vtk
 
 from ..annotation import AXIS_NAMES
 from ..patches import patch_of
-from ..roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SLICE_ROLES, Roles, slice_roles
+from ..roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SCRIBBLE, SLICE_ROLES, Roles, slice_roles
 from .geometry import REFERENCE_GEOMETRY, Converter, array_to_array, grid_shape, grid_start, reference_grid, work_grid
 from .reading import SceneAnnotation
 from .segments import (
@@ -164,16 +164,19 @@ def fingerprints(segment: StoredSegment, axis: int) -> dict[int, int]:
 def mark_propagated(segmentation_node, overview: SliceOverview):
     """Let the slices that bear the segments now, but were not drawn, be no input of the next run.
 
-    overview: of the slices before they were propagated. It is kept in the segments' tags, so files and Undo know it.
+    overview: of the slices before they were propagated. It is kept in the segments' tags, so files and Undo know it,
+    there with what was found once and corrected since.
     """
     for name, stored in stored_segments(segmentation_node, overview.roles, overview.grid).items():
-        drawn = {index for index, role in overview.roles[name].items() if role != IGNORED}
-        found = {index: number for index, number in fingerprints(stored, overview.axis).items() if index not in drawn}
+        roles, borne = overview.roles[name], fingerprints(stored, overview.axis)
+        drawn = {index for index, role in roles.items() if role != IGNORED}
+        found = {index: number for index, number in borne.items() if index not in drawn}
         segment = segmentation_node.GetSegmentation().GetSegment(name)
-        empty = read_propagated(segment, overview.axis).keys() - found.keys() - drawn
-        set_role(segmentation_node, name, overview.axis, COMPLETE, empty)  # what is drawn there next is to be read
+        known = read_propagated(segment, overview.axis).keys()
+        set_role(segmentation_node, name, overview.axis, COMPLETE, known - found.keys() - drawn)  # to be read if drawn
         set_role(segmentation_node, name, overview.axis, IGNORED, found)
-        _write_propagated(segment, overview.axis, found)
+        corrected = {index: borne[index] for index in known & borne.keys() if roles.get(index) == COMPLETE}
+        _write_propagated(segment, overview.axis, found | corrected)
 
 
 def notice_corrections(
@@ -186,7 +189,10 @@ def notice_corrections(
     overview: of the slices as they are now.
     """
     segmentation = segmentation_node.GetSegmentation()
-    propagated = {name: read_propagated(segmentation.GetSegment(name), overview.axis) for name in overview.roles}
+    propagated = {}
+    for name, roles in overview.roles.items():
+        known = read_propagated(segmentation.GetSegment(name), overview.axis)
+        propagated[name] = {index: number for index, number in known.items() if roles.get(index) != SCRIBBLE}
     propagated = {name: known for name, known in propagated.items() if known}
     corrected = False
     for name, stored in stored_segments(segmentation_node, propagated, overview.grid).items():
