@@ -117,9 +117,9 @@ def test_segment_that_is_kept_in_floats():
     mask[1:3, 1:3, 2:4] = 1
     volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
     segmentation = scene.add_segmentation_of_labels(mask.astype(np.uint8), volume, "s", {1: "a"})
-    grid = scene.work_grid(volume, segmentation)
+    grid = scene.geometry.work_grid(volume, segmentation)
     layer = scene.image_from_array(mask, grid)
-    segmentation.GetSegmentation().GetSegment("a").AddRepresentation(scene.BINARY_LABELMAP, layer)
+    segmentation.GetSegmentation().GetSegment("a").AddRepresentation(scene.segments.BINARY_LABELMAP, layer)
     np.testing.assert_array_equal(scene.segment_on_grid(segmentation, "a", grid), mask == 1)
 
 
