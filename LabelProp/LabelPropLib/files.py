@@ -54,6 +54,8 @@ def read_volume(path: Path) -> sitk.Image:
     if image.GetDimension() != 3:
         raise InputError(f"{path}: {image.GetDimension()} dimensions: give a 3D volume, of one time point.")
     components = image.GetNumberOfComponentsPerPixel()
+    if components != 1 and is_segmentation(path):
+        raise InputError(f"{path}: a segmentation in {components} layers: export it as a label volume.")
     if components != 1:
         raise InputError(f"{path}: {components} components a voxel (colour or vectors): give a scalar volume.")
     return image

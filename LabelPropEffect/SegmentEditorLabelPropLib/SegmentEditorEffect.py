@@ -413,6 +413,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._fail(explained(error))
             raise
         self.updateGUIFromMRML()
+        if self.autoUpdateCheckBox.isChecked() and self.previewOutOfDate:  # nobody listened while there was no preview
+            self.delayedAutoUpdateTimer.start()
 
     def _onFailed(self, _kind, text):
         self._running = None

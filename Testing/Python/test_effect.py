@@ -424,6 +424,17 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         panel.setBackground(True)
         self.assertTrue(timer.isActive())
 
+    def test_auto_update_follows_edits_while_the_first_preview_is_computed(self):
+        self.scriptedEffect.setParameter("AutoUpdate", 1)
+        with mock.patch.object(self.effect, "_process") as process:
+            self.effect.onPreview()
+        self.addCleanup(self.effect.onCancel)
+        self.setVoxels("tube", np.where(np.arange(len(self.drawn))[:, None, None] == 3, self.truth, self.drawn))
+        self.effect._onDone(propagate_nearest(*process.return_value.submit.call_args.args))
+        self.assertTrue(self.effect.delayedAutoUpdateTimer.isActive())
+        self.nearest()
+        self.assertFalse(self.effect.delayedAutoUpdateTimer.isActive())
+
     def test_masking_that_forbids_everything(self):
         """It is said, the preview is kept, and there is nothing to undo."""
         self.addSegment("elsewhere", np.roll(self.neighbour(), 20, axis=2), visible=False)

@@ -177,6 +177,10 @@ def test_bad_input_is_explained(tmp_path):
         run(reference, empty)
     with pytest.raises(InputError, match="No annotated slice"):
         run(reference, reference, empty)
+    layer = sitk.ReadImage(str(reference))
+    sitk.WriteImage(sitk.Compose(layer, layer), str(tmp_path / "overlapping.seg.nrrd"))
+    with pytest.raises(InputError, match="a segmentation in 2 layers: export it as a label volume"):
+        run(tmp_path / "overlapping.seg.nrrd", reference)
 
 
 def test_a_thin_spur_does_not_count_as_hausdorff_distance():

@@ -429,6 +429,19 @@ def test_roles_tell_the_axis_of_an_empty_segment():
     assert survey(volume, segmentation, ["a"]).axis == 2
 
 
+def test_background_strokes_say_nothing_of_the_axis():
+    """They may lie on any slices; what is read across which axis is shown so."""
+    volume = slicer.util.addVolumeFromArray(np.random.default_rng(0).random((9, 9, 9)))
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[[1, 7], 2:6, 2:6] = 1
+    labels[:, 7, 2:6] = 2
+    segmentation = scene.add_segmentation_of_labels(labels, volume, "s", {1: "a", 2: "ground"})
+    set_background(segmentation, "ground", True)
+    overview = survey(volume, segmentation, ["a", "ground"])
+    assert overview.axis == scene.collect(volume, segmentation).annotation.axis
+    assert overview.roles == {"a": dict.fromkeys([1, 7], "complete"), "ground": dict.fromkeys(range(9), "scribble")}
+
+
 def test_segments_that_overlap_keep_what_they_share_where_one_was_drawn():
     """What was drawn before the preview was made takes nothing from what the preview gives the others."""
     drawn, nothing = np.ones(SHAPE, bool), np.zeros(SHAPE, bool)

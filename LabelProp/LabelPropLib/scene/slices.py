@@ -77,9 +77,12 @@ def survey(
     segmentation = segmentation_node.GetSegmentation()
     stored = stored_segments(segmentation_node, segment_ids, grid)
     roles = {name: read_roles(segmentation.GetSegment(name)) for name in stored}
-    array_axis, drawn = drawn_planes(stored, roles.values(), axis)
-    if axis == "auto" and not any(drawn.values()) and not any(given.axes for given in roles.values()):
+    structures = {name: segment for name, segment in stored.items() if not roles[name].background}
+    given = [roles[name] for name in structures]
+    array_axis, drawn = drawn_planes(structures, given, axis)
+    if axis == "auto" and not any(drawn.values()) and not any(of_segment.axes for of_segment in given):
         array_axis = min(range(3), key=lambda a: grid_shape(grid)[a])  # slices are thick as a rule
+    drawn = {name: segment.planes([array_axis])[array_axis] for name, segment in stored.items()}
     return SliceOverview(grid, array_axis, {name: slice_roles(drawn[name], roles[name], array_axis) for name in stored})
 
 
