@@ -41,14 +41,14 @@ except ModuleNotFoundError:  # plain Python with slicer-core
     bootstrap()
 
 from LabelPropLib import scene
-from LabelPropLib.annotation import MISSING_CHOICES
+from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.report_text import format_stages, found_dice
 from LabelPropLib.scene import slices
 from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
 
-AXES = ("auto", "k", "j", "i")
+AXES = ("auto", *AXIS_NAMES)
 SEGMENTS = ("visible", "all")
 
 #

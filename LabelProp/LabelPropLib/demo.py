@@ -112,8 +112,6 @@ def write(folder: Path, phantom: Phantom, annotations: np.ndarray, found: np.nda
         for path, array in volumes.items():
             files.write_volume(array, phantom.ijk_to_ras, staged[path])
         storage.save_segmentation(segmentation_node, staged[folder / SEGMENTATION])
-        for path in (*volumes, folder / SEGMENTATION):
-            files.check_whole(staged[path])
         for path in pictures:
             draw_picture(staged[path], phantom, found)
     written = ", ".join(path.name for path in staged)

@@ -366,7 +366,10 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def replacing(paths: Iterable[Path]):
-    """Path -> temporary file to write in its stead; at the end all take their places, or on an error all vanish."""
+    """Path -> temporary file to write in its stead; at the end all take their places, or on an error all vanish.
+
+    Raises OSError if a volume or a segmentation among them is not whole, see `check_whole`.
+    """
     with contextlib.ExitStack() as cleanup:
         staged = {}
         for path in paths:
@@ -375,5 +378,8 @@ def replacing(paths: Iterable[Path]):
             name = NIFTI_ENDINGS.sub("", stem) + suffix.lower()  # ITK writes no .NII.GZ, and no .nii.nii.gz
             staged[path] = Path(cleanup.enter_context(folder), name)
         yield staged
+        for temporary in staged.values():
+            if split_suffix(temporary.name)[1]:
+                check_whole(temporary)
         for path, temporary in staged.items():
             os.replace(temporary, path.resolve())

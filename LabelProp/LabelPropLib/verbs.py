@@ -165,8 +165,6 @@ def write_outputs(
             storage.save_segments(node, segment_ids, collected.volume_node, label_type, staged[path])
         if options.uncertainty:
             storage.save_volume(uncertainty_node, staged[options.uncertainty])
-        for path in filter(None, (*segmentation_nodes, options.uncertainty)):
-            files.check_whole(staged[path])
         if options.picture:
             picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation.label_maps, report)
         if options.report:

@@ -875,7 +875,7 @@ def test_an_output_is_prepared_beside_the_file_that_a_link_leads_to(tmp_path):
     with files.replacing([tmp_path / "out.nrrd"]) as staged:
         (written,) = staged.values()
         assert written.parent.parent == tmp_path / "elsewhere"
-        written.touch()
+        files.write_volume(np.zeros((2, 2, 2), np.uint8), np.eye(4), written)
 
 
 def test_a_negative_seed_is_refused(case, capsys):

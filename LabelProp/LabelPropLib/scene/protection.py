@@ -35,14 +35,14 @@ def masks_to_write(
     """
     node, names, axis = editor_node.GetSegmentationNode(), list(overview.roles), overview.axis
     _check_geometry(preview_node, names, overview.grid)
-    grid = content_grid(overview.grid, (node, preview_node), names)
+    preview, current = (stored_segments(source, names, overview.grid) for source in (preview_node, node))
+    grid = content_grid(overview.grid, [*preview.values(), *current.values()])
     first = grid_start(grid)[axis]
 
     def planes(name: str, *roles: str) -> list[int]:
         given = (index - first for index, role in overview.roles[name].items() if role in roles)
         return [plane for plane in given if 0 <= plane < grid_shape(grid)[axis]]
 
-    preview, current = (stored_segments(source, names, grid) for source in (preview_node, node))
     kept = {name: planes(name, COMPLETE, ABSENT, SCRIBBLE) for name in names}
     drawn = {name: drawn_since(preview[name], current[name], axis, kept[name], grid) for name in names}
     occupied = occupied_voxels(editor_node, names, grid)

@@ -12,7 +12,7 @@ import slicer
 import vtk
 
 from .. import boxes
-from ..annotation import AXIS_NAMES, run_length
+from ..annotation import AXIS_CHOICES, AXIS_NAMES, run_length
 from ..boxes import Box
 from ..errors import InputError
 from ..patches import Patch, patches_of_layer
@@ -227,14 +227,9 @@ def labels_on_volume(segmentation_node, segment_ids: Mapping[int, str], volume_n
     return array
 
 
-def content_grid(grid, segmentation_nodes: Iterable, segment_ids: Iterable[str]) -> slicer.vtkOrientedImageData:
-    """The part of the grid, an image without voxels, that the segments reach in any of the segmentations."""
-    reached = [
-        segment.box_on_grid(grid)
-        for node in segmentation_nodes
-        for segment in stored_segments(node, segment_ids, grid).values()
-    ]
-    box = boxes.around(reached)
+def content_grid(grid, segments: Iterable[StoredSegment]) -> slicer.vtkOrientedImageData:
+    """The part of the grid, an image without voxels, that the segments reach; all of it where they are empty."""
+    box = boxes.around([segment.box_on_grid(grid) for segment in segments])
     return part_of_grid(grid, box if boxes.size(box) else boxes.whole(grid_shape(grid)))
 
 
@@ -245,8 +240,8 @@ def drawn_planes(segments: Mapping, roles: Iterable[Roles], axis: str) -> tuple[
     axis: 'k', 'j' or 'i', or 'auto': the one axis that the roles speak of, else that across which drawn slices stand
         alone, see `run_length`. Raises InputError for another one.
     """
-    if axis not in (*AXIS_NAMES, "auto"):
-        raise InputError(f"Unknown axis '{axis}': choose one of auto, i, j, k.")
+    if axis not in AXIS_CHOICES:
+        raise InputError(f"Unknown axis '{axis}': choose one of {', '.join(AXIS_CHOICES)}.")
     named = set().union(*(segment_roles.axes for segment_roles in roles))
     if axis == "auto" and len(named) == 1:
         axis = named.pop()
