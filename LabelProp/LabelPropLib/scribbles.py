@@ -27,9 +27,10 @@ from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, around_strokes, at
 
 SHARE = 0.9  # of all voxels that are expected to be wrong, to be put right
-# Log-odds by which all voxels may be overrated, and the Dice, mean over the labels, that may be lost then: a stroke is
-# to cost 0.002 at most.
-RISKS = ((0.2, 0.0007), (1.4, 0.006))
+Risk = tuple[float, float]  # log-odds by which all voxels may be overrated; Dice, mean over the labels, to lose then
+RISKS = ((0.2, 0.0007), (1.4, 0.006))  # so that a stroke costs 0.002 at most
+# Background takes from labels and gives to none: a stroke of it through a small one could take most of that.
+RISK_OF_BACKGROUND = (np.inf, 0.015)
 BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
 THRESHOLDS = (-1.5, 1.0)  # log-odds from that of what was chosen, between which the one of the graph cut is looked for
 HALVINGS = 8  # of that range
@@ -119,32 +120,38 @@ def wrong_around(label: int, strokes: np.ndarray, window: Window, follow_edges: 
 
 
 def choose(around: Surroundings) -> np.ndarray:
-    """(N,) bool: the voxels around a stroke to be corrected: from the likeliest on, up to SHARE or RISKS."""
+    """(N,) bool: the voxels around a stroke to be corrected: from the likeliest on, up to SHARE or the risks."""
     log_odds = around.log_odds()
     likeliest = np.argsort(-log_odds, kind="stable")
     missing = np.cumsum(special.expit(log_odds[likeliest]))
     count = np.searchsorted(missing, SHARE * missing[-1]) + 1
-    for loss, (_, most_lost) in zip(losses(around), RISKS, strict=True):
+    for loss, (_, most_lost) in zip(losses(around), risks(around), strict=True):
         count = min(count, np.count_nonzero(np.cumsum(loss[likeliest]) <= most_lost))
     chosen = np.zeros(len(likeliest), bool)
     chosen[likeliest[:count]] = True
     return chosen
 
 
+def risks(around: Surroundings) -> Sequence[Risk]:
+    """RISKS, and RISK_OF_BACKGROUND for a stroke of that."""
+    return (*RISKS, RISK_OF_BACKGROUND) if np.isinf(around.gaining) else RISKS
+
+
 def losses(around: Surroundings) -> np.ndarray:
-    """(R, N) Dice, mean over the labels, that is lost by correcting a voxel if its odds are overrated as in RISKS.
+    """(R, N) Dice, mean over the labels, that is lost by correcting a voxel if its odds are overrated as in `risks`.
 
     Of a label of V voxels that misses W more the Dice D is 2 V / (2 V + W), and giving it a voxel that is its own with
     the probability p changes that by (2 p - D) / (2 V + W). Of a label that was found with F voxels and should have V
     the Dice D is at most 2 min(F, V) / (F + V), and taking the voxel from it changes that by (2 p + D - 2) / (F + V).
     The labels not concerned keep theirs. The voxels of a region are right or wrong together, so that the loss is
-    limited in case that the odds of all are lower, and in case that they are much lower.
+    limited in case that the odds of all are lower, in case that they are much lower, and of background in case that
+    nothing around is wrong.
     """
     log_odds = around.log_odds()
     missing = special.expit(log_odds).sum()
     size, other_size = 2 * around.gaining + missing, around.losing_found + around.losing
     dice, other_dice = 1 - missing / size, 2 * np.minimum(around.losing_found, around.losing) / other_size
-    probability = special.expit(log_odds - np.array(RISKS)[:, :1])
+    probability = special.expit(log_odds - np.array(risks(around))[:, :1])
     gained, other_gained = (2 * probability - dice) / size, (2 * probability + other_dice - 2) / other_size
     return -(gained + other_gained) / around.label_count
 
@@ -154,9 +161,9 @@ def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarra
 
     chosen: (N,) bool, by `choose`; not empty. bearing: (T, R, C) bool, what bears the stroke's label.
     The log-odds less a threshold speak for a voxel in the graph cut. Of all thresholds the lowest is taken with which
-    the region keeps within SHARE and RISKS, as `choose` does; found by halving, for a lower one gives a larger region.
-    Where it would put right less than LEAST_CORRECTED of what the chosen voxels would, the image contradicts the odds,
-    and has no say.
+    the region keeps within SHARE and the risks, as `choose` does; found by halving, for a lower one gives a larger
+    region. Where it would put right less than LEAST_CORRECTED of what the chosen voxels would, the image contradicts
+    the odds, and has no say.
     """
     log_odds, loss = around.log_odds(), losses(around)
     probability = special.expit(log_odds)
@@ -172,7 +179,7 @@ def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarra
         found = sure.copy()
         unary = log_odds[band] - threshold
         found[band] = graph_cut.cut(unary, around.voxels[band], region, window.smoothed, window.spacing)
-        if is_within_limits(found, probability, loss):
+        if is_within_limits(found, probability, loss, risks(around)):
             following, highest = found, threshold
         else:
             lowest = threshold
@@ -189,15 +196,15 @@ def in_question(log_odds: np.ndarray, threshold: float) -> np.ndarray:
     return band
 
 
-def is_within_limits(chosen: np.ndarray, probability: np.ndarray, loss: np.ndarray) -> bool:
-    """Whether correcting the chosen voxels (N,) bool keeps within SHARE and RISKS.
+def is_within_limits(chosen: np.ndarray, probability: np.ndarray, loss: np.ndarray, risks: Sequence[Risk]) -> bool:
+    """Whether correcting the chosen voxels (N,) bool keeps within SHARE and the risks.
 
     probability: (N,) of each voxel to be wrong. loss: (R, N), see `losses`.
     """
     lost = loss[:, chosen].sum(axis=1)
     return bool(
         probability[chosen].sum() <= SHARE * probability.sum()
-        and all(risked <= most_lost for risked, (_, most_lost) in zip(lost, RISKS, strict=True))
+        and all(risked <= most_lost for risked, (_, most_lost) in zip(lost, risks, strict=True))
     )
 
 

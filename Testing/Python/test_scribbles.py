@@ -261,11 +261,26 @@ def test_of_many_labels_one_may_lose_more_than_the_only_one():
     assert 0 < only < one_of_five
 
 
-@given(seed=st.integers(0, 2**32 - 1), volume=st.sampled_from([50.0, 1e3, 1e5]), spread=st.sampled_from([1.0, 3.0]))
-def test_no_choice_may_lose_more_than_the_risks_allow(seed, volume, spread):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    volume=st.sampled_from([50.0, 1e3, 1e5]),
+    spread=st.sampled_from([1.0, 3.0]),
+    gains_background=st.booleans(),
+)
+def test_no_choice_may_lose_more_than_the_risks_allow(seed, volume, spread, gains_background):
     around = surroundings_with(spread * np.random.default_rng(seed).normal(-1, 1, 300), volume)
+    if gains_background:
+        around = dataclasses.replace(around, gaining=np.inf)
     lost = scribbles.losses(around)[:, scribbles.choose(around)].sum(axis=1)
-    assert (lost <= np.array(scribbles.RISKS)[:, 1] + 1e-12).all()
+    assert len(lost) == len(scribbles.RISKS) + gains_background
+    assert (lost <= np.array(scribbles.risks(around))[:, 1] + 1e-12).all()
+
+
+def test_background_takes_little_of_a_small_label_however_likely_it_is_wrong():
+    around = dataclasses.replace(surroundings_with(np.full(400, 6.0), 400), gaining=np.inf)
+    left = 400 - scribbles.choose(around).sum()
+    assert 0 < 1 - 2 * left / (left + 400) <= scribbles.RISK_OF_BACKGROUND[1] * 1.05
+    assert scribbles.choose(surroundings_with(np.full(400, 6.0), 400)).sum() > 300
 
 
 @given(found=st.integers(200, 5000), drawn=st.integers(200, 5000), is_right=st.booleans())
@@ -274,8 +289,10 @@ def test_what_a_label_may_lose_by_a_voxel_is_what_its_dice_falls_by(found, drawn
     log_odds = np.array([-60.0 if is_right else 60.0])
     around = dataclasses.replace(surroundings_with(log_odds, drawn, found=found), gaining=np.inf)
     shared = min(found, drawn)
-    fall = 2 * shared / (found + drawn) - 2 * (shared - is_right) / (found - 1 + drawn)
-    np.testing.assert_allclose(scribbles.losses(around), fall, rtol=0.01)
+    falls = [2 * shared / (found + drawn) - 2 * (shared - right) / (found - 1 + drawn) for right in (is_right, True)]
+    *as_likely, as_if_right = scribbles.losses(around)
+    np.testing.assert_allclose(as_likely, falls[0], rtol=0.01)
+    np.testing.assert_allclose(as_if_right, falls[1], rtol=0.01)
 
 
 ODDS_ONCE_FITTED = Coefficients(
