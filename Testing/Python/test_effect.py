@@ -114,6 +114,24 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         drawn = {0: "complete", 6: "complete", 12: "complete"}
         self.assertEqual(self.effect.slicesPanel.overview.roles["tube"], drawn)
 
+    def test_undo_and_redo_go_past_corrections(self):
+        """Undo brings back a slice that was drawn while another effect was in use, and that nobody had looked at."""
+        self.nearest()
+        self.effect.onApply()
+        self.editor.setActiveEffect(None)
+        states = [self.voxels("tube")]
+        for index in (3, 9):
+            self.editor._logic.SaveStateForUndo()
+            states.append(self.voxels("tube"))
+            states[-1][index] = np.roll(states[-1][index], 4, axis=0)
+            self.setVoxels("tube", states[-1])
+        self.editor.setActiveEffectByName("LabelProp")
+        for step, expected in ((self.editor.undo, states[1::-1]), (self.editor._logic.Redo, states[1:])):
+            for state in expected:
+                step()
+                self.effect.slicesPanel.refresh()
+                self.assertSame(self.voxels("tube"), state)
+
     def test_application_quits_while_previewed_and_running(self):
         self.preview()
         self.effect.onPreview()
