@@ -590,6 +590,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
             segmentationNode.RemoveClosedSurfaceRepresentation()  # else made anew for each segment
             scene.write_masks(segmentationNode, masks, grid)
             mark_propagated(segmentationNode, overview)
+            for segmentId in segmentIds:  # Undo takes back this, even where nothing changed, and not what was before
+                segmentation.GetSegment(segmentId).Modified()
             if showIn3D:
                 segmentationNode.CreateClosedSurfaceRepresentation()
         text = _("Applied. {count} voxels were left to segments that are not in the preview.").format(count=left)

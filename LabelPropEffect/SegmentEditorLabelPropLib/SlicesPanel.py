@@ -182,11 +182,13 @@ class SlicesPanel(VTKObservationMixin):
         if role == self.overview.roles[segmentId].get(self.currentSlice):
             role = COMPLETE
         segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        self.scriptedEffect.saveStateForUndo()
         set_role(segmentationNode, segmentId, self.overview.axis, role, [self.currentSlice])
         self.refresh()
 
     def setBackground(self, background):
         """Make the selected segment a scribble of background, or a structure again."""
+        self.scriptedEffect.saveStateForUndo()
         set_background(
             self.scriptedEffect.parameterSetNode().GetSegmentationNode(), self._selectedSegmentId(), background
         )

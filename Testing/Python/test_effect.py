@@ -132,6 +132,34 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
                 self.effect.slicesPanel.refresh()
                 self.assertSame(self.voxels("tube"), state)
 
+    def test_undo_of_an_apply_that_changes_nothing(self):
+        """It takes back nothing of what was applied before."""
+        for _ in range(2):
+            self.nearest()
+            self.effect.onApply()
+        applied = self.voxels("tube")
+        for expected in (applied, self.drawn):
+            self.editor.undo()
+            self.effect.slicesPanel.refresh()
+            self.assertSame(self.voxels("tube"), expected)
+
+    def test_undo_of_a_role(self):
+        """It takes back the role, and nothing of what was drawn before."""
+        panel = self.effect.slicesPanel
+        self.editor._logic.SaveStateForUndo()
+        drawn = np.where(np.arange(len(self.drawn))[:, None, None] == 3, self.truth, self.drawn)
+        self.setVoxels("tube", drawn)
+        panel.refresh()
+        panel.showSlice(6)
+        for button in (panel.roleButtons["scribble"], panel.backgroundCheckBox):
+            before = dict(panel.overview.roles["tube"])
+            button.click()
+            self.assertNotEqual(panel.overview.roles["tube"], before)
+            self.editor.undo()
+            panel.refresh()
+            self.assertEqual(panel.overview.roles["tube"], before)
+            self.assertSame(self.voxels("tube"), drawn)
+
     def test_application_quits_while_previewed_and_running(self):
         self.preview()
         self.effect.onPreview()
@@ -320,7 +348,9 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
     def test_quality_of_a_second_result_ends_with_it(self):
         self.nearest()
         self.effect.onApply()
-        self.setVoxels("tube", np.where(np.arange(len(self.drawn))[:, None, None] == 3, 0, self.voxels("tube")))
+        corrected = self.voxels("tube")
+        corrected[3] = np.roll(self.drawn[0], 4, axis=1)
+        self.setVoxels("tube", corrected)
         self.nearest()
         self.expect()
         self.effect.onApply()
