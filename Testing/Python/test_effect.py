@@ -655,6 +655,18 @@ def test_strip_of_many_segments():
     assert image.pixelColor(290, top + 2) != image.pixelColor(290, top - 3)
 
 
+def test_strip_has_room_for_numbers_of_a_large_font():
+    strip = SliceStrip(lambda index: None)
+    font = qt.QFont()
+    font.setPixelSize(40)
+    strip.widget.setFont(font)
+    strip.widget.resize(300, 40)
+    strip.show(range(0, 10), [Lane("a", (1, 0, 0), {2: "complete"})], current=None)
+    image = strip.widget.pixmap.toImage()
+    inked = [y for y in range(image.height()) if any(image.pixelColor(x, y).alpha() for x in range(image.width()))]
+    assert strip._bottom() + 20 < inked[-1] < image.height() - 1
+
+
 def test_strip_paints_what_there_is():
     strip = SliceStrip(lambda index: None)
     strip.widget.resize(300, 40)
