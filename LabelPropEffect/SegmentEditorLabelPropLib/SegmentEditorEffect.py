@@ -114,6 +114,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.previewButton.connect("clicked()", self.onPreviewButton)
         self.applyButton.disconnect("clicked()", self.onApply)
         self.applyButton.connect("clicked()", self.onApplyButton)
+        self.autoUpdateCheckBox.connect("clicked()", self._updateAutomatically)
 
         self.progressBar = qt.QProgressBar()
         self.progressBar.objectName = self.__class__.__name__ + "Progress"
@@ -413,8 +414,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._fail(explained(error))
             raise
         self.updateGUIFromMRML()
-        if self.autoUpdateCheckBox.isChecked() and self.previewOutOfDate:  # nobody listened while there was no preview
-            self.delayedAutoUpdateTimer.start()
+        self._updateAutomatically()  # nobody listened while there was no preview
 
     def _onFailed(self, _kind, text):
         self._running = None
@@ -479,6 +479,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
             return
         super().onSegmentationModified(caller, event)
         # The base class looks at the voxels of the previewed segments, not at roles and scribbles of background.
+        self._updateAutomatically()
+
+    def _updateAutomatically(self):
+        """In a moment, if that is wished, and the segments were edited since they were read."""
         read = self._running or self._previewed
         if self.autoUpdateCheckBox.isChecked() and read is not None and not read.unchanged:
             self.delayedAutoUpdateTimer.start()

@@ -483,6 +483,12 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.nearest()
         self.assertFalse(self.effect.delayedAutoUpdateTimer.isActive())
 
+    def test_auto_update_follows_edits_before_it_was_ticked(self):
+        self.nearest()
+        self.setVoxels("tube", np.where(np.arange(len(self.drawn))[:, None, None] == 3, self.truth, self.drawn))
+        self.effect.autoUpdateCheckBox.click()
+        self.assertTrue(self.effect.delayedAutoUpdateTimer.isActive())
+
     def test_masking_that_forbids_everything(self):
         """It is said, the preview is kept, and there is nothing to undo."""
         self.addSegment("elsewhere", np.roll(self.neighbour(), 20, axis=2), visible=False)
