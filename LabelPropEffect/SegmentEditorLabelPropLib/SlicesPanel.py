@@ -329,11 +329,12 @@ class SlicesPanel(VTKObservationMixin):
 
     def _whyNoRole(self):
         """What to say in place of the selected segment's role on the current slice."""
-        segmentId = self.scriptedEffect.parameterSetNode().GetSelectedSegmentID()
-        _volumeNode, segmentationNode = self.nodes()
         segment = None
-        if segmentId and self.overview is not None and segmentId not in self.overview.roles:
-            segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+        if self.overview is not None:  # else the editor's node may be gone
+            segmentId = self.scriptedEffect.parameterSetNode().GetSelectedSegmentID()
+            _volumeNode, segmentationNode = self.nodes()
+            if segmentId and segmentId not in self.overview.roles:
+                segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
         if segment is None:
             return _("Selected segment on this slice is:")
         if segmentId in scene.visible_segments(segmentationNode):

@@ -489,6 +489,11 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.effect.autoUpdateCheckBox.click()
         self.assertTrue(self.effect.delayedAutoUpdateTimer.isActive())
 
+    def test_editors_node_is_gone_with_its_scene(self):
+        with mock.patch.object(self.scriptedEffect, "parameterSetNode", return_value=None):
+            self.effect.slicesPanel.refresh()
+        self.assertIsNone(self.effect.slicesPanel.overview)
+
     def test_masking_that_forbids_everything(self):
         """It is said, the preview is kept, and there is nothing to undo."""
         self.addSegment("elsewhere", np.roll(self.neighbour(), 20, axis=2), visible=False)
