@@ -153,11 +153,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def _showMessage(self):
         texts = [self._failure, self._message]
-        updating = self.running and self._running.unchanged
+        updating = self.running and self._running.unchanged and self._running.image_unchanged
         if not self._failure and self.previewOutOfDate and not updating:
             outOfDate = _(
-                "Out of date: since this preview was started, segments were edited or another volume was chosen."
-                " Update includes the changes."
+                "Out of date: since this preview was started, segments were edited, the volume was changed or another"
+                " one was chosen. Update includes the changes."
             )
             texts = [outOfDate, self._message if self._saidOfState is not None else None]
         self.messageLabel.text = "\n".join(text for text in texts if text)
@@ -192,15 +192,13 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._process().rest()
 
     def sourceVolumeNodeChanged(self):
-        self._refreshIfActive()
+        self._observeAnewIfActive()
 
     def referenceGeometryChanged(self):
-        self._refreshIfActive()
+        self._observeAnewIfActive()
 
     def layoutChanged(self):
-        if self.scriptedEffect.active():
-            self.slicesPanel.stopObserving()
-            self.slicesPanel.observe()
+        self._observeAnewIfActive()
 
     def cleanup(self):
         AbstractScriptedSegmentEditorAutoCompleteEffect.cleanup(self)
@@ -212,9 +210,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._endProcess()
         self._saidOf = None
 
-    def _refreshIfActive(self):
+    def _observeAnewIfActive(self):
         if self.scriptedEffect.active():
-            self.slicesPanel.refresh()
+            self.slicesPanel.stopObserving()
+            self.slicesPanel.observe()
 
     def _observeInputs(self):
         """Know when what the job works on, or the preview belongs to, is gone; also while another effect is active."""
@@ -298,11 +297,12 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     @property
     def previewOutOfDate(self):
-        """Whether the segments were edited, or another volume was chosen, since what the preview shows was read."""
-        if self.getPreviewNode() is None or self._previewed is None:
+        """Whether segments or volume were changed, or another one was chosen, since what the preview shows was read."""
+        read = self._previewed
+        if self.getPreviewNode() is None or read is None:
             return False
         sourceVolume = self.scriptedEffect.parameterSetNode().GetSourceVolumeNode()
-        return sourceVolume != self._previewed.volume_node or not self._previewed.unchanged
+        return not (sourceVolume == read.volume_node and read.unchanged and read.image_unchanged)
 
     def inputSegmentIds(self):
         """The segments to propagate: those a script has chosen as `selectedSegmentIds`, else the visible ones."""

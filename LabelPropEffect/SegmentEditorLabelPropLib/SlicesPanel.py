@@ -121,19 +121,21 @@ class SlicesPanel(VTKObservationMixin):
     def observe(self):
         """Keep up with the segments, the selected one, and the slice views."""
         parameterSetNode = self.scriptedEffect.parameterSetNode()
-        segmentationNode = parameterSetNode.GetSegmentationNode()
+        volumeNode, segmentationNode = self.nodes()
         self.addObserver(parameterSetNode, vtk.vtkCommand.ModifiedEvent, self._onSegmentsModified)
+        if volumeNode is not None:
+            self.addObserver(volumeNode, volumeNode.ImageDataModifiedEvent, self._onSegmentsModified)
         if segmentationNode is not None:
+            # Of the node, not of its segments, which a sequence exchanges for those of another time.
             for event in (
+                slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent,
                 slicer.vtkSegmentation.SegmentAdded,
                 slicer.vtkSegmentation.SegmentRemoved,
                 slicer.vtkSegmentation.SegmentModified,
                 slicer.vtkSegmentation.SourceRepresentationModified,
+                slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent,
             ):
-                self.addObserver(segmentationNode.GetSegmentation(), event, self._onSegmentsModified)
-            self.addObserver(
-                segmentationNode, slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent, self._onSegmentsModified
-            )
+                self.addObserver(segmentationNode, event, self._onSegmentsModified)
         for sliceNode in sliceNodes():
             self.addObserver(sliceNode, vtk.vtkCommand.ModifiedEvent, self._onViewModified)
         self.refresh()

@@ -494,6 +494,23 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
             self.effect.slicesPanel.refresh()
         self.assertIsNone(self.effect.slicesPanel.overview)
 
+    def test_another_time_of_a_sequence(self):
+        """Its browser exchanges all segments at once, and the voxels of the volume."""
+        panel = self.effect.slicesPanel
+        later = slicer.vtkMRMLSegmentationNode()
+        later.GetSegmentation().DeepCopy(self.segmentation)
+        self.segmentationNode.CopyContent(later, False)
+        self.segmentation = self.segmentationNode.GetSegmentation()
+        self.setVoxels("tube", np.where(np.arange(len(self.drawn))[:, None, None] == 3, self.truth, self.drawn))
+        self.processEvents(lambda: 3 not in panel.overview.roles["tube"])
+        self.nearest()
+        self.assertNotIn("Out of date", self.effect.messageLabel.text)
+        later = slicer.vtkMRMLScalarVolumeNode()
+        later.SetAndObserveImageData(slicer.vtkOrientedImageData())
+        later.GetImageData().DeepCopy(self.volumeNode.GetImageData())
+        self.volumeNode.CopyContent(later, False)
+        self.processEvents(lambda: "Out of date" not in self.effect.messageLabel.text)
+
     def test_masking_that_forbids_everything(self):
         """It is said, the preview is kept, and there is nothing to undo."""
         self.addSegment("elsewhere", np.roll(self.neighbour(), 20, axis=2), visible=False)
