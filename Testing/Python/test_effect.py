@@ -196,6 +196,7 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.effect.autoUpdateCheckBox.checked = True
         self.setVoxels("tube", np.zeros_like(self.drawn))
         self.processEvents(lambda: not self.effect.messageLabel.text.startswith("No annotated slice"))
+        self.assertFalse(self.effect.delayedAutoUpdateTimer.isActive())  # it would come to the same, again and again
 
     def test_corrections_that_nobody_has_looked_at_are_read(self):
         """Of a segment that was hidden when the effect looked, and of a script that goes on at once."""
