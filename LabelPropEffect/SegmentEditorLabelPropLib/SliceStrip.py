@@ -353,9 +353,10 @@ def runs(values: Mapping[int, object]):
         yield run
 
 
-def roleIcon(role: str, color, ink):
-    """An icon of the mark that stands for a role on the strip."""
-    pixmap = qt.QPixmap(16, 16)
+def roleIcon(role: str, color, ink, ratio: float):
+    """An icon of the mark that stands for a role on the strip, of `ratio` pixels of the screen in place of one."""
+    pixmap = qt.QPixmap(int(16 * ratio), int(16 * ratio))
+    pixmap.setDevicePixelRatio(ratio)
     pixmap.fill(transparent())
     painter = qt.QPainter()
     painter.begin(pixmap)

@@ -327,7 +327,7 @@ class SlicesPanel(VTKObservationMixin):
         for name, button in self.roleButtons.items():
             button.setEnabled(known and possible[name])
             button.setChecked(name == role)
-            button.setIcon(roleIcon(name, color, ink))
+            button.setIcon(roleIcon(name, color, ink, button.devicePixelRatioF()))
 
     def _whyNoRole(self):
         """What to say in place of the selected segment's role on the current slice."""

@@ -26,7 +26,7 @@ from LabelPropLib.errors import InputError  # noqa: E402
 from LabelPropLib.scene import storage  # noqa: E402
 from LabelPropLib.scene.slices import ExpectedQuality, set_role, survey  # noqa: E402
 from SegmentEditorLabelPropLib import SegmentEditorEffect  # noqa: E402
-from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip, qualityColor  # noqa: E402
+from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip, qualityColor, roleIcon  # noqa: E402
 from SegmentEditorLabelPropLib.SliceViews import SliceAxis  # noqa: E402
 
 segment_editor_stand_ins.SegmentEditorWidget.effectClasses.append(SegmentEditorEffect)
@@ -682,6 +682,12 @@ def test_strip_of_many_segments():
     image = strip.widget.pixmap.toImage()
     assert len({image.pixelColor(x, top + 2).name() for x in (60, 290)}) == 1
     assert image.pixelColor(290, top + 2) != image.pixelColor(290, top - 3)
+
+
+def test_icons_of_roles_are_sharp_on_screens_of_many_pixels():
+    black = qt.QColor(0, 0, 0)
+    pixmap = roleIcon("absent", black, black, 2.0).pixmap(qt.QSize(16, 16), 2.0)
+    assert (pixmap.width(), pixmap.devicePixelRatio()) == (32, 2.0)
 
 
 def test_strip_has_room_for_numbers_of_a_large_font():
