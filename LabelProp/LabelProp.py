@@ -437,9 +437,13 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 ).format(path=self._checkpoint)
             )
             return
-        collected, self._collected = self._collected, None
         with slicer.util.tryWithErrorDisplay(_("The result could not be written."), waitCursor=True):
-            report = self.logic.write(collected, propagation, self._uncertaintyVolume)
+            try:
+                report = self.logic.write(self._collected, propagation, self._uncertaintyVolume)
+            except Exception:
+                self._tellOfInput()
+                raise
+            self._collected = None
             self.ui.resultText.appendPlainText(formatReport(report))
 
     def _onFailed(self, kind, text):

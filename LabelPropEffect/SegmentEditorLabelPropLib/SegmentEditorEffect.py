@@ -114,6 +114,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.previewButton.connect("clicked()", self.onPreviewButton)
         self.applyButton.disconnect("clicked()", self.onApply)
         self.applyButton.connect("clicked()", self.onApplyButton)
+        self.autoUpdateCheckBox.connect("clicked()", self._updateAutomatically)
 
         self.progressBar = qt.QProgressBar()
         self.progressBar.objectName = self.__class__.__name__ + "Progress"
@@ -152,11 +153,11 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     def _showMessage(self):
         texts = [self._failure, self._message]
-        updating = self.running and self._running.unchanged
+        updating = self.running and self._running.unchanged and self._running.image_unchanged
         if not self._failure and self.previewOutOfDate and not updating:
             outOfDate = _(
-                "Out of date: since this preview was started, segments were edited or another volume was chosen."
-                " Update includes the changes."
+                "Out of date: since this preview was started, segments were edited, the volume was changed or another"
+                " one was chosen. Update includes the changes."
             )
             texts = [outOfDate, self._message if self._saidOfState is not None else None]
         self.messageLabel.text = "\n".join(text for text in texts if text)
@@ -191,15 +192,13 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._process().rest()
 
     def sourceVolumeNodeChanged(self):
-        self._refreshIfActive()
+        self._observeAnewIfActive()
 
     def referenceGeometryChanged(self):
-        self._refreshIfActive()
+        self._observeAnewIfActive()
 
     def layoutChanged(self):
-        if self.scriptedEffect.active():
-            self.slicesPanel.stopObserving()
-            self.slicesPanel.observe()
+        self._observeAnewIfActive()
 
     def cleanup(self):
         AbstractScriptedSegmentEditorAutoCompleteEffect.cleanup(self)
@@ -211,9 +210,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._endProcess()
         self._saidOf = None
 
-    def _refreshIfActive(self):
+    def _observeAnewIfActive(self):
         if self.scriptedEffect.active():
-            self.slicesPanel.refresh()
+            self.slicesPanel.stopObserving()
+            self.slicesPanel.observe()
 
     def _observeInputs(self):
         """Know when what the job works on, or the preview belongs to, is gone; also while another effect is active."""
@@ -297,11 +297,12 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     @property
     def previewOutOfDate(self):
-        """Whether the segments were edited, or another volume was chosen, since what the preview shows was read."""
-        if self.getPreviewNode() is None or self._previewed is None:
+        """Whether segments or volume were changed, or another one was chosen, since what the preview shows was read."""
+        read = self._previewed
+        if self.getPreviewNode() is None or read is None:
             return False
         sourceVolume = self.scriptedEffect.parameterSetNode().GetSourceVolumeNode()
-        return sourceVolume != self._previewed.volume_node or not self._previewed.unchanged
+        return not (sourceVolume == read.volume_node and read.unchanged and read.image_unchanged)
 
     def inputSegmentIds(self):
         """The segments to propagate: those a script has chosen as `selectedSegmentIds`, else the visible ones."""
@@ -413,8 +414,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._fail(explained(error))
             raise
         self.updateGUIFromMRML()
-        if self.autoUpdateCheckBox.isChecked() and self.previewOutOfDate:  # nobody listened while there was no preview
-            self.delayedAutoUpdateTimer.start()
+        self._updateAutomatically()  # nobody listened while there was no preview
 
     def _onFailed(self, _kind, text):
         self._running = None
@@ -479,6 +479,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
             return
         super().onSegmentationModified(caller, event)
         # The base class looks at the voxels of the previewed segments, not at roles and scribbles of background.
+        self._updateAutomatically()
+
+    def _updateAutomatically(self):
+        """In a moment, if that is wished, and the segments were edited since they were read."""
         read = self._running or self._previewed
         if self.autoUpdateCheckBox.isChecked() and read is not None and not read.unchanged:
             self.delayedAutoUpdateTimer.start()
@@ -590,6 +594,8 @@ Editable area, editable intensity range, and the segments that may be overwritte
             segmentationNode.RemoveClosedSurfaceRepresentation()  # else made anew for each segment
             scene.write_masks(segmentationNode, masks, grid)
             mark_propagated(segmentationNode, overview)
+            for segmentId in segmentIds:  # Undo takes back this, even where nothing changed, and not what was before
+                segmentation.GetSegment(segmentId).Modified()
             if showIn3D:
                 segmentationNode.CreateClosedSurfaceRepresentation()
         text = _("Applied. {count} voxels were left to segments that are not in the preview.").format(count=left)

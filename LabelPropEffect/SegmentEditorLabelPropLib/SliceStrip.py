@@ -13,7 +13,7 @@ ROLES = (COMPLETE, SCRIBBLE, ABSENT, IGNORED)
 
 MARGIN = 8  # pixels left and right of the slices
 HEADER = 7  # above the lanes, for the handle of the current slice
-FOOTER = 16  # below them, for the slice numbers
+FOOTER = 2  # below them and above the slice numbers
 LANE_GAP = 2
 LANES_HEIGHT = 96  # what all lanes may take: the more there are, the lower they get
 SELECTED_LANE, SUMMARY_LANE, HIGHEST_LANE, LOWEST_LANE = 14, 10, 12, 3
@@ -81,7 +81,7 @@ class SliceStrip:
             self.slices, self.lanes, self.suggested = slices, lanes, suggested
             self._rows = self._layOut()
             self._lanesPixmap = None
-            self.widget.setFixedHeight(self._bottom() + FOOTER)
+        self.widget.setFixedHeight(self._bottom() + FOOTER + self.widget.fontMetrics().height())
         self.current = current
         self.paint()
 
@@ -188,8 +188,9 @@ class SliceStrip:
     def _paintNumbers(self, painter, width: int):
         if not self.slices:
             return
+        painter.setFont(self.widget.font)
         metrics = painter.fontMetrics()
-        baseline = self._bottom() + metrics.ascent() + 2
+        baseline = self._bottom() + FOOTER + metrics.ascent()
         occupied = []
         wanted = [self.current, self.suggested, self.slices[0], self.slices[-1], *self.marks()]
         for index in (index for index in wanted if index is not None and index in self.slices):
@@ -352,9 +353,10 @@ def runs(values: Mapping[int, object]):
         yield run
 
 
-def roleIcon(role: str, color, ink):
-    """An icon of the mark that stands for a role on the strip."""
-    pixmap = qt.QPixmap(16, 16)
+def roleIcon(role: str, color, ink, ratio: float):
+    """An icon of the mark that stands for a role on the strip, of `ratio` pixels of the screen in place of one."""
+    pixmap = qt.QPixmap(int(16 * ratio), int(16 * ratio))
+    pixmap.setDevicePixelRatio(ratio)
     pixmap.fill(transparent())
     painter = qt.QPainter()
     painter.begin(pixmap)

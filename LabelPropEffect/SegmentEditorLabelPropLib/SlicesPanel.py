@@ -121,19 +121,21 @@ class SlicesPanel(VTKObservationMixin):
     def observe(self):
         """Keep up with the segments, the selected one, and the slice views."""
         parameterSetNode = self.scriptedEffect.parameterSetNode()
-        segmentationNode = parameterSetNode.GetSegmentationNode()
+        volumeNode, segmentationNode = self.nodes()
         self.addObserver(parameterSetNode, vtk.vtkCommand.ModifiedEvent, self._onSegmentsModified)
+        if volumeNode is not None:
+            self.addObserver(volumeNode, volumeNode.ImageDataModifiedEvent, self._onSegmentsModified)
         if segmentationNode is not None:
+            # Of the node, not of its segments, which a sequence exchanges for those of another time.
             for event in (
+                slicer.vtkMRMLSegmentationNode.SegmentationChangedEvent,
                 slicer.vtkSegmentation.SegmentAdded,
                 slicer.vtkSegmentation.SegmentRemoved,
                 slicer.vtkSegmentation.SegmentModified,
                 slicer.vtkSegmentation.SourceRepresentationModified,
+                slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent,
             ):
-                self.addObserver(segmentationNode.GetSegmentation(), event, self._onSegmentsModified)
-            self.addObserver(
-                segmentationNode, slicer.vtkMRMLDisplayableNode.DisplayModifiedEvent, self._onSegmentsModified
-            )
+                self.addObserver(segmentationNode, event, self._onSegmentsModified)
         for sliceNode in sliceNodes():
             self.addObserver(sliceNode, vtk.vtkCommand.ModifiedEvent, self._onViewModified)
         self.refresh()
@@ -182,11 +184,13 @@ class SlicesPanel(VTKObservationMixin):
         if role == self.overview.roles[segmentId].get(self.currentSlice):
             role = COMPLETE
         segmentationNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
+        self.scriptedEffect.saveStateForUndo()
         set_role(segmentationNode, segmentId, self.overview.axis, role, [self.currentSlice])
         self.refresh()
 
     def setBackground(self, background):
         """Make the selected segment a scribble of background, or a structure again."""
+        self.scriptedEffect.saveStateForUndo()
         set_background(
             self.scriptedEffect.parameterSetNode().GetSegmentationNode(), self._selectedSegmentId(), background
         )
@@ -323,15 +327,16 @@ class SlicesPanel(VTKObservationMixin):
         for name, button in self.roleButtons.items():
             button.setEnabled(known and possible[name])
             button.setChecked(name == role)
-            button.setIcon(roleIcon(name, color, ink))
+            button.setIcon(roleIcon(name, color, ink, button.devicePixelRatioF()))
 
     def _whyNoRole(self):
         """What to say in place of the selected segment's role on the current slice."""
-        segmentId = self.scriptedEffect.parameterSetNode().GetSelectedSegmentID()
-        _volumeNode, segmentationNode = self.nodes()
         segment = None
-        if segmentId and self.overview is not None and segmentId not in self.overview.roles:
-            segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
+        if self.overview is not None:  # else the editor's node may be gone
+            segmentId = self.scriptedEffect.parameterSetNode().GetSelectedSegmentID()
+            _volumeNode, segmentationNode = self.nodes()
+            if segmentId and segmentId not in self.overview.roles:
+                segment = segmentationNode.GetSegmentation().GetSegment(segmentId)
         if segment is None:
             return _("Selected segment on this slice is:")
         if segmentId in scene.visible_segments(segmentationNode):

@@ -84,6 +84,8 @@ class ScriptedEffect:
 
     def parameter(self, name):
         node = self.parameterSetNode()
+        if node is None:
+            return ""
         value = node.GetAttribute(f"{self.name}.{name}")
         value = node.GetAttribute(name) if value is None else value
         assert value is not None, f"Parameter named {name} cannot be found for effect {self.name}"
@@ -114,7 +116,7 @@ class ScriptedEffect:
 
     def nodeReference(self, name):
         node = self.parameterSetNode()
-        return node.GetNodeReference(f"{self.name}.{name}") or node.GetNodeReference(name)
+        return node and (node.GetNodeReference(f"{self.name}.{name}") or node.GetNodeReference(name))
 
     def setCommonNodeReference(self, name, referenced):
         node = self.parameterSetNode()

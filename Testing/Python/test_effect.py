@@ -26,7 +26,7 @@ from LabelPropLib.errors import InputError  # noqa: E402
 from LabelPropLib.scene import storage  # noqa: E402
 from LabelPropLib.scene.slices import ExpectedQuality, set_role, survey  # noqa: E402
 from SegmentEditorLabelPropLib import SegmentEditorEffect  # noqa: E402
-from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip, qualityColor  # noqa: E402
+from SegmentEditorLabelPropLib.SliceStrip import Lane, SliceStrip, qualityColor, roleIcon  # noqa: E402
 from SegmentEditorLabelPropLib.SliceViews import SliceAxis  # noqa: E402
 
 segment_editor_stand_ins.SegmentEditorWidget.effectClasses.append(SegmentEditorEffect)
@@ -114,6 +114,52 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         drawn = {0: "complete", 6: "complete", 12: "complete"}
         self.assertEqual(self.effect.slicesPanel.overview.roles["tube"], drawn)
 
+    def test_undo_and_redo_go_past_corrections(self):
+        """Undo brings back a slice that was drawn while another effect was in use, and that nobody had looked at."""
+        self.nearest()
+        self.effect.onApply()
+        self.editor.setActiveEffect(None)
+        states = [self.voxels("tube")]
+        for index in (3, 9):
+            self.editor._logic.SaveStateForUndo()
+            states.append(self.voxels("tube"))
+            states[-1][index] = np.roll(states[-1][index], 4, axis=0)
+            self.setVoxels("tube", states[-1])
+        self.editor.setActiveEffectByName("LabelProp")
+        for step, expected in ((self.editor.undo, states[1::-1]), (self.editor._logic.Redo, states[1:])):
+            for state in expected:
+                step()
+                self.effect.slicesPanel.refresh()
+                self.assertSame(self.voxels("tube"), state)
+
+    def test_undo_of_an_apply_that_changes_nothing(self):
+        """It takes back nothing of what was applied before."""
+        for _ in range(2):
+            self.nearest()
+            self.effect.onApply()
+        applied = self.voxels("tube")
+        for expected in (applied, self.drawn):
+            self.editor.undo()
+            self.effect.slicesPanel.refresh()
+            self.assertSame(self.voxels("tube"), expected)
+
+    def test_undo_of_a_role(self):
+        """It takes back the role, and nothing of what was drawn before."""
+        panel = self.effect.slicesPanel
+        self.editor._logic.SaveStateForUndo()
+        drawn = np.where(np.arange(len(self.drawn))[:, None, None] == 3, self.truth, self.drawn)
+        self.setVoxels("tube", drawn)
+        panel.refresh()
+        panel.showSlice(6)
+        for button in (panel.roleButtons["scribble"], panel.backgroundCheckBox):
+            before = dict(panel.overview.roles["tube"])
+            button.click()
+            self.assertNotEqual(panel.overview.roles["tube"], before)
+            self.editor.undo()
+            panel.refresh()
+            self.assertEqual(panel.overview.roles["tube"], before)
+            self.assertSame(self.voxels("tube"), drawn)
+
     def test_application_quits_while_previewed_and_running(self):
         self.preview()
         self.effect.onPreview()
@@ -150,6 +196,7 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.effect.autoUpdateCheckBox.checked = True
         self.setVoxels("tube", np.zeros_like(self.drawn))
         self.processEvents(lambda: not self.effect.messageLabel.text.startswith("No annotated slice"))
+        self.assertFalse(self.effect.delayedAutoUpdateTimer.isActive())  # it would come to the same, again and again
 
     def test_corrections_that_nobody_has_looked_at_are_read(self):
         """Of a segment that was hidden when the effect looked, and of a script that goes on at once."""
@@ -302,7 +349,9 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
     def test_quality_of_a_second_result_ends_with_it(self):
         self.nearest()
         self.effect.onApply()
-        self.setVoxels("tube", np.where(np.arange(len(self.drawn))[:, None, None] == 3, 0, self.voxels("tube")))
+        corrected = self.voxels("tube")
+        corrected[3] = np.roll(self.drawn[0], 4, axis=1)
+        self.setVoxels("tube", corrected)
         self.nearest()
         self.expect()
         self.effect.onApply()
@@ -434,6 +483,34 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.assertTrue(self.effect.delayedAutoUpdateTimer.isActive())
         self.nearest()
         self.assertFalse(self.effect.delayedAutoUpdateTimer.isActive())
+
+    def test_auto_update_follows_edits_before_it_was_ticked(self):
+        self.nearest()
+        self.setVoxels("tube", np.where(np.arange(len(self.drawn))[:, None, None] == 3, self.truth, self.drawn))
+        self.effect.autoUpdateCheckBox.click()
+        self.assertTrue(self.effect.delayedAutoUpdateTimer.isActive())
+
+    def test_editors_node_is_gone_with_its_scene(self):
+        with mock.patch.object(self.scriptedEffect, "parameterSetNode", return_value=None):
+            self.effect.slicesPanel.refresh()
+        self.assertIsNone(self.effect.slicesPanel.overview)
+
+    def test_another_time_of_a_sequence(self):
+        """Its browser exchanges all segments at once, and the voxels of the volume."""
+        panel = self.effect.slicesPanel
+        later = slicer.vtkMRMLSegmentationNode()
+        later.GetSegmentation().DeepCopy(self.segmentation)
+        self.segmentationNode.CopyContent(later, False)
+        self.segmentation = self.segmentationNode.GetSegmentation()
+        self.setVoxels("tube", np.where(np.arange(len(self.drawn))[:, None, None] == 3, self.truth, self.drawn))
+        self.processEvents(lambda: 3 not in panel.overview.roles["tube"])
+        self.nearest()
+        self.assertNotIn("Out of date", self.effect.messageLabel.text)
+        later = slicer.vtkMRMLScalarVolumeNode()
+        later.SetAndObserveImageData(slicer.vtkOrientedImageData())
+        later.GetImageData().DeepCopy(self.volumeNode.GetImageData())
+        self.volumeNode.CopyContent(later, False)
+        self.processEvents(lambda: "Out of date" not in self.effect.messageLabel.text)
 
     def test_masking_that_forbids_everything(self):
         """It is said, the preview is kept, and there is nothing to undo."""
@@ -605,6 +682,24 @@ def test_strip_of_many_segments():
     image = strip.widget.pixmap.toImage()
     assert len({image.pixelColor(x, top + 2).name() for x in (60, 290)}) == 1
     assert image.pixelColor(290, top + 2) != image.pixelColor(290, top - 3)
+
+
+def test_icons_of_roles_are_sharp_on_screens_of_many_pixels():
+    black = qt.QColor(0, 0, 0)
+    pixmap = roleIcon("absent", black, black, 2.0).pixmap(qt.QSize(16, 16), 2.0)
+    assert (pixmap.width(), pixmap.devicePixelRatio()) == (32, 2.0)
+
+
+def test_strip_has_room_for_numbers_of_a_large_font():
+    strip = SliceStrip(lambda index: None)
+    font = qt.QFont()
+    font.setPixelSize(40)
+    strip.widget.setFont(font)
+    strip.widget.resize(300, 40)
+    strip.show(range(0, 10), [Lane("a", (1, 0, 0), {2: "complete"})], current=None)
+    image = strip.widget.pixmap.toImage()
+    inked = [y for y in range(image.height()) if any(image.pixelColor(x, y).alpha() for x in range(image.width()))]
+    assert strip._bottom() + 20 < inked[-1] < image.height() - 1
 
 
 def test_strip_paints_what_there_is():

@@ -667,6 +667,16 @@ def test_panel_tells_what_was_noticed_although_the_run_is_cancelled(panel, drawn
     assert "have changed since" in panel.ui.resultText.plainText
 
 
+def test_panel_tells_what_was_noticed_although_the_result_cannot_be_written(panel, drawn):
+    panel.onApplyButton()
+    finish(panel)
+    edit_all_that_was_found(*drawn)
+    panel.onApplyButton()
+    with mock.patch.object(panel.logic, "write", side_effect=MemoryError), pytest.raises(MemoryError):
+        finish(panel)
+    assert "have changed since" in panel.ui.resultText.plainText
+
+
 def test_what_was_noticed_is_logged_where_a_run_gives_no_report(drawn, nearest_slice_engine, monkeypatch, caplog):
     volume, node = drawn
     LabelPropLogic().propagate(volume, node)

@@ -44,7 +44,7 @@ class SceneAnnotation:
     segment_ids: label of the annotation -> ID of the segment it was read from; names: its name then.
     grid: the work grid, an image without voxels; voxel (0, 0, 0) of the annotation lies at the start of its extent.
     slices: segment ID -> slice on the grid's lattice -> its role then, see `roles.slice_roles`.
-    state: of the segmentation when it was read, see `segmentation_state`.
+    state: of the segmentation when it was read, see `segmentation_state`. image_time: VTK's time of the voxels then.
     messages: what the user should be told of how it was read.
     """
 
@@ -56,6 +56,7 @@ class SceneAnnotation:
     grid: slicer.vtkOrientedImageData
     slices: Mapping[str, Mapping[int, str]]
     state: tuple
+    image_time: int
     messages: tuple[str, ...] = ()
 
     @property
@@ -73,6 +74,12 @@ class SceneAnnotation:
         """Whether the segmentation is still in the scene, and as it was when it was read."""
         node = self.segmentation_node
         return bool(slicer.mrmlScene.IsNodePresent(node)) and segmentation_state(node) == self.state
+
+    @property
+    def image_unchanged(self) -> bool:
+        """Whether the volume has the voxels that were read."""
+        image = self.volume_node.GetImageData()
+        return image is not None and image.GetMTime() == self.image_time
 
     def report(self, propagation: Propagation) -> dict:
         """The report of a propagation, with what was noticed when its input was read, and label -> segment's name."""
@@ -146,6 +153,7 @@ def collect(
             for label, name in labels.items()
         },
         state=segmentation_state(segmentation_node),
+        image_time=volume_node.GetImageData().GetMTime(),
     )
 
 

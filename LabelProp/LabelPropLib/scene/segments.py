@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,6 +56,19 @@ def write_tag(segment: slicer.vtkSegment, name: str, text: str):
         segment.SetTag(name, text)
     else:
         segment.RemoveTag(name)
+
+
+@contextlib.contextmanager
+def tags_unheard(segment: slicer.vtkSegment) -> Iterator[slicer.vtkSegment]:
+    """A segment whose tags are those of `segment`, which takes them over in the end without an event of its own.
+
+    The Segment Editor's history takes an event for an edit: it drops what there is to redo, and where the event comes
+    of what Undo has just restored, Undo gets no further.
+    """
+    noted = slicer.vtkSegment()
+    noted.DeepCopyMetadata(segment)
+    yield noted
+    segment.DeepCopyMetadata(noted)
 
 
 def read_propagated(segment: slicer.vtkSegment, axis: int) -> dict[int, int]:

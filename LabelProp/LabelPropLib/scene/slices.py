@@ -16,7 +16,7 @@ import vtk
 
 from ..annotation import AXIS_NAMES
 from ..patches import patch_of
-from ..roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, ROLES_TAG, SCRIBBLE, SLICE_ROLES, Roles, slice_roles
+from ..roles import ABSENT, COMPLETE, IGNORED, PROPAGATED_TAG, SCRIBBLE, SLICE_ROLES, Roles, slice_roles
 from .geometry import REFERENCE_GEOMETRY, Converter, array_to_array, grid_shape, grid_start, reference_grid, work_grid
 from .reading import SceneAnnotation
 from .segments import (
@@ -27,6 +27,7 @@ from .segments import (
     read_roles,
     read_tag,
     stored_segments,
+    tags_unheard,
     write_roles,
     write_tag,
 )
@@ -204,19 +205,23 @@ def notice_corrections(
         edited = {index for index in left if found[index] != known[index]}
         if not erased and not edited:
             continue
+        segment = segmentation.GetSegment(name)
+        given = read_roles(segment)
         if was_begun_anew(left, edited, erased):  # nothing is known any more of what was erased
-            set_role(segmentation_node, name, overview.axis, COMPLETE, erased | edited)
+            given = with_role(given, overview.axis, COMPLETE, erased | edited)
             left, corrected = set(), True
         elif were_edited_singly(left, edited):
-            set_role(segmentation_node, name, overview.axis, COMPLETE, edited)
-            set_role(segmentation_node, name, overview.axis, ABSENT, erased)
+            given = with_role(given, overview.axis, COMPLETE, edited)
+            given = with_role(given, overview.axis, ABSENT, erased)
             corrected = True
         elif edited:
             say(
-                f"{len(edited)} of {len(left)} slices of '{segmentation.GetSegment(name).GetName()}' that were found"
-                " earlier have changed since: that was taken as done to the whole segment, and they are found anew."
+                f"{len(edited)} of {len(left)} slices of '{segment.GetName()}' that were found earlier have changed"
+                " since: that was taken as done to the whole segment, and they are found anew."
             )
-        _write_propagated(segmentation.GetSegment(name), overview.axis, {index: found[index] for index in left})
+        with tags_unheard(segment) as noted:
+            write_roles(noted, given)
+            _write_propagated(noted, overview.axis, {index: found[index] for index in left})
     return corrected
 
 
@@ -264,18 +269,19 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
         counted_on = read_tag(segment, GEOMETRY_TAG)
         if not (geometry and counted_on) or geometry == counted_on:
             continue
-        if Converter.DeserializeImageGeometry(counted_on, earlier, False):
-            lost = _renumber(segmentation_node, segment_id, earlier)
-            if lost:
-                say(
-                    f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
-                    f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
-                )
-        write_tag(segment, GEOMETRY_TAG, geometry)
+        with tags_unheard(segment) as noted:
+            if Converter.DeserializeImageGeometry(counted_on, earlier, False):
+                lost = _renumber(segmentation_node, segment_id, noted, earlier)
+                if lost:
+                    say(
+                        f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
+                        f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
+                    )
+            write_tag(noted, GEOMETRY_TAG, geometry)
 
 
-def _renumber(segmentation_node, segment_id: str, earlier) -> list[str]:
-    """Number what is known of a segment's slices by the work grid, no more by an earlier geometry.
+def _renumber(segmentation_node, segment_id: str, noted: slicer.vtkSegment, earlier) -> list[str]:
+    """Number what is known of a segment's slices by the work grid, no more by an earlier geometry; in tags of `noted`.
 
     Nothing changes where the geometry was moved together with the voxels, as by a transform that was hardened: it has
     the same extent, and more of what was found lies as it did on the new one. Without anything found that is as it was
@@ -283,25 +289,19 @@ def _renumber(segmentation_node, segment_id: str, earlier) -> list[str]:
     Returns the names of the axes of whose slices nothing is known any more.
     """
     segmentation = segmentation_node.GetSegmentation()
-    segment, grid, now = (
-        segmentation.GetSegment(segment_id),
-        work_grid(None, segmentation_node),
-        reference_grid(segmentation),
-    )
+    grid, now = work_grid(None, segmentation_node), reference_grid(segmentation)
     before, stored = (stored_segments(segmentation_node, [segment_id], g)[segment_id] for g in (earlier, grid))
-    propagated = propagated_by_axis(segment)
+    propagated = propagated_by_axis(noted)
     unchanged, unchanged_if_moved = (_found_unchanged(s, propagated) for s in (before, stored))
     to_earlier = array_to_array(grid, earlier)
     mirrored = np.linalg.det(to_earlier[:3, :3]) < 0
     moved = len(unchanged_if_moved) > len(unchanged) or not (unchanged_if_moved or unchanged or mirrored)
     if moved and earlier.GetExtent() == now.GetExtent():
         return []
-    roles = read_roles(segment)
+    roles = read_roles(noted)
     numbers, lost = _earlier_numbers(roles.axes | propagated.keys(), to_earlier, grid)
-    write_roles(segment, _renumbered_roles(roles, numbers))
-    write_tag(
-        segment, PROPAGATED_TAG, _propagated_text(_renumbered_fingerprints(propagated, numbers, unchanged, stored))
-    )
+    write_roles(noted, _renumbered_roles(roles, numbers))
+    write_tag(noted, PROPAGATED_TAG, _propagated_text(_renumbered_fingerprints(propagated, numbers, unchanged, stored)))
     return lost
 
 
@@ -375,9 +375,9 @@ def marks_kept_on_failure(segmentation_node) -> Iterator[None]:
     segmentation = segmentation_node.GetSegmentation()
     with contextlib.ExitStack() as restore:
         for segment_id in segmentation.GetSegmentIDs():
-            segment = segmentation.GetSegment(segment_id)
-            for name in (ROLES_TAG, PROPAGATED_TAG, GEOMETRY_TAG):
-                restore.callback(write_tag, segment, name, read_tag(segment, name))
+            segment, before = segmentation.GetSegment(segment_id), slicer.vtkSegment()
+            before.DeepCopyMetadata(segment)
+            restore.callback(segment.DeepCopyMetadata, before)
         yield
         restore.pop_all()
 
