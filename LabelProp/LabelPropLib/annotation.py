@@ -18,6 +18,7 @@ BACKGROUND = 0
 SCRIBBLE_FILE_BACKGROUND = 255
 MISSING_CHOICES = ("auto", "absent", "unknown")
 AXIS_CHOICES = ("auto", "i", "j", "k")
+FURTHEST = 1000  # times their range that intensities may lie from 0: float32 tells 7 digits apart
 AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical images are (k, j, i), i fastest in the file
 
 
@@ -307,8 +308,17 @@ def run_length(planes: np.ndarray) -> tuple[float, int]:
 
 
 def intensities(image: np.ndarray) -> np.ndarray:
-    """The (K, J, I) image as it is if its numbers are float32 or take less memory than that, else as float32."""
-    return image if image.dtype.kind in "iu" and image.dtype.itemsize <= 2 else np.asarray(image, np.float32)
+    """The (K, J, I) image as it is if its numbers are float32 or take less memory than that, else as float32.
+
+    Intensities that lie so far from 0 that float32 would hardly tell them apart come as what they are above the least.
+    """
+    if image.dtype.kind in "iu" and image.dtype.itemsize <= 2:
+        return image
+    if image.dtype != np.float32:
+        low, high = image.min().item(), image.max().item()
+        if max(abs(low), abs(high)) > FURTHEST * (high - low) > 0:
+            image = image - image.min()
+    return np.asarray(image, np.float32)
 
 
 def check_image(image: np.ndarray, name: str = "image"):

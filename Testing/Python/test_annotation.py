@@ -10,6 +10,7 @@ from LabelPropLib.annotation import (
     BACKGROUND,
     annotate_from_label_volume,
     find_axis,
+    intensities,
 )
 from LabelPropLib.errors import InputError
 
@@ -143,6 +144,15 @@ def test_bad_input_is_refused(image, spoil, drawn, complaint):
     labels = labels_on(image.shape, 0, drawn)
     with pytest.raises(InputError, match=complaint):
         annotate_from_label_volume(spoil(image), labels, SPACING, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "offset"), [(np.int32, 2**30), (np.uint32, 4 * 10**9), (np.int64, -(10**15)), (np.float64, 10**12)]
+)
+def test_intensities_far_from_zero_are_told_apart(kind, offset):
+    near = np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6))
+    np.testing.assert_array_equal(intensities((near + offset).astype(kind)), near - near.min())
+    np.testing.assert_array_equal(intensities((near + 10**5).astype(kind)), near + 10**5)
 
 
 def test_a_single_slice_is_refused(image):

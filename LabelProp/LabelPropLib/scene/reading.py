@@ -10,7 +10,7 @@ import slicer
 import slicer.util
 import vtk
 
-from ..annotation import BACKGROUND, AtlasVolume, SparseAnnotation, annotate_from_planes
+from ..annotation import BACKGROUND, AtlasVolume, SparseAnnotation, annotate_from_planes, intensities
 from ..errors import InputError
 from ..propagation import Propagation
 from ..roles import ABSENT, IGNORED, SCRIBBLE, Roles, slice_roles
@@ -236,7 +236,7 @@ def atlas_of(volume_node, atlas_node, segmentation_node, segment_ids: Mapping[in
         )
     image = unwarped_image(volume_node, segmentation_node)
     return AtlasVolume(
-        image=voxels(image).astype(np.float32),
+        image=intensities(voxels(image)).astype(np.float32),
         labels=labels_on_volume(atlas_node, matched, volume_node, np.int32),
         matrix=index_to_grid(image, grid),
     )
