@@ -95,6 +95,17 @@ def test_round_trip(ijk_to_ras, one_layer, axis):
         assert result.take(range(2, 10), axis).any(axis=tuple(a for a in range(3) if a != axis)).all()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_slices_of_a_tilted_gantry_lie_closer_than_their_voxels(axis):
+    """3 mm from voxel to voxel across k, and 1.5 mm of them along j: the volume of a voxel is the determinant."""
+    sheared = STRAIGHT.copy()
+    sheared[1, 2], sheared[2, 2] = 1.5, np.sqrt(3.0**2 - 1.5**2)
+    volume = add_scan(ijk_to_ras=sheared)
+    annotation = scene.collect(volume, add_segmentation(volume, drawn_masks(axis=axis))).annotation
+    np.testing.assert_allclose(np.prod(annotation.spacing), np.linalg.det(sheared[:3, :3]))
+    np.testing.assert_allclose(np.delete(annotation.spacing, axis), np.delete((3.0, 0.8, 0.7), axis))
+
+
 @GEOMETRIES
 def test_shared_transform_changes_nothing(ijk_to_ras):
     masks = drawn_masks()
