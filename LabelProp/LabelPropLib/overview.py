@@ -122,7 +122,7 @@ def row(result: Result) -> str:
     link = f'<a href="{quote(result.output.name)}">{escape(result.output.name)}</a>'
     largest = max(result.volumes.values(), default=0)
     volumes = "".join(
-        f"<li><span>{escape(segment)}</span><b>{ml:.1f}</b></li>" for segment, ml in result.volumes.items()
+        f"<li><span>{escape(segment)}</span><b>{volume_text(ml)}</b></li>" for segment, ml in result.volumes.items()
     )
     messages = "".join(f"<p>{escape(message)}</p>" for message in result.messages)
     slices = result.report.get("annotated_slices", ())
@@ -135,6 +135,11 @@ def row(result: Result) -> str:
 <td data-value="{result.seconds:.2f}" class="number">{"" if result.failure else f"{result.seconds:.1f}"}</td>
 <td class="messages">{messages}</td>
 </tr>"""
+
+
+def volume_text(ml: float) -> str:
+    """Millilitres to three digits, as many as a volume drawn by hand is worth, or to one after the point."""
+    return f"{ml:.1f}" if ml >= 10 else f"{ml:.3g}"
 
 
 def meter(quality: float) -> str:

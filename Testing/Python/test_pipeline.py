@@ -504,3 +504,5 @@ def test_volumes_are_told_in_millilitres(volume):
     over = np.zeros_like(labels)
     over[4, 0, :50] = 3
     assert pipeline.volume_ml(annotation, [labels, over]) == {"3": 0.45, "700": 0.6}
+    of_a_mouse = replace(annotation, spacing=(0.03, 0.02, 0.005))
+    assert pipeline.volume_ml(of_a_mouse, [labels, over]) == {"3": 4.5e-7, "700": 6e-7}
