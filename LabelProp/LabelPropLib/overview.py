@@ -201,11 +201,11 @@ th[aria-sort=ascending]::after { content: " ▲"; }
 th[aria-sort=descending]::after { content: " ▼"; }
 td { padding: .8rem; vertical-align: top; border-bottom: 1px solid var(--line); background: var(--card); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-.picture { width: 176px; padding: .5rem; }
-.picture img, .picture .none { display: block; width: 160px; height: 160px; border-radius: 8px; }
+.picture { width: 272px; padding: .5rem; }
+.picture img, .picture .none { display: block; width: 256px; height: 256px; border-radius: 8px; }
 .picture .none { border: 1px dashed var(--line); }
 a { color: var(--bar); font-size: .85rem; overflow-wrap: anywhere; }
-ul { margin: 0; padding: 0; list-style: none; max-height: 160px; overflow-y: auto; font-size: .85rem; }
+ul { margin: 0; padding: 0; list-style: none; max-height: 256px; overflow-y: auto; font-size: .85rem; }
 li { display: flex; justify-content: space-between; gap: 1rem; }
 li b { font-variant-numeric: tabular-nums; }
 .meter { width: 7rem; height: 6px; margin-top: .4rem; border-radius: 3px; background: var(--line); }

@@ -28,8 +28,8 @@ DRAWN, TRUTH = "#ffd166", "#ffffff"
 ROWS, COLUMNS = 2, 4  # of slices
 SIDE = 1.2  # width of the view from the side, in columns
 MARGIN = 12  # mm around the labels
-EXPECTED = 0.18  # of a small picture, for what is expected of its slice
-NAMED, LONGEST = 4, 12  # labels that are named there, and letters of a name
+HEADING, LINE = 0.075, 0.048  # of a small picture, for what is expected of its slice, and of each label named there
+NAMED, LONGEST = 4, 28  # labels that are named there, and letters of a name
 GOLDEN = 0.618034  # of a turn from hue to hue: any number of colours, all apart
 
 Colour = tuple[float, float, float]
@@ -116,11 +116,12 @@ def save_doubtful_slice(
     low, high = np.percentile(plane, (1, 99.5))
     view = View(annotation.image, annotation.spacing, annotation.axis, (float(low), float(high)), colours)
     figure = Figure(figsize=(2.56, 2.56), facecolor=PAPER, dpi=100)
-    bottom = EXPECTED if expected else 0.0
+    bottom = HEADING + LINE * min(NAMED, len(expected)) if expected else 0.0
     panel = figure.add_axes((0, bottom, 1, 1 - bottom))
     for label_map in label_maps:
         draw_slice(panel, view, index, box, label_map, None)
-    annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", index in annotation.planes, None)
+    is_drawn = index in annotation.planes and index not in annotation.unknown_planes
+    annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", is_drawn, None)
     draw_expected(figure, colours, report.get("segments", {}), expected)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that the font lacks
@@ -285,16 +286,21 @@ def draw_expected(
     """Below the slice, the expected Dice on the slice: its mean, and the least ones; names: label as text -> name."""
     lines = []
     for label in sorted(expected, key=expected.get)[:NAMED]:
-        name = names.get(str(label), str(label))
-        name = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+        name = shortened(names.get(str(label), str(label)))
         lines.append(Line2D([], [], color=colours[label], linewidth=2, label=f"{name} {expected[label]:.2f}"))
     if lines:
         title = f"expected Dice {np.mean(list(expected.values())):.3f}"
         look = {"frameon": False, "labelcolor": INK, "fontsize": 6.5, "title_fontsize": 8}
-        space = {"handlelength": 1, "borderpad": 0.3, "borderaxespad": 0.2, "columnspacing": 1, "labelspacing": 0.2}
-        legend = figure.legend(handles=lines, loc="lower left", ncols=2, title=title, **look, **space)
+        space = {"handlelength": 1, "borderpad": 0.3, "borderaxespad": 0.2, "labelspacing": 0.2, "alignment": "left"}
+        legend = figure.legend(handles=lines, loc="lower left", title=title, **look, **space)
         legend.get_title().set_color(INK)
         take_literally(legend)
+
+
+def shortened(name: str) -> str:
+    """The name, in its middle cut out what is too long: names often differ in their ends, left and right."""
+    half = LONGEST // 2
+    return name if len(name) <= LONGEST else f"{name[:half]}…{name[1 - half :]}"
 
 
 def take_literally(legend: Legend):
