@@ -106,8 +106,8 @@ def page(results: Sequence[Result], title: str) -> str:
     hint = "Doubtful volumes first. Click a heading to sort by it."
     if any(result.quality is not None for result in results):
         hint += (
-            " Expected Dice is an estimate for the slices that were not drawn, from how well similar slices were found"
-            " in scans with a reference."
+            " Expected Dice is an estimate for the slices that labels were carried to, from how well similar slices"
+            " were found in scans with a reference."
         )
     rows = "\n".join(row(result) for result in results)
     return PAGE_HTML.format(
