@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -18,6 +18,7 @@ BACKGROUND = 0
 SCRIBBLE_FILE_BACKGROUND = 255
 MISSING_CHOICES = ("auto", "absent", "unknown")
 AXIS_CHOICES = ("auto", "i", "j", "k")
+MOST_COVERED = 0.75  # of a label on a plane, by another one that is taken to exclude it
 FURTHEST = 1000  # times their range that intensities may lie from 0: float32 tells 7 digits apart
 AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical images are (k, j, i), i fastest in the file
 
@@ -155,6 +156,24 @@ class SparseAnnotation:
             if np.sum(list(masks.values()), axis=0, dtype=np.uint16).max() > 1:
                 pairs |= {pair for pair in combinations(sorted(masks), 2) if (masks[pair[0]] & masks[pair[1]]).any()}
         return pairs
+
+    def covered(self) -> list[tuple[int, int]]:
+        """Pairs (inner, outer) of labels known together on no plane, so taken to exclude each other, though they lie
+        over each other: where `inner` is drawn, most of it is `outer` on the next planes of that on both sides.
+        """
+        pairs = [(a, b) for a, b in permutations(self.labels, 2) if not self.known_planes(a) & self.known_planes(b)]
+        return [(inner, outer) for inner, outer in pairs if covers(self.complete[outer], self.complete[inner])]
+
+
+def covers(outer: Mapping[int, np.ndarray], inner: Mapping[int, np.ndarray]) -> bool:
+    """Whether on a plane of `inner` most of it is `outer` on the next planes on both sides; plane -> (H, W) bool."""
+    for plane, mask in inner.items():
+        below, above = [p for p in outer if p < plane], [p for p in outer if p > plane]
+        if below and above:
+            voxels = np.flatnonzero(mask)
+            if np.mean(outer[max(below)].ravel()[voxels] & outer[min(above)].ravel()[voxels]) > MOST_COVERED:
+                return True
+    return False
 
 
 def stack_order(annotation: SparseAnnotation) -> tuple[int, int, int]:

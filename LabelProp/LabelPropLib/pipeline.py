@@ -256,6 +256,11 @@ def messages(
             "unknown": "Labels missing on an annotated slice are read as not drawn there (unknown).",
         }
         said.append(reading[annotation.missing])
+    said += [
+        f"Label {inner} lies within label {outer}, but no slice was drawn for both, so they are taken to exclude each"
+        " other: if they overlap, draw both on one slice."
+        for inner, outer in annotation.covered()
+    ]
     said += unused_weights(settings, kind)
     only, last = annotation.planes[0], annotation.planes[-1]
     if not settings.extrapolate and only == last and scribbled_range(annotation, (only, last)) == (only, last):

@@ -125,6 +125,21 @@ def test_overlapping_labels_are_found(image):
     assert annotate_from_masks(image, {1: mask, 2: mask, 5: ~mask & False}, SPACING).overlapping() == {(1, 2)}
 
 
+@pytest.mark.parametrize(
+    ("inner_on", "outer_on", "missing", "covered"),
+    [
+        ([4, 6], [2, 5, 8], "unknown", [(1, 2)]),
+        ([4, 5], [2, 5, 8], "unknown", []),  # the slice that was drawn for both tells whether they overlap
+        ([4, 6], [2, 5, 8], "absent", []),  # so does one on which either is known to be absent
+        ([2, 5], [6, 8], "unknown", []),  # one goes on where the other one ends
+    ],
+)
+def test_labels_that_may_overlap_are_told_where_no_slice_tells(image, inner_on, outer_on, missing, covered):
+    masks = {label: np.zeros(image.shape, bool) for label in (1, 2)}
+    masks[1][inner_on, 5:9, 5:9], masks[2][outer_on, 3:12, 3:9] = True, True
+    assert annotate_from_masks(image, masks, SPACING, 0, missing).covered() == covered
+
+
 def nan(image):
     return np.where(np.arange(24) == 3, np.nan, image)
 

@@ -102,6 +102,13 @@ def test_missing_labels_are_spoken_of_where_there_are_some(volume, found):
             assert messages(annotation, Settings(), torch.ones(1)) == []
 
 
+def test_labels_that_may_overlap_are_spoken_of(volume):
+    masks = {label: np.zeros(volume[1].shape, bool) for label in (3, 700)}
+    masks[3][[0, 16], 5:15, 5:15] = masks[700][[4, 8], 5:15, 5:15] = True
+    _, told = messages(annotate_from_masks(volume[0], masks, SPACING, 0, "unknown"), Settings(), torch.ones(1))
+    assert told.startswith("Label 700 lies within label 3, but no slice was drawn for both")
+
+
 def test_same_seed_same_voxels(volume, found):
     image, labels = volume
     again = propagate(annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING))
