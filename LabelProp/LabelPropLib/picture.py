@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .evaluation import dice
+from .preprocessing import robust_range
 
 PAPER, INK, QUIET = "#0e1116", "#f2f4f8", "#9aa4b2"
 DRAWN, TRUTH = "#ffd166", "#ffffff"
@@ -112,9 +113,8 @@ def save_doubtful_slice(
     expected = expected_on_slices(report).get(index, {})
     colours = {label: colour(n) for n, label in enumerate(annotation.labels)}
     box = box_in_plane(found, annotation.spacing, annotation.axis)
-    plane = np.take(annotation.image, index, annotation.axis)[box]
-    low, high = np.percentile(plane, (1, 99.5))
-    view = View(annotation.image, annotation.spacing, annotation.axis, (float(low), float(high)), colours)
+    window = robust_range(np.take(annotation.image, index, annotation.axis)[box])
+    view = View(annotation.image, annotation.spacing, annotation.axis, window, colours)
     figure = Figure(figsize=(2.56, 2.56), facecolor=PAPER, dpi=100)
     bottom = HEADING + LINE * min(NAMED, len(expected)) if expected else 0.0
     panel = figure.add_axes((0, bottom, 1, 1 - bottom))
