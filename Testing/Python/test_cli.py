@@ -522,6 +522,15 @@ def test_nan(case, capsys, name, kind):
     assert_refused(capsys, case, "2 voxels that are NaN", image=name)
 
 
+def test_nifti_of_a_tilted_gantry(case, capsys):
+    write(case / "tilted.nii", noise())
+    content = bytearray((case / "tilted.nii").read_bytes())
+    content[252:256] = np.array([0, 1], "<i2").tobytes()  # no quaternion, but a matrix
+    content[280:328] = np.array([[1, 0, 0, 0], [0, 1, 0.5, 0], [0, 0, 3, 0]], "<f4").tobytes()
+    (case / "tilted.nii").write_bytes(content)
+    assert_refused(capsys, case, "not at right angles", image="tilted.nii")
+
+
 def test_nan_in_a_nifti_of_the_other_byte_order(case, capsys):
     array = np.ones(SHAPE, np.float32)
     array[3, 4, 5] = np.nan
