@@ -101,12 +101,17 @@ def save_picture(
 
 
 def save_doubtful_slice(
-    path: str | os.PathLike, annotation: SparseAnnotation, label_maps: Sequence[np.ndarray], report: Mapping
+    path: str | os.PathLike,
+    annotation: SparseAnnotation,
+    label_maps: Sequence[np.ndarray],
+    report: Mapping,
+    against_view: tuple[bool, bool],
 ):
     """Write a small square picture (.png) of the slice that needs a look most, with the outlines found on it.
 
     On it the Dice that is expected there, the mean and that of the labels for which it is least.
     label_maps, report: of a propagation, see `Propagation`; the report may name the labels.
+    against_view: whether rows and columns follow each other upwards and leftwards, see `lines_against_view`.
     """
     found = np.max(label_maps, axis=0)
     index = most_doubtful_slice(report, found, annotation.axis, annotation.planes)
@@ -120,6 +125,8 @@ def save_doubtful_slice(
     panel = figure.add_axes((0, bottom, 1, 1 - bottom))
     for label_map in label_maps:
         draw_slice(panel, view, index, box, label_map, None)
+    panel.yaxis.set_inverted(not against_view[0])
+    panel.xaxis.set_inverted(against_view[1])
     is_drawn = index in annotation.planes and index not in annotation.unknown_planes
     annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", is_drawn, None)
     draw_expected(figure, colours, report.get("segments", {}), expected)

@@ -217,6 +217,17 @@ def grid_spacing(grid, axis: int) -> tuple[float, float, float]:
     return tuple(spacing)
 
 
+def lines_against_view(grid, axis: int) -> tuple[bool, bool]:
+    """Whether the rows, and the columns, of planes across the array axis follow each other against how slices are
+    shown: downwards to the back or the feet, to the right to the left of the patient or the back.
+    """
+    directions = vtk.vtkMatrix4x4()
+    grid.GetDirectionMatrix(directions)
+    across_lines = [slicer.util.arrayFromVTKMatrix(directions)[:3, 2 - other] for other in range(3) if other != axis]
+    rows, columns = (bool(way[np.abs(way).argmax()] > 0) for way in across_lines)
+    return rows, columns
+
+
 def grid_shape(grid) -> tuple[int, int, int]:
     """(K, J, I) of an image."""
     return grid.GetDimensions()[::-1]
