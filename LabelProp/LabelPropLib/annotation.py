@@ -263,6 +263,11 @@ def annotate_from_label_volume(
             f"The label volume has the size {labels.shape[::-1]}, the image {image.shape[::-1]}:"
             " resample the annotations to the image's grid."
         )
+    if labels.min() < 0 or labels.dtype.kind == "f" and (labels % 1).any():
+        raise InputError(
+            f"The label volume has values from {labels.min():g} to {labels.max():g} that are no labels: give whole"
+            " numbers from 0 (not annotated)."
+        )
     if axis is None:
         axis = find_axis(labels)
     complete: dict[int, dict[int, np.ndarray]] = {}

@@ -170,6 +170,13 @@ def test_intensities_far_from_zero_are_told_apart(kind, offset):
     np.testing.assert_array_equal(intensities((near + 10**5).astype(kind)), near + 10**5)
 
 
+@pytest.mark.parametrize("value", [0.5, np.nan, -1])
+def test_values_that_are_no_labels_are_refused(image, value):
+    labels = labels_on(image.shape, 0, {1: [1], 5: [1]}) * value
+    with pytest.raises(InputError, match="are no labels: give whole numbers"):
+        annotate_from_label_volume(image, labels, SPACING)
+
+
 def test_a_single_slice_is_refused(image):
     labels = labels_on(image.shape, 0, {0: [1]})
     with pytest.raises(InputError, match="single slice"):

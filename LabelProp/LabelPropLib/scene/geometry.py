@@ -136,7 +136,7 @@ def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
     if array.min() == array.max() == outside and len(set(volume_node.GetImageData().GetScalarRange())) > 1:
         raise InputError(
             f"The volume '{volume_node.GetName()}' and the segmentation '{segmentation_node.GetName()}' lie apart in"
-            " space: choose the volume that was segmented, or put both under the same transform."
+            " space: choose a volume of what was segmented, or put both under the same transform."
         )
     return array
 
