@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -18,6 +18,8 @@ BACKGROUND = 0
 SCRIBBLE_FILE_BACKGROUND = 255
 MISSING_CHOICES = ("auto", "absent", "unknown")
 AXIS_CHOICES = ("auto", "i", "j", "k")
+MOST_COVERED = 0.75  # of a label on a plane, by another one that is taken to exclude it
+FURTHEST = 1000  # times their range that intensities may lie from 0: float32 tells 7 digits apart
 AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical images are (k, j, i), i fastest in the file
 
 
@@ -155,6 +157,24 @@ class SparseAnnotation:
                 pairs |= {pair for pair in combinations(sorted(masks), 2) if (masks[pair[0]] & masks[pair[1]]).any()}
         return pairs
 
+    def covered(self) -> list[tuple[int, int]]:
+        """Pairs (inner, outer) of labels known together on no plane, so taken to exclude each other, though they lie
+        over each other: where `inner` is drawn, most of it is `outer` on the next planes of that on both sides.
+        """
+        pairs = [(a, b) for a, b in permutations(self.labels, 2) if not self.known_planes(a) & self.known_planes(b)]
+        return [(inner, outer) for inner, outer in pairs if covers(self.complete[outer], self.complete[inner])]
+
+
+def covers(outer: Mapping[int, np.ndarray], inner: Mapping[int, np.ndarray]) -> bool:
+    """Whether on a plane of `inner` most of it is `outer` on the next planes on both sides; plane -> (H, W) bool."""
+    for plane, mask in inner.items():
+        below, above = [p for p in outer if p < plane], [p for p in outer if p > plane]
+        if below and above:
+            voxels = np.flatnonzero(mask)
+            if np.mean(outer[max(below)].ravel()[voxels] & outer[min(above)].ravel()[voxels]) > MOST_COVERED:
+                return True
+    return False
+
 
 def stack_order(annotation: SparseAnnotation) -> tuple[int, int, int]:
     """The array axes of the volume as planes, rows, columns."""
@@ -243,6 +263,11 @@ def annotate_from_label_volume(
             f"The label volume has the size {labels.shape[::-1]}, the image {image.shape[::-1]}:"
             " resample the annotations to the image's grid."
         )
+    if labels.min() < 0 or labels.dtype.kind == "f" and (labels % 1).any():
+        raise InputError(
+            f"The label volume has values from {labels.min():g} to {labels.max():g} that are no labels: give whole"
+            " numbers from 0 (not annotated)."
+        )
     if axis is None:
         axis = find_axis(labels)
     complete: dict[int, dict[int, np.ndarray]] = {}
@@ -307,8 +332,17 @@ def run_length(planes: np.ndarray) -> tuple[float, int]:
 
 
 def intensities(image: np.ndarray) -> np.ndarray:
-    """The (K, J, I) image as it is if its numbers are float32 or take less memory than that, else as float32."""
-    return image if image.dtype.kind in "iu" and image.dtype.itemsize <= 2 else np.asarray(image, np.float32)
+    """The (K, J, I) image as it is if its numbers are float32 or take less memory than that, else as float32.
+
+    Intensities that lie so far from 0 that float32 would hardly tell them apart come as what they are above the least.
+    """
+    if image.dtype.kind in "iu" and image.dtype.itemsize <= 2:
+        return image
+    if image.dtype != np.float32:
+        low, high = image.min().item(), image.max().item()
+        if max(abs(low), abs(high)) > FURTHEST * (high - low) > 0:
+            image = image - image.min()
+    return np.asarray(image, np.float32)
 
 
 def check_image(image: np.ndarray, name: str = "image"):

@@ -357,7 +357,7 @@ class Confidence:
         return {label: dict(sorted(planes.items())) for label, planes in values.items()}
 
     def expected_mean_dice(self) -> float | None:
-        """Dice to expect of all planes that were not drawn together, mean over the labels; None if nothing is on any.
+        """Dice to expect of all planes together that labels were carried to, their mean; None if nothing is on any.
 
         A label all of which was drawn has no part in it, and one of which nothing was found counts as far as it is
         likely to be on any of these planes: where it is on none, there is nothing to find.

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from . import files
-from .annotation import AXIS_NAMES, check_image, coarsest_axis, find_axis
+from .annotation import AXIS_NAMES, check_image, coarsest_axis, find_axis, intensities
 from .errors import InputError
 from .preprocessing import normalise, percentiles, robust_range
 from .registration.pretraining import TrainingVolume
@@ -86,7 +86,7 @@ def read_row(row: dict[str, str], line: int, path: Path) -> Entry:
 def load(entry: Entry) -> TrainingVolume:
     """The volume of a row: its foreground on square pixels, normalised, as float16. Raises InputError."""
     scan = files.read_volume(entry.image)
-    image = files.voxels(scan).astype(np.float32)
+    image = intensities(files.voxels(scan)).astype(np.float32)
     spacing = scan.GetSpacing()[::-1]
     try:
         check_image(image)

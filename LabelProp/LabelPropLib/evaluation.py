@@ -128,24 +128,25 @@ def run(prediction: Path, reference: Path, annotations: Path | None = None):
     reference_image = files.read_labels(reference)
     spacing = reference_image.GetSpacing()[::-1]
 
-    def read_on_grid(path: Path, check: Callable[[sitk.Image, Path], None] = lambda image, path: None) -> np.ndarray:
+    def read_on_grid(path: Path, check: Callable[[sitk.Image, Path], None] = lambda image, path: None) -> sitk.Image:
         image = files.read_labels(path)
         check(image, path)
         files.check_same_grid(files.Grid.of(image), path, files.Grid.of(reference_image), reference)
-        return files.voxels(image)
+        return image
 
     reference_labels = files.voxels(reference_image)
     axis, annotated = coarsest_axis(spacing), []
     if annotations is not None:
-        axis, annotated = annotated_slices(read_on_grid(annotations, check_nothing_was_found))
-    predicted = read_on_grid(prediction)
+        axis, annotated = annotated_slices(files.voxels(read_on_grid(annotations, check_nothing_was_found)))
+    predicted_image = read_on_grid(prediction)
+    predicted = files.voxels(predicted_image)
     scores = score_labels(predicted, reference_labels, spacing, axis, annotated)
     if not scores:
         raise InputError(
             f"{reference}: no label has {FEWEST_VOXELS} voxels or more on the slices to be scored, so there is nothing"
             " to evaluate against: give the reference segmentation of the whole volume."
         )
-    print(format_scores(scores))
+    print(format_scores(scores, names_of_both(predicted_image, reference_image)))
     count = reference_labels.shape[axis]
     print(f"\n{count - len(annotated)} of {count} slices across {AXIS_NAMES[axis]}", end="")
     print(", without the annotated ones." if annotated else ".")
@@ -167,6 +168,24 @@ def check_nothing_was_found(image: sitk.Image, annotations: Path):
         )
 
 
+def names_of_both(predicted: sitk.Image, reference: sitk.Image) -> dict[int, str]:
+    """Label -> name of its segment, "one / other" where they differ: then two structures have the same label."""
+    of_both = segment_names(predicted), segment_names(reference)
+    labels = set().union(*of_both)
+    return {label: " / ".join(dict.fromkeys(names[label] for names in of_both if label in names)) for label in labels}
+
+
+def segment_names(labels: sitk.Image) -> dict[int, str]:
+    """Label -> name of the segment, of a segmentation of Slicer's that was read from a file; else empty."""
+    values = [key for key in labels.GetMetaDataKeys() if key.endswith("_LabelValue")]
+    names = {value: value.removesuffix("LabelValue") + "Name" for value in values}
+    return {
+        int(labels.GetMetaData(value)): labels.GetMetaData(name)
+        for value, name in names.items()
+        if labels.HasMetaDataKey(name)
+    }
+
+
 def annotated_slices(annotations: np.ndarray) -> tuple[int, list[int]]:
     """Array axis of the stack and its slices that bear a label, of a (K, J, I) label volume. Raises InputError."""
     axis = find_axis(annotations)
@@ -174,12 +193,13 @@ def annotated_slices(annotations: np.ndarray) -> tuple[int, list[int]]:
     return axis, np.flatnonzero(annotations.any(axis=others)).tolist()
 
 
-def format_scores(scores: dict[int, Score]) -> str:
-    """A table with a line for each label and one for their means."""
+def format_scores(scores: dict[int, Score], names: dict[int, str]) -> str:
+    """A table with a line for each label, which ends with its name if it has one, and one for their means."""
     lines = [f"{'label':>6s} {'Dice':>8s} {'ASSD mm':>9s} {'HD95 mm':>9s} {'worst slice':>12s}"]
     for label, score in scores.items():
         worst = "-" if score.worst_slice_dice is None else f"{score.worst_slice_dice:.3f}"
-        lines.append(f"{label:6d} {score.dice:8.4f} {score.assd:9.2f} {score.hd95:9.2f} {worst:>12s}")
+        numbers = f"{label:6d} {score.dice:8.4f} {score.assd:9.2f} {score.hd95:9.2f} {worst:>12s}"
+        lines.append(f"{numbers}  {names.get(label, '')}".rstrip())
     mean = {name: np.mean([getattr(score, name) for score in scores.values()]) for name in ("dice", "assd", "hd95")}
     lines.append(f"{'mean':>6s} {mean['dice']:8.4f} {mean['assd']:9.2f} {mean['hd95']:9.2f}")
     return "\n".join(lines)

@@ -31,6 +31,7 @@ FEWEST_INTENSITIES = 64  # that a scan has
 MOST_DRAWN = 0.75  # of the slices from the first drawn one to the last
 NIFTI_HEADER_LENGTHS = (348, 540)
 NIFTI_ENDINGS = re.compile(r"(\.(nii|hdr|img)(\.gz)?)+$", re.IGNORECASE)  # before another one, ITK leaves them out
+NOT_ORTHOGONAL = "only supports orthonormal direction cosines"  # ITK's words
 NIFTI_FLOATS = {"16": "f4", "64": "f8"}  # data types of NIfTI that may hold NaN -> as numpy names them
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -112,6 +113,11 @@ def check_readable(path: Path):
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the file is damaged or cut off: copy or export it again.") from error
     except RuntimeError as error:
+        if NOT_ORTHOGONAL in str(error):
+            raise InputError(
+                f"{path}: the axes are not at right angles, as of a tilted gantry, which ITK does not read from NIfTI:"
+                " resample the volume, or give it as .nrrd."
+            ) from error
         raise InputError(f"{path}: not an image that ITK can read: give {', '.join(VOLUME_SUFFIXES)}.") from error
 
 

@@ -106,8 +106,8 @@ def page(results: Sequence[Result], title: str) -> str:
     hint = "Doubtful volumes first. Click a heading to sort by it."
     if any(result.quality is not None for result in results):
         hint += (
-            " Expected Dice is an estimate for the slices that were not drawn, from how well similar slices were found"
-            " in scans with a reference."
+            " Expected Dice is an estimate for the slices that labels were carried to, from how well similar slices"
+            " were found in scans with a reference."
         )
     rows = "\n".join(row(result) for result in results)
     return PAGE_HTML.format(
@@ -122,7 +122,7 @@ def row(result: Result) -> str:
     link = f'<a href="{quote(result.output.name)}">{escape(result.output.name)}</a>'
     largest = max(result.volumes.values(), default=0)
     volumes = "".join(
-        f"<li><span>{escape(segment)}</span><b>{ml:.1f}</b></li>" for segment, ml in result.volumes.items()
+        f"<li><span>{escape(segment)}</span><b>{volume_text(ml)}</b></li>" for segment, ml in result.volumes.items()
     )
     messages = "".join(f"<p>{escape(message)}</p>" for message in result.messages)
     slices = result.report.get("annotated_slices", ())
@@ -135,6 +135,11 @@ def row(result: Result) -> str:
 <td data-value="{result.seconds:.2f}" class="number">{"" if result.failure else f"{result.seconds:.1f}"}</td>
 <td class="messages">{messages}</td>
 </tr>"""
+
+
+def volume_text(ml: float) -> str:
+    """Millilitres to three digits, as many as a volume drawn by hand is worth, or to one after the point."""
+    return f"{ml:.1f}" if ml >= 10 else f"{ml:.3g}"
 
 
 def meter(quality: float) -> str:
@@ -196,11 +201,11 @@ th[aria-sort=ascending]::after { content: " ▲"; }
 th[aria-sort=descending]::after { content: " ▼"; }
 td { padding: .8rem; vertical-align: top; border-bottom: 1px solid var(--line); background: var(--card); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
-.picture { width: 176px; padding: .5rem; }
-.picture img, .picture .none { display: block; width: 160px; height: 160px; border-radius: 8px; }
+.picture { width: 272px; padding: .5rem; }
+.picture img, .picture .none { display: block; width: 256px; height: 256px; border-radius: 8px; }
 .picture .none { border: 1px dashed var(--line); }
 a { color: var(--bar); font-size: .85rem; overflow-wrap: anywhere; }
-ul { margin: 0; padding: 0; list-style: none; max-height: 160px; overflow-y: auto; font-size: .85rem; }
+ul { margin: 0; padding: 0; list-style: none; max-height: 256px; overflow-y: auto; font-size: .85rem; }
 li { display: flex; justify-content: space-between; gap: 1rem; }
 li b { font-variant-numeric: tabular-nums; }
 .meter { width: 7rem; height: 6px; margin-top: .4rem; border-radius: 3px; background: var(--line); }

@@ -22,14 +22,15 @@ from scipy import ndimage
 
 from .annotation import AXIS_NAMES, SparseAnnotation
 from .evaluation import dice
+from .preprocessing import robust_range
 
 PAPER, INK, QUIET = "#0e1116", "#f2f4f8", "#9aa4b2"
 DRAWN, TRUTH = "#ffd166", "#ffffff"
 ROWS, COLUMNS = 2, 4  # of slices
 SIDE = 1.2  # width of the view from the side, in columns
 MARGIN = 12  # mm around the labels
-EXPECTED = 0.18  # of a small picture, for what is expected of its slice
-NAMED, LONGEST = 4, 12  # labels that are named there, and letters of a name
+HEADING, LINE = 0.075, 0.048  # of a small picture, for what is expected of its slice, and of each label named there
+NAMED, LONGEST = 4, 28  # labels that are named there, and letters of a name
 GOLDEN = 0.618034  # of a turn from hue to hue: any number of colours, all apart
 
 Colour = tuple[float, float, float]
@@ -100,27 +101,34 @@ def save_picture(
 
 
 def save_doubtful_slice(
-    path: str | os.PathLike, annotation: SparseAnnotation, label_maps: Sequence[np.ndarray], report: Mapping
+    path: str | os.PathLike,
+    annotation: SparseAnnotation,
+    label_maps: Sequence[np.ndarray],
+    report: Mapping,
+    against_view: tuple[bool, bool],
 ):
     """Write a small square picture (.png) of the slice that needs a look most, with the outlines found on it.
 
     On it the Dice that is expected there, the mean and that of the labels for which it is least.
     label_maps, report: of a propagation, see `Propagation`; the report may name the labels.
+    against_view: whether rows and columns follow each other upwards and leftwards, see `lines_against_view`.
     """
     found = np.max(label_maps, axis=0)
     index = most_doubtful_slice(report, found, annotation.axis, annotation.planes)
     expected = expected_on_slices(report).get(index, {})
     colours = {label: colour(n) for n, label in enumerate(annotation.labels)}
     box = box_in_plane(found, annotation.spacing, annotation.axis)
-    plane = np.take(annotation.image, index, annotation.axis)[box]
-    low, high = np.percentile(plane, (1, 99.5))
-    view = View(annotation.image, annotation.spacing, annotation.axis, (float(low), float(high)), colours)
+    window = robust_range(np.take(annotation.image, index, annotation.axis)[box])
+    view = View(annotation.image, annotation.spacing, annotation.axis, window, colours)
     figure = Figure(figsize=(2.56, 2.56), facecolor=PAPER, dpi=100)
-    bottom = EXPECTED if expected else 0.0
+    bottom = HEADING + LINE * min(NAMED, len(expected)) if expected else 0.0
     panel = figure.add_axes((0, bottom, 1, 1 - bottom))
     for label_map in label_maps:
         draw_slice(panel, view, index, box, label_map, None)
-    annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", index in annotation.planes, None)
+    panel.yaxis.set_inverted(not against_view[0])
+    panel.xaxis.set_inverted(against_view[1])
+    is_drawn = index in annotation.planes and index not in annotation.unknown_planes
+    annotate_slice(panel, f"{AXIS_NAMES[annotation.axis]} = {index}", is_drawn, None)
     draw_expected(figure, colours, report.get("segments", {}), expected)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that the font lacks
@@ -285,16 +293,21 @@ def draw_expected(
     """Below the slice, the expected Dice on the slice: its mean, and the least ones; names: label as text -> name."""
     lines = []
     for label in sorted(expected, key=expected.get)[:NAMED]:
-        name = names.get(str(label), str(label))
-        name = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+        name = shortened(names.get(str(label), str(label)))
         lines.append(Line2D([], [], color=colours[label], linewidth=2, label=f"{name} {expected[label]:.2f}"))
     if lines:
         title = f"expected Dice {np.mean(list(expected.values())):.3f}"
         look = {"frameon": False, "labelcolor": INK, "fontsize": 6.5, "title_fontsize": 8}
-        space = {"handlelength": 1, "borderpad": 0.3, "borderaxespad": 0.2, "columnspacing": 1, "labelspacing": 0.2}
-        legend = figure.legend(handles=lines, loc="lower left", ncols=2, title=title, **look, **space)
+        space = {"handlelength": 1, "borderpad": 0.3, "borderaxespad": 0.2, "labelspacing": 0.2, "alignment": "left"}
+        legend = figure.legend(handles=lines, loc="lower left", title=title, **look, **space)
         legend.get_title().set_color(INK)
         take_literally(legend)
+
+
+def shortened(name: str) -> str:
+    """The name, in its middle cut out what is too long: names often differ in their ends, left and right."""
+    half = LONGEST // 2
+    return name if len(name) <= LONGEST else f"{name[:half]}…{name[1 - half :]}"
 
 
 def take_literally(legend: Legend):

@@ -230,10 +230,10 @@ def register_core(
 
 
 def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:
-    """Millilitres of each label in label maps (K, J, I)."""
+    """Millilitres of each label in label maps (K, J, I), to six digits: in the scan of a mouse they are few."""
     voxel = math.prod(annotation.spacing) / 1000
     return {
-        str(label): round(voxel * sum(np.count_nonzero(plane == label) for planes in label_maps for plane in planes), 3)
+        str(label): float(f"{voxel * sum(np.count_nonzero(p == label) for planes in label_maps for p in planes):.6g}")
         for label in annotation.labels
     }
 
@@ -256,6 +256,11 @@ def messages(
             "unknown": "Labels missing on an annotated slice are read as not drawn there (unknown).",
         }
         said.append(reading[annotation.missing])
+    said += [
+        f"Label {inner} lies within label {outer}, but no slice was drawn for both, so they are taken to exclude each"
+        " other: if they overlap, draw both on one slice."
+        for inner, outer in annotation.covered()
+    ]
     said += unused_weights(settings, kind)
     only, last = annotation.planes[0], annotation.planes[-1]
     if not settings.extrapolate and only == last and scribbled_range(annotation, (only, last)) == (only, last):

@@ -174,9 +174,18 @@ def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[s
 
 
 def robust_range(planes: np.ndarray) -> tuple[float, float]:
-    """The 1st and 99th percentile of the intensities of all planes together."""
+    """The 1st and 99th percentile of the intensities of all planes together.
+
+    A least value further below these than they lie apart marks voxels without data, as around a CT's field of view, and
+    is left out.
+    """
     low, high = percentiles(planes, (0.01, 0.99))
-    return (low, high) if high > low else (float(planes.min()), float(planes.max()))
+    least = planes.min()
+    if low == least < high:
+        low_of_rest, high_of_rest = percentiles(planes[planes > least], (0.01, 0.99))
+        if low_of_rest - low > high_of_rest - low_of_rest > 0:
+            return low_of_rest, high_of_rest
+    return (low, high) if high > low else (float(least), float(planes.max()))
 
 
 def normalise(planes: np.ndarray, size: tuple[int, int], low: float, high: float) -> torch.Tensor:

@@ -19,7 +19,7 @@ def format_suggestions(report: dict) -> str:
 def format_mean(report: dict) -> list[str]:
     """The Dice that is expected over all."""
     mean = report["expected_mean_dice"]
-    return [] if mean is None else [f"Expected Dice on the slices that are not annotated: {mean:.3f}."]
+    return [] if mean is None else [f"Expected Dice on the slices that labels were carried to: {mean:.3f}."]
 
 
 def format_weakest(report: dict) -> list[str]:

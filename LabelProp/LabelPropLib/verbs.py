@@ -155,6 +155,7 @@ def write_outputs(
 ):
     """Write all files, or none; the report takes its place last. segmentation_nodes: path -> node."""
     from .scene import storage
+    from .scene.geometry import lines_against_view
 
     others = filter(None, (options.uncertainty, options.picture, options.report))
     if options.picture:
@@ -166,7 +167,9 @@ def write_outputs(
         if options.uncertainty:
             storage.save_volume(uncertainty_node, staged[options.uncertainty])
         if options.picture:
-            picture.save_doubtful_slice(staged[options.picture], collected.annotation, propagation.label_maps, report)
+            against_view = lines_against_view(collected.grid, collected.annotation.axis)
+            path, label_maps = staged[options.picture], propagation.label_maps
+            picture.save_doubtful_slice(path, collected.annotation, label_maps, report, against_view)
         if options.report:
             files.write_json(report, staged[options.report])
 

@@ -81,7 +81,7 @@ class SlicesPanel(VTKObservationMixin):
         self.qualityLabel = qt.QLabel()
         self.qualityLabel.objectName = "SegmentEditorLabelPropQuality"
         self.qualityLabel.setToolTip(
-            _("Overlap with the truth (Dice) that the result is expected to have on the slices that were not drawn.")
+            _("Overlap with the truth (Dice) to expect of the result, on the slices that segments were carried to.")
         )
         self.suggestedButton = qt.QPushButton()
         self.suggestedButton.objectName = "SegmentEditorLabelPropSuggested"

@@ -10,6 +10,7 @@ from LabelPropLib.annotation import (
     BACKGROUND,
     annotate_from_label_volume,
     find_axis,
+    intensities,
 )
 from LabelPropLib.errors import InputError
 
@@ -124,6 +125,21 @@ def test_overlapping_labels_are_found(image):
     assert annotate_from_masks(image, {1: mask, 2: mask, 5: ~mask & False}, SPACING).overlapping() == {(1, 2)}
 
 
+@pytest.mark.parametrize(
+    ("inner_on", "outer_on", "missing", "covered"),
+    [
+        ([4, 6], [2, 5, 8], "unknown", [(1, 2)]),
+        ([4, 5], [2, 5, 8], "unknown", []),  # the slice that was drawn for both tells whether they overlap
+        ([4, 6], [2, 5, 8], "absent", []),  # so does one on which either is known to be absent
+        ([2, 5], [6, 8], "unknown", []),  # one goes on where the other one ends
+    ],
+)
+def test_labels_that_may_overlap_are_told_where_no_slice_tells(image, inner_on, outer_on, missing, covered):
+    masks = {label: np.zeros(image.shape, bool) for label in (1, 2)}
+    masks[1][inner_on, 5:9, 5:9], masks[2][outer_on, 3:12, 3:9] = True, True
+    assert annotate_from_masks(image, masks, SPACING, 0, missing).covered() == covered
+
+
 def nan(image):
     return np.where(np.arange(24) == 3, np.nan, image)
 
@@ -143,6 +159,22 @@ def test_bad_input_is_refused(image, spoil, drawn, complaint):
     labels = labels_on(image.shape, 0, drawn)
     with pytest.raises(InputError, match=complaint):
         annotate_from_label_volume(spoil(image), labels, SPACING, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "offset"), [(np.int32, 2**30), (np.uint32, 4 * 10**9), (np.int64, -(10**15)), (np.float64, 10**12)]
+)
+def test_intensities_far_from_zero_are_told_apart(kind, offset):
+    near = np.random.default_rng(0).integers(-1000, 1000, (4, 5, 6))
+    np.testing.assert_array_equal(intensities((near + offset).astype(kind)), near - near.min())
+    np.testing.assert_array_equal(intensities((near + 10**5).astype(kind)), near + 10**5)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, -1])
+def test_values_that_are_no_labels_are_refused(image, value):
+    labels = labels_on(image.shape, 0, {1: [1], 5: [1]}) * value
+    with pytest.raises(InputError, match="are no labels: give whole numbers"):
+        annotate_from_label_volume(image, labels, SPACING)
 
 
 def test_a_single_slice_is_refused(image):

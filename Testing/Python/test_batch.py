@@ -565,6 +565,13 @@ def test_segments_of_one_name_keep_their_volumes(tmp_path):
     assert volumes == {"cyst (1)": 1.0, "cyst (2)": 5.0, "liver": 9.0}
 
 
+@pytest.mark.parametrize(("ml", "text"), [(1234.56, "1234.6"), (12.34, "12.3"), (1.526, "1.53"), (0.0417, "0.0417")])
+def test_small_volumes_are_told_to_three_digits(tmp_path, ml, text):
+    small = result(tmp_path, "a", 0.9)
+    small.report["volume_ml"]["7"] = ml
+    assert f"<b>{text}</b>" in overview.row(small)
+
+
 def test_the_page_needs_no_other_file_but_the_results(tmp_path):
     overview.write(tmp_path, [result(tmp_path, "a b", 0.9)], "Study")
     page = Page((tmp_path / overview.PAGE).read_text(encoding="utf-8"))

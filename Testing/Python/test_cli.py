@@ -126,7 +126,7 @@ def test_suggestion_from_two_images(case, capsys):
     inputs = [str(case / name) for name in ("image.nii.gz", "annotations.nii.gz")]
     options = ["--second-image", inputs[0], "--preset", "fast", "--device", "cpu"]
     assert cli.main(["suggest", *inputs, *options]) == 0
-    assert "Expected Dice on the slices that are not annotated" in capsys.readouterr().out
+    assert "Expected Dice on the slices that labels were carried to" in capsys.readouterr().out
 
 
 def test_report(case, nearest_slice_engine):
@@ -151,7 +151,7 @@ def test_what_was_written_and_what_to_expect_of_it_are_told(case, capsys):
     options = ["--report", case / "report.json", "--preset", "fast", "--device", "cpu"]
     assert propagate(case, *options) == 0
     said, report = capsys.readouterr().err, json.loads((case / "report.json").read_text())
-    assert f"Expected Dice on the slices that are not annotated: {report['expected_mean_dice']:.3f}." in said
+    assert f"Expected Dice on the slices that labels were carried to: {report['expected_mean_dice']:.3f}." in said
     for label, planes in report["expected_dice"].items():
         mean = np.mean([dice for dice in planes.values() if dice < 1])
         assert f"{label} (Label_{label}) {mean:.3f}" in said
@@ -520,6 +520,15 @@ def test_nan(case, capsys, name, kind):
     array[11, 19, 23] = np.inf
     write(case / name, array)
     assert_refused(capsys, case, "2 voxels that are NaN", image=name)
+
+
+def test_nifti_of_a_tilted_gantry(case, capsys):
+    write(case / "tilted.nii", noise())
+    content = bytearray((case / "tilted.nii").read_bytes())
+    content[252:256] = np.array([0, 1], "<i2").tobytes()  # no quaternion, but a matrix
+    content[280:328] = np.array([[1, 0, 0, 0], [0, 1, 0.5, 0], [0, 0, 3, 0]], "<f4").tobytes()
+    (case / "tilted.nii").write_bytes(content)
+    assert_refused(capsys, case, "not at right angles", image="tilted.nii")
 
 
 def test_nan_in_a_nifti_of_the_other_byte_order(case, capsys):

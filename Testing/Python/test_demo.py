@@ -173,13 +173,45 @@ def test_small_picture_tells_what_is_expected_of_the_slice(tmp_path, monkeypatch
     report = {"expected_dice": {"5": {"4": 0.9, "6": 0.75}}, "segments": {"5": "a muscle of quite a long name"}}
     texts = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *rest, **more: texts.extend(figure.findobj(Text)))
-    save_doubtful_slice(tmp_path / "picture.png", annotation, [labels], report)
-    assert {"k = 6", "expected Dice 0.750", "a muscle of… 0.75"} <= {text.get_text() for text in texts}
+    save_doubtful_slice(tmp_path / "picture.png", annotation, [labels], report, (False, False))
+    said = {text.get_text() for text in texts}
+    assert {"k = 6", "expected Dice 0.750", "a muscle of qu…e a long name 0.75"} <= said and "drawn" not in said
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("against_view", [(False, False), (True, False), (False, True)])
+def test_small_picture_shows_the_patient_upright(tmp_path, axis, against_view):
+    """What is bright lies in the first rows and columns, which are shown at the top and the left, or opposite."""
+    image = np.zeros((20, 20, 20), np.float32)
+    bright = np.moveaxis(image, axis, 0)
+    bright[:, 2:8, 2:8] = 1
+    masks = {1: np.zeros(image.shape, bool)}
+    np.moveaxis(masks[1], axis, 0)[[4, 8], 5:15, 5:15] = True
+    annotation = annotate_from_masks(image, masks, (1, 1, 1), axis)
+    save_doubtful_slice(tmp_path / "picture.png", annotation, [masks[1].astype(np.uint8)], {}, against_view)
+    shown = matplotlib.image.imread(tmp_path / "picture.png")[40:-40, 40:-40, :3].min(axis=2) > 0.8
+    quarters = [[half.sum() for half in np.array_split(rows, 2, axis=1)] for rows in np.array_split(shown, 2)]
+    assert np.unravel_index(np.argmax(quarters), (2, 2)) == (int(against_view[0]), int(against_view[1]))
+
+
+@pytest.mark.parametrize("missing", ["absent", "unknown"])
+def test_small_picture_calls_drawn_what_is_drawn_of_all_labels(tmp_path, monkeypatch, missing):
+    masks = {label: np.zeros((12, 20, 25), bool) for label in (1, 2)}
+    masks[1][[2, 5, 9], 2:8, 2:8] = True
+    masks[2][[2, 9], 12:18, 2:8] = True
+    annotation = annotate_from_masks(np.random.default_rng(0).random((12, 20, 25)), masks, (3, 1, 1), 0, missing)
+    report = {"expected_dice": {"1": {"5": 1.0, "6": 0.9}, "2": {"5": 0.5, "6": 0.9}}}
+    texts = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *rest, **more: texts.extend(figure.findobj(Text)))
+    found = masks[1] + 2 * masks[2].astype(np.uint8)
+    save_doubtful_slice(tmp_path / "picture.png", annotation, [found], report, (False, False))
+    said = {text.get_text() for text in texts}
+    assert "k = 5" in said and ("drawn" in said) == (missing == "absent")
 
 
 def test_names_of_segments_are_no_formulas_and_fit_in_the_small_picture(tmp_path):
     figure = Figure(figsize=(2.56, 2.56), dpi=100)
-    long = ("cyst ($5_$)", "Quadratus lumborum left", "Iliopsoas muscle right", "Vertebral body L5")
+    long = ("cyst ($5_$)", "Quadratus lumborum left", "MUSCULUS GLUTEUS MAXIMUS RIGHT", "Vertebral body L5")
     names = {str(n): name for n, name in enumerate(long, 1)}
     draw_expected(figure, {n: (1, 1, 1) for n in range(1, 5)}, names, {n: 0.91 for n in range(1, 5)})
     figure.savefig(tmp_path / "picture.png")

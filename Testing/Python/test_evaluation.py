@@ -134,6 +134,22 @@ def test_command_prints_a_line_for_each_label(tmp_path, capsys):
     assert "4 of 6 slices across k, without the annotated ones" in printed
 
 
+def test_names_of_segments_tell_what_is_compared(tmp_path, capsys):
+    """Slicer numbers segments anew when it saves them: one value is another structure in another file."""
+    image = sitk.ReadImage(str(write(tmp_path / "reference.nii.gz", random_labels(2))))
+    for name, segments in {"found": {1: "Psoas links", 2: "Niere"}, "other": {1: "Psoas links", 2: "Milz"}}.items():
+        for n, (label, segment) in enumerate(segments.items()):
+            image.SetMetaData(f"Segment{n}_LabelValue", str(label))
+            image.SetMetaData(f"Segment{n}_Name", segment)
+        sitk.WriteImage(image, str(tmp_path / f"{name}.seg.nrrd"))
+    for reference, said in (("reference.nii.gz", "Niere"), ("other.seg.nrrd", "Niere / Milz")):
+        run(tmp_path / "found.seg.nrrd", tmp_path / reference)
+        ends = [
+            line[49:].strip() for line in capsys.readouterr().out.splitlines() if line.split()[:1] in (["1"], ["2"])
+        ]
+        assert ends == ["Psoas links", said]
+
+
 def test_labels_that_the_reference_lacks_are_named(tmp_path, capsys):
     predicted = random_labels(2)
     predicted[3, 2:5, 2:5] = 77

@@ -102,6 +102,13 @@ def test_missing_labels_are_spoken_of_where_there_are_some(volume, found):
             assert messages(annotation, Settings(), torch.ones(1)) == []
 
 
+def test_labels_that_may_overlap_are_spoken_of(volume):
+    masks = {label: np.zeros(volume[1].shape, bool) for label in (3, 700)}
+    masks[3][[0, 16], 5:15, 5:15] = masks[700][[4, 8], 5:15, 5:15] = True
+    _, told = messages(annotate_from_masks(volume[0], masks, SPACING, 0, "unknown"), Settings(), torch.ones(1))
+    assert told.startswith("Label 700 lies within label 3, but no slice was drawn for both")
+
+
 def test_same_seed_same_voxels(volume, found):
     image, labels = volume
     again = propagate(annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING))
@@ -504,3 +511,5 @@ def test_volumes_are_told_in_millilitres(volume):
     over = np.zeros_like(labels)
     over[4, 0, :50] = 3
     assert pipeline.volume_ml(annotation, [labels, over]) == {"3": 0.45, "700": 0.6}
+    of_a_mouse = replace(annotation, spacing=(0.03, 0.02, 0.005))
+    assert pipeline.volume_ml(of_a_mouse, [labels, over]) == {"3": 4.5e-7, "700": 6e-7}

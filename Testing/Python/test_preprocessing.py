@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from samples import annotate_from_masks
 
 from LabelPropLib.label_planes import LabelPlanes
-from LabelPropLib.preprocessing import crop_box, percentiles, prepare, signed_distance, signed_distance_nearby
+from LabelPropLib.preprocessing import (
+    crop_box,
+    percentiles,
+    prepare,
+    robust_range,
+    signed_distance,
+    signed_distance_nearby,
+)
 
 
 @pytest.fixture
@@ -38,6 +45,15 @@ def test_percentiles_are_those_of_numpy(values, kind):
     array = np.array(values, kind)
     expected = np.percentile(array.astype(np.float64), [1, 99])
     np.testing.assert_allclose(percentiles(array, (0.01, 0.99)), expected, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize(("padding", "is_left_out"), [(-2000, True), (-32768, True), (-1024, False)])
+def test_voxels_without_data_do_not_set_the_range(padding, is_left_out):
+    image = np.random.default_rng(0).integers(-700, 300, (4, 30, 30)).astype(np.int16)
+    padded = image.copy()
+    padded[:, :9] = padding
+    expected = robust_range(image[:, 9:]) if is_left_out else (padding, percentiles(padded, (0.99,))[0])
+    assert robust_range(padded) == pytest.approx(expected, abs=1)
 
 
 @pytest.mark.parametrize("spacing", [0.01, 0.2, 1.0])

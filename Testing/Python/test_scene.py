@@ -22,15 +22,19 @@ from samples import (
     segment_array,
     tag,
 )
+from scipy.spatial.transform import Rotation
 
 from LabelPropLib import scene
 from LabelPropLib.annotation import BACKGROUND
 from LabelPropLib.errors import InputError
 from LabelPropLib.roles import SLICE_ROLES, Roles
 from LabelPropLib.scene import storage
+from LabelPropLib.scene.geometry import lines_against_view
 from LabelPropLib.scene.segments import read_roles, write_roles
 from LabelPropLib.settings import Settings
 
+OBLIQUE_A_LITTLE = np.eye(4)
+OBLIQUE_A_LITTLE[:3, :3] = Rotation.from_euler("xyz", [20, -25, 15], degrees=True).as_matrix()
 FLIPPED = STRAIGHT @ np.diag([-1, 1, -1, 1.0])
 LEFT_HANDED = OBLIQUE @ np.diag([1, -1, 1, 1.0])
 PERMUTED = STRAIGHT[:, [2, 0, 1, 3]]
@@ -93,6 +97,35 @@ def test_round_trip(ijk_to_ras, one_layer, axis):
         np.testing.assert_array_equal(result, written[name])
         np.testing.assert_array_equal(result.take((2, 9), axis), mask.take((2, 9), axis))
         assert result.take(range(2, 10), axis).any(axis=tuple(a for a in range(3) if a != axis)).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_slices_of_a_tilted_gantry_lie_closer_than_their_voxels(axis):
+    """3 mm from voxel to voxel across k, and 1.5 mm of them along j: the volume of a voxel is the determinant."""
+    sheared = STRAIGHT.copy()
+    sheared[1, 2], sheared[2, 2] = 1.5, np.sqrt(3.0**2 - 1.5**2)
+    volume = add_scan(ijk_to_ras=sheared)
+    annotation = scene.collect(volume, add_segmentation(volume, drawn_masks(axis=axis))).annotation
+    np.testing.assert_allclose(np.prod(annotation.spacing), np.linalg.det(sheared[:3, :3]))
+    np.testing.assert_allclose(np.delete(annotation.spacing, axis), np.delete((3.0, 0.8, 0.7), axis))
+
+
+@pytest.mark.parametrize(
+    ("towards", "against_view"),
+    [
+        ("LPS", {0: (False, False), 1: (True, False), 2: (True, False)}),
+        ("RAS", {0: (True, True), 1: (True, True), 2: (True, True)}),
+        ("PIR", {0: (False, False), 1: (True, False), 2: (True, False)}),  # sagittal slices as DICOM has them
+    ],
+)
+def test_lines_run_with_the_view_or_against_it(towards, against_view):
+    """towards: where i, j and k run."""
+    ways = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.transpose([ways[letter] for letter in towards])
+    volume = add_scan(ijk_to_ras=OBLIQUE_A_LITTLE @ matrix)
+    grid = scene.collect(volume, add_segmentation(volume, drawn_masks())).grid
+    assert {axis: lines_against_view(grid, axis) for axis in range(3)} == against_view
 
 
 @GEOMETRIES

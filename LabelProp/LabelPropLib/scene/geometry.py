@@ -21,6 +21,7 @@ from ..errors import InputError
 # Only Slicer's core is there when the module is loaded: what its other modules bring is asked for when it is needed.
 Resample = slicer.vtkOrientedImageDataResample
 Converter = slicer.vtkSegmentationConverter
+UPRIGHT = 1 - 1e-4  # volume of a cell of edges of 1, from which its being less is taken for rounding
 REFERENCE_GEOMETRY = Converter.GetReferenceImageGeometryParameterName()
 
 
@@ -135,7 +136,7 @@ def image_on_grid(volume_node, segmentation_node, grid) -> np.ndarray:
     if array.min() == array.max() == outside and len(set(volume_node.GetImageData().GetScalarRange())) > 1:
         raise InputError(
             f"The volume '{volume_node.GetName()}' and the segmentation '{segmentation_node.GetName()}' lie apart in"
-            " space: choose the volume that was segmented, or put both under the same transform."
+            " space: choose a volume of what was segmented, or put both under the same transform."
         )
     return array
 
@@ -195,11 +196,36 @@ def array_to_array(image, grid) -> np.ndarray:
     return lattice_to_lattice(image, grid)[[2, 1, 0, 3]][:, [2, 1, 0, 3]]
 
 
-def index_to_grid(image, grid) -> np.ndarray:
-    """(4, 4) from voxel indices (k, j, i) of an image to mm along the array axes of the grid."""
+def index_to_grid(image, grid, axis: int) -> np.ndarray:
+    """(4, 4) from voxel indices (k, j, i) of an image to mm along the array axes of the grid, see `grid_spacing`."""
     matrix = array_to_array(image, grid)
-    matrix[:3] *= np.array(grid.GetSpacing()[::-1])[:, None]
+    matrix[:3] *= np.array(grid_spacing(grid, axis))[:, None]
     return matrix
+
+
+def grid_spacing(grid, axis: int) -> tuple[float, float, float]:
+    """mm along (K, J, I); across the planes of the array axis from one to the next, also where the grid is sheared.
+
+    In a scan of a tilted gantry the way from voxel to voxel is longer than that from plane to plane.
+    """
+    directions = vtk.vtkMatrix4x4()
+    grid.GetDirectionMatrix(directions)
+    upright = abs(directions.Determinant())
+    spacing = list(grid.GetSpacing()[::-1])
+    if upright < UPRIGHT:
+        spacing[axis] *= upright
+    return tuple(spacing)
+
+
+def lines_against_view(grid, axis: int) -> tuple[bool, bool]:
+    """Whether the rows, and the columns, of planes across the array axis follow each other against how slices are
+    shown: downwards to the back or the feet, to the right to the left of the patient or the back.
+    """
+    directions = vtk.vtkMatrix4x4()
+    grid.GetDirectionMatrix(directions)
+    across_lines = [slicer.util.arrayFromVTKMatrix(directions)[:3, 2 - other] for other in range(3) if other != axis]
+    rows, columns = (bool(way[np.abs(way).argmax()] > 0) for way in across_lines)
+    return rows, columns
 
 
 def grid_shape(grid) -> tuple[int, int, int]:

@@ -10,12 +10,13 @@ import slicer
 import slicer.util
 import vtk
 
-from ..annotation import BACKGROUND, AtlasVolume, SparseAnnotation, annotate_from_planes
+from ..annotation import BACKGROUND, AtlasVolume, SparseAnnotation, annotate_from_planes, intensities
 from ..errors import InputError
 from ..propagation import Propagation
 from ..roles import ABSENT, IGNORED, SCRIBBLE, Roles, slice_roles
 from .geometry import (
     Resample,
+    grid_spacing,
     grid_start,
     image_on_grid,
     index_to_grid,
@@ -130,7 +131,7 @@ def collect(
     annotation = annotate_from_planes(
         image,
         {label: segments.masks(label, segments.borne(label) - scribbled[label] - ignored[label]) for label in labels},
-        spacing=grid.GetSpacing()[::-1],
+        spacing=grid_spacing(grid, segments.axis),
         axis=segments.axis,
         missing=missing,
         absent=segments.given(ABSENT),
@@ -138,7 +139,7 @@ def collect(
         found=segments.found(),
         scribbles={label: np.concatenate(parts) for label, parts in strokes.items() if sum(map(len, parts))},
         second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
-        atlases=[atlas_of(*nodes, segmentation_node, labels, grid) for nodes in atlases],
+        atlases=[atlas_of(*nodes, segmentation_node, labels, grid, segments.axis) for nodes in atlases],
     )
     segmentation = segmentation_node.GetSegmentation()
     return SceneAnnotation(
@@ -219,12 +220,14 @@ class DrawnSegments:
         }
 
 
-def atlas_of(volume_node, atlas_node, segmentation_node, segment_ids: Mapping[int, str], grid) -> AtlasVolume:
+def atlas_of(
+    volume_node, atlas_node, segmentation_node, segment_ids: Mapping[int, str], grid, axis: int
+) -> AtlasVolume:
     """The segments of `atlas_node` drawn on `volume_node`, a scan of another subject.
 
     segment_ids: label -> ID of the segment of `segmentation_node` to which it belongs. An atlas' segment is that of the
     same name or, if no name agrees, of the same label value; of segments that overlap the last one counts.
-    Raises InputError, also where a name is that of several segments.
+    axis: of the grid, across its slices. Raises InputError, also where a name is that of several segments.
     """
     _check_volume(volume_node)
     _check_segmentation(atlas_node)
@@ -244,9 +247,9 @@ def atlas_of(volume_node, atlas_node, segmentation_node, segment_ids: Mapping[in
         )
     image = unwarped_image(volume_node, segmentation_node)
     return AtlasVolume(
-        image=voxels(image).astype(np.float32),
+        image=intensities(voxels(image)).astype(np.float32),
         labels=labels_on_volume(atlas_node, matched, volume_node, np.int32),
-        matrix=index_to_grid(image, grid),
+        matrix=index_to_grid(image, grid, axis),
     )
 
 
