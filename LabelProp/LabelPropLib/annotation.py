@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import combinations, permutations
+from itertools import combinations
 
 import numpy as np
 
@@ -161,17 +161,25 @@ class SparseAnnotation:
         """Pairs (inner, outer) of labels known together on no plane, so taken to exclude each other, though they lie
         over each other: where `inner` is drawn, most of it is `outer` on the next planes of that on both sides.
         """
-        pairs = [(a, b) for a, b in permutations(self.labels, 2) if not self.known_planes(a) & self.known_planes(b)]
-        return [(inner, outer) for inner, outer in pairs if covers(self.complete[outer], self.complete[inner])]
+        found = []
+        for inner in self.labels:
+            voxels = {plane: np.flatnonzero(mask) for plane, mask in self.complete[inner].items()}
+            known = self.known_planes(inner)
+            others = (other for other in self.labels if other != inner and not known & self.known_planes(other))
+            found += [(inner, outer) for outer in others if covers(self.complete[outer], voxels)]
+        return found
 
 
 def covers(outer: Mapping[int, np.ndarray], inner: Mapping[int, np.ndarray]) -> bool:
-    """Whether on a plane of `inner` most of it is `outer` on the next planes on both sides; plane -> (H, W) bool."""
-    for plane, mask in inner.items():
+    """Whether on a plane of `inner` most of it is `outer` on the next planes on both sides.
+
+    outer: plane -> (H, W) bool; inner: plane -> (N,) its voxels there, counted row by row.
+    """
+    for plane, voxels in inner.items():
         below, above = [p for p in outer if p < plane], [p for p in outer if p > plane]
         if below and above:
-            voxels = np.flatnonzero(mask)
-            if np.mean(outer[max(below)].ravel()[voxels] & outer[min(above)].ravel()[voxels]) > MOST_COVERED:
+            on_both = outer[max(below)].ravel()[voxels] & outer[min(above)].ravel()[voxels]
+            if on_both.mean() > MOST_COVERED:
                 return True
     return False
 
