@@ -13,11 +13,10 @@ from itertools import combinations
 import numpy as np
 
 from .errors import InputError
+from .settings import MISSING_CHOICES
 
 BACKGROUND = 0
 SCRIBBLE_FILE_BACKGROUND = 255
-MISSING_CHOICES = ("auto", "absent", "unknown")
-AXIS_CHOICES = ("auto", "i", "j", "k")
 AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical images are (k, j, i), i fastest in the file
 
 

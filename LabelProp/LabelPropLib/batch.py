@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from . import files, overview
-from .annotation import AXIS_CHOICES
 from .commands import run_here, run_on_cluster
 from .errors import Cancelled, InputError
 from .machine import processor_count, thread_count
 from .overview import Result
 from .provenance import provenance
-from .settings import NAMED_CHECKPOINTS, Settings
+from .settings import AXIS_CHOICES, NAMED_CHECKPOINTS, Settings
 from .tables import read_records
 
 REQUIRED = ("image", "annotations")
