@@ -148,14 +148,14 @@ def run(
         for name, end in ended:
             results[name] = all_jobs[name].result(end.failure)
             say(f"[{len(results)}/{len(rows)}] {describe(results[name])}")
+        ranked = sorted(results.values(), key=Result.rank)
+        overview.write(folder, ranked, title=table.stem)
     except KeyboardInterrupt:
         raise Cancelled(
             f"cancelled, {len(results)} of {len(rows)} volumes have ended; the same command goes on from there"
         ) from None
     finally:
         ended.close()
-    ranked = sorted(results.values(), key=Result.rank)
-    overview.write(folder, ranked, title=table.stem)
     say(f"Overview: {folder / overview.PAGE} and {folder / overview.TABLE}, doubtful volumes first.")
     return ranked
 
