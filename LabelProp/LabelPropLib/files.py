@@ -305,14 +305,15 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]):
     for path in outputs:
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file.")
-        if not path.parent.is_dir():
-            raise InputError(f"{path.parent}: no such folder: create it first.")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise InputError(f"{path} is write-protected: give another name, or change its permissions.")
+        folder = path.resolve().parent if path.is_symlink() else path.parent
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder: create it first.")
         try:
-            tempfile.TemporaryFile(dir=path.parent).close()
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise InputError(
-                f"{path.parent}: cannot be written to ({error.strerror}): choose another folder."
-            ) from error
+            raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another folder.") from error
 
 
 def first_clash(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:

@@ -62,7 +62,7 @@ def propagate(folder, *options, image="image.nii.gz", annotations="annotations.n
 
 def assert_refused(capsys, folder, message, *options, **names):
     """It ends with status 2 and one line that holds the message, and the folder is as it was."""
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
     capsys.readouterr()
     assert propagate(folder, *options, **names) == 2
     said = capsys.readouterr()
@@ -70,7 +70,7 @@ def assert_refused(capsys, folder, message, *options, **names):
     assert said.err.count("\n") == 1
     assert said.err.startswith("labelprop: ")
     assert message in said.err
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def run_script(*arguments, **options):
@@ -609,6 +609,17 @@ def test_output_of_an_unwritable_kind(case, capsys, name):
     assert_refused(capsys, case, "cannot write this kind of file: choose one of .seg.nrrd, .nii.gz", output=name)
     if name != "out":
         assert_refused(capsys, case, "choose one of .nii.gz", "--uncertainty", case / name)
+def test_output_that_is_write_protected(case, capsys, monkeypatch):
+    (case / "out.nii.gz").write_bytes(b"corrected by hand")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anything
+    assert_refused(capsys, case, "out.nii.gz is write-protected: give another name")
+
+
+def test_output_through_a_link_into_a_folder_that_is_missing(case, capsys):
+    (case / "out.nii.gz").symlink_to(case / "results" / "out.nii.gz")
+    assert_refused(capsys, case, "results: no such folder: create it first")
+
+
 
 
 @pytest.mark.parametrize("name", ["image.nii.gz", "annotations.nii.gz"])
