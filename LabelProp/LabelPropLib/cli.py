@@ -3,15 +3,14 @@
     labelprop propagate IMAGE ANNOTATIONS -o OUT
     Slicer --no-splash --no-main-window --python-script .../LabelPropLib/cli.py propagate IMAGE ANNOTATIONS -o OUT
 
-Exit status: 0 done; 2 the input cannot be used, and one line says why and how to mend it; 130 cancelled by Ctrl+C or
-SIGTERM; 1 anything else. Output files are written whole or not at all.
+Exit status: 0 done; 2 the input cannot be used, and one line says why and how to mend it; 130 cancelled by Ctrl+C,
+SIGTERM or SIGHUP; 1 anything else. Output files are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +40,7 @@ SEED_HELP = "seed of the random numbers: the same one gives the same result (0)"
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process; returns the exit status."""
     allow_letters_of_any_script()
-    interrupted = threading.Event()
+    interrupted = []
     try:
         with interruptible(interrupted), seldom_collecting():
             options = parser().parse_args(argv)
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         complain(str(stopped) or "cancelled, nothing was written")
         return CANCELLED
     except Exception as error:  # Slicer would stay open after an exception that nobody caught
-        if interrupted.is_set():  # a library that is interrupted while it loads raises errors of its own
+        if interrupted:  # a library that is interrupted while it loads raises errors of its own
             complain("cancelled, nothing was written")
             return CANCELLED
         if is_out_of_memory(error):

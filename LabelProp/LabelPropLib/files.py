@@ -21,6 +21,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import InputError
+from .terminal import uninterrupted
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file each, that keep the place in space and any label
@@ -369,7 +370,8 @@ def split_suffix(name: str) -> tuple[str, str]:
 def replacing(paths: Iterable[Path]):
     """Path -> temporary file to write in its stead; at the end all take their places, or on an error all vanish.
 
-    Raises OSError if a volume or a segmentation among them is not whole, see `check_whole`.
+    Raises OSError if a volume or a segmentation among them is not whole, see `check_whole`; KeyboardInterrupt that says
+    so if it came when the files had begun to take their places.
     """
     with contextlib.ExitStack() as cleanup:
         staged = {}
@@ -382,5 +384,9 @@ def replacing(paths: Iterable[Path]):
         for temporary in staged.values():
             if split_suffix(temporary.name)[1]:
                 check_whole(temporary)
-        for path, temporary in staged.items():
-            os.replace(temporary, path.resolve())
+        try:
+            with uninterrupted():
+                for path, temporary in staged.items():
+                    os.replace(temporary, path.resolve())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"cancelled, but written: {', '.join(map(str, staged))}") from None
