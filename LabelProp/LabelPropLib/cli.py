@@ -29,6 +29,7 @@ from LabelPropLib.terminal import (
     allow_letters_of_any_script,
     complain,
     interruptible,
+    open_closed_streams,
     seldom_collecting,
     uninterrupted,
 )
@@ -39,6 +40,7 @@ SEED_HELP = "seed of the random numbers: the same one gives the same result (0)"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process; returns the exit status."""
+    open_closed_streams()
     allow_letters_of_any_script()
     interrupted = []
     try:

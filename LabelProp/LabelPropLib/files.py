@@ -381,9 +381,11 @@ def replacing(paths: Iterable[Path]):
             name = NIFTI_ENDINGS.sub("", stem) + suffix.lower()  # ITK writes no .NII.GZ, and no .nii.nii.gz
             staged[path] = Path(cleanup.enter_context(folder), name)
         yield staged
-        for temporary in staged.values():
+        for path, temporary in staged.items():
             if split_suffix(temporary.name)[1]:
                 check_whole(temporary)
+            with contextlib.suppress(OSError):  # there is none yet, or its disk knows no permissions
+                shutil.copymode(path, temporary)
         try:
             with uninterrupted():
                 for path, temporary in staged.items():

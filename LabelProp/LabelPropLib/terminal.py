@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import locale
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,13 @@ def allow_letters_of_any_script():
     if sys.platform == "win32":
         with contextlib.suppress(locale.Error):  # Windows 10 before 2018
             locale.setlocale(locale.LC_CTYPE, ".utf8")  # of the C library, by which ITK opens files
+
+
+def open_closed_streams():
+    """Let stdout and stderr lead nowhere where they are closed, before a file that is written takes their place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
 @contextlib.contextmanager

@@ -975,6 +975,22 @@ def test_an_output_is_prepared_beside_the_file_that_a_link_leads_to(tmp_path):
         files.write_volume(np.zeros((2, 2, 2), np.uint8), np.eye(4), written)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="has no such permissions")
+def test_an_output_that_is_replaced_keeps_its_permissions(case, nearest_slice_engine):
+    for mode in (0o600, 0o664):
+        (case / "out.nii.gz").touch()
+        (case / "out.nii.gz").chmod(mode)
+        assert propagate(case) == 0
+        assert (case / "out.nii.gz").stat().st_mode & 0o777 == mode
+
+
+def test_streams_that_are_closed_are_no_hindrance(case, monkeypatch, nearest_slice_engine):
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert propagate(case) == 0
+    assert propagate(case, image="nowhere.nii.gz") == 2
+
+
 def test_a_negative_seed_is_refused(case, capsys):
     assert_refused(capsys, case, "'-1': give a whole number from 0", "--seed", "-1")
 
