@@ -41,12 +41,20 @@ except ModuleNotFoundError:  # plain Python with slicer-core
     bootstrap()
 
 from LabelPropLib import scene
-from LabelPropLib.annotation import AXIS_NAMES, MISSING_CHOICES
+from LabelPropLib.annotation import AXIS_NAMES
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.report_text import format_stages, found_dice
 from LabelPropLib.scene import slices
-from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS, Settings, weights_of
+from LabelPropLib.settings import (
+    DEVICES,
+    FUSIONS,
+    MISSING_CHOICES,
+    PRESETS,
+    REGISTRATIONS,
+    Settings,
+    weights_of,
+)
 
 AXES = ("auto", *AXIS_NAMES)
 SEGMENTS = ("visible", "all")

@@ -13,11 +13,10 @@ from itertools import combinations
 import numpy as np
 
 from .errors import InputError
+from .settings import MISSING_CHOICES
 
 BACKGROUND = 0
 SCRIBBLE_FILE_BACKGROUND = 255
-MISSING_CHOICES = ("auto", "absent", "unknown")
-AXIS_CHOICES = ("auto", "i", "j", "k")
 MOST_COVERED = 0.75  # of a label on a plane, by another one that is taken to exclude it
 FURTHEST = 1000  # times their range that intensities may lie from 0: float32 tells 7 digits apart
 AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical images are (k, j, i), i fastest in the file

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from . import files, overview
-from .annotation import AXIS_CHOICES
 from .commands import run_here, run_on_cluster
 from .errors import Cancelled, InputError
 from .machine import processor_count, thread_count
 from .overview import Result
 from .provenance import provenance
-from .settings import NAMED_CHECKPOINTS, Settings
+from .settings import AXIS_CHOICES, NAMED_CHECKPOINTS, Settings
 from .tables import read_records
 
 REQUIRED = ("image", "annotations")
@@ -149,14 +148,14 @@ def run(
         for name, end in ended:
             results[name] = all_jobs[name].result(end.failure)
             say(f"[{len(results)}/{len(rows)}] {describe(results[name])}")
+        ranked = sorted(results.values(), key=Result.rank)
+        overview.write(folder, ranked, title=table.stem)
     except KeyboardInterrupt:
         raise Cancelled(
             f"cancelled, {len(results)} of {len(rows)} volumes have ended; the same command goes on from there"
         ) from None
     finally:
         ended.close()
-    ranked = sorted(results.values(), key=Result.rank)
-    overview.write(folder, ranked, title=table.stem)
     say(f"Overview: {folder / overview.PAGE} and {folder / overview.TABLE}, doubtful volumes first.")
     return ranked
 

@@ -3,15 +3,14 @@
     labelprop propagate IMAGE ANNOTATIONS -o OUT
     Slicer --no-splash --no-main-window --python-script .../LabelPropLib/cli.py propagate IMAGE ANNOTATIONS -o OUT
 
-Exit status: 0 done; 2 the input cannot be used, and one line says why and how to mend it; 130 cancelled by Ctrl+C or
-SIGTERM; 1 anything else. Output files are written whole or not at all.
+Exit status: 0 done; 2 the input cannot be used, and one line says why and how to mend it; 130 cancelled by Ctrl+C,
+SIGTERM or SIGHUP; 1 anything else. Output files are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,9 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a file: make the package that the file lies in importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from LabelPropLib import verbs
-from LabelPropLib.annotation import AXIS_CHOICES, MISSING_CHOICES
 from LabelPropLib.errors import Cancelled, InputError, out_of_memory
 from LabelPropLib.machine import is_out_of_memory
-from LabelPropLib.settings import DEVICES, FUSIONS, PRESETS, REGISTRATIONS
+from LabelPropLib.settings import AXIS_CHOICES, DEVICES, FUSIONS, MISSING_CHOICES, PRESETS, REGISTRATIONS
 from LabelPropLib.terminal import (
     BAD_INPUT,
     CANCELLED,
@@ -32,7 +29,9 @@ from LabelPropLib.terminal import (
     allow_letters_of_any_script,
     complain,
     interruptible,
+    open_closed_streams,
     seldom_collecting,
+    uninterrupted,
 )
 
 DEVICE_HELP = "where to compute; auto: a GPU if there is one, else the processor"
@@ -41,12 +40,15 @@ SEED_HELP = "seed of the random numbers: the same one gives the same result (0)"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process; returns the exit status."""
+    open_closed_streams()
     allow_letters_of_any_script()
-    interrupted = threading.Event()
+    interrupted = []
     try:
         with interruptible(interrupted), seldom_collecting():
             options = parser().parse_args(argv)
-            return options.run(options) or DONE
+            with uninterrupted():  # no earlier: what it loads takes most of a second
+                from LabelPropLib import verbs
+            return getattr(verbs, options.verb)(options) or DONE
     except InputError as error:
         complain(" ".join(str(error).split()))
         return BAD_INPUT
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         complain(str(stopped) or "cancelled, nothing was written")
         return CANCELLED
     except Exception as error:  # Slicer would stay open after an exception that nobody caught
-        if interrupted.is_set():  # a library that is interrupted while it loads raises errors of its own
+        if interrupted:  # a library that is interrupted while it loads raises errors of its own
             complain("cancelled, nothing was written")
             return CANCELLED
         if is_out_of_memory(error):
@@ -83,7 +85,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """The command line."""
     command = Parser(prog="labelprop", description="Segment a volume from outlines on a few of its slices.")
-    subparsers = command.add_subparsers(metavar="VERB", required=True)
+    subparsers = command.add_subparsers(dest="verb", metavar="VERB", required=True)
     for add_verb in (add_propagate, add_suggest, add_batch, add_train, add_pretrain, add_evaluate, add_demo):
         add_verb(subparsers)
     return command
@@ -92,7 +94,6 @@ def parser() -> Parser:
 def add_propagate(subparsers):
     """The verb `propagate`."""
     verb = subparsers.add_parser("propagate", help="carry the labels drawn on some slices through the volume")
-    verb.set_defaults(run=verbs.propagate)
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan (.nii.gz, .nrrd, .mha, ...)")
     add(
@@ -131,7 +132,7 @@ def add_propagate(subparsers):
 def add_suggest(subparsers):
     """The verb `suggest`."""
     verb = subparsers.add_parser("suggest", help="which slice to annotate next, and what it would gain")
-    verb.set_defaults(run=verbs.suggest, atlases=())
+    verb.set_defaults(atlases=())
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
@@ -146,7 +147,6 @@ def add_suggest(subparsers):
 def add_batch(subparsers):
     """The verb `batch`."""
     verb = subparsers.add_parser("batch", help="propagate on many volumes, and rank the results")
-    verb.set_defaults(run=verbs.batch)
     add = verb.add_argument
     add(
         "table",
@@ -165,7 +165,6 @@ def add_batch(subparsers):
 def add_evaluate(subparsers):
     """The verb `evaluate`."""
     verb = subparsers.add_parser("evaluate", help="Dice and distances in mm of each label")
-    verb.set_defaults(run=verbs.evaluate)
     verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
     verb.add_argument("reference", metavar="REFERENCE", type=Path, help="label volume of the whole scan")
     verb.add_argument("--annotations", metavar="A", type=Path, help="label volume whose slices are left out")
@@ -174,7 +173,6 @@ def add_evaluate(subparsers):
 def add_demo(subparsers):
     """The verb `demo`."""
     verb = subparsers.add_parser("demo", help="try it on a synthetic scan")
-    verb.set_defaults(run=verbs.demo)
     folder = Path("labelprop-demo")
     verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
 
@@ -224,7 +222,7 @@ def add_settings(add: Callable):
 def add_train(subparsers):
     """The verb `train`."""
     verb = subparsers.add_parser("train", help="train the registration network on one scan and keep it")
-    verb.set_defaults(run=verbs.train, scribbles=None, second_image=None, atlases=())
+    verb.set_defaults(scribbles=None, second_image=None, atlases=())
     add = verb.add_argument
     add("image", metavar="IMAGE", type=Path, help="the scan")
     add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
@@ -237,7 +235,6 @@ def add_train(subparsers):
 def add_pretrain(subparsers):
     """The verb `pretrain`."""
     verb = subparsers.add_parser("pretrain", help="train the registration network on a data set")
-    verb.set_defaults(run=verbs.pretrain)
     add = verb.add_argument
     add("table", metavar="TABLE.csv", type=Path, help="columns image, annotations (optional), axis (optional)")
     add_training_options(add)

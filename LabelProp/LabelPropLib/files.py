@@ -21,6 +21,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .errors import InputError
+from .terminal import uninterrupted
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file each, that keep the place in space and any label
@@ -311,14 +312,15 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]):
     for path in outputs:
         if path.is_dir():
             raise InputError(f"{path} is a folder: give the name of a file.")
-        if not path.parent.is_dir():
-            raise InputError(f"{path.parent}: no such folder: create it first.")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise InputError(f"{path} is write-protected: give another name, or change its permissions.")
+        folder = path.resolve().parent if path.is_symlink() else path.parent
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder: create it first.")
         try:
-            tempfile.TemporaryFile(dir=path.parent).close()
+            tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise InputError(
-                f"{path.parent}: cannot be written to ({error.strerror}): choose another folder."
-            ) from error
+            raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another folder.") from error
 
 
 def first_clash(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
@@ -374,7 +376,8 @@ def split_suffix(name: str) -> tuple[str, str]:
 def replacing(paths: Iterable[Path]):
     """Path -> temporary file to write in its stead; at the end all take their places, or on an error all vanish.
 
-    Raises OSError if a volume or a segmentation among them is not whole, see `check_whole`.
+    Raises OSError if a volume or a segmentation among them is not whole, see `check_whole`; KeyboardInterrupt that says
+    so if it came when the files had begun to take their places.
     """
     with contextlib.ExitStack() as cleanup:
         staged = {}
@@ -384,8 +387,14 @@ def replacing(paths: Iterable[Path]):
             name = NIFTI_ENDINGS.sub("", stem) + suffix.lower()  # ITK writes no .NII.GZ, and no .nii.nii.gz
             staged[path] = Path(cleanup.enter_context(folder), name)
         yield staged
-        for temporary in staged.values():
+        for path, temporary in staged.items():
             if split_suffix(temporary.name)[1]:
                 check_whole(temporary)
-        for path, temporary in staged.items():
-            os.replace(temporary, path.resolve())
+            with contextlib.suppress(OSError):  # there is none yet, or its disk knows no permissions
+                shutil.copymode(path, temporary)
+        try:
+            with uninterrupted():
+                for path, temporary in staged.items():
+                    os.replace(temporary, path.resolve())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"cancelled, but written: {', '.join(map(str, staged))}") from None

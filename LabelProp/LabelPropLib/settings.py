@@ -8,6 +8,8 @@ from pathlib import Path
 
 from .errors import InputError
 
+AXIS_CHOICES = ("auto", "i", "j", "k")
+MISSING_CHOICES = ("auto", "absent", "unknown")
 REGISTRATIONS = ("auto", "instance", "network", "pretrained")
 FUSIONS = ("auto", "majority", "distance", "similarity", "appearance", "joint", "deep")
 PRESETS = ("fast", "balanced", "best")

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import locale
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,13 @@ def allow_letters_of_any_script():
     if sys.platform == "win32":
         with contextlib.suppress(locale.Error):  # Windows 10 before 2018
             locale.setlocale(locale.LC_CTYPE, ".utf8")  # of the C library, by which ITK opens files
+
+
+def open_closed_streams():
+    """Let stdout and stderr lead nowhere where they are closed, before a file that is written takes their place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
 @contextlib.contextmanager
@@ -59,34 +67,45 @@ class StageLines:
 
 
 @contextlib.contextmanager
-def interruptible(interrupted: threading.Event):
-    """SIGTERM ends the work as Ctrl+C does, by KeyboardInterrupt, so that what is half written is removed.
+def interruptible(interrupted: list[int]):
+    """SIGTERM and SIGHUP end the work as Ctrl+C does, by KeyboardInterrupt, so that what is half written is removed.
 
-    interrupted: set when that happens.
+    interrupted: the signals that came; no Event, whose lock the handler would wait for where it interrupts itself.
     """
 
     def interrupt(number, frame):
-        interrupted.set()
+        interrupted.append(number)
         raise KeyboardInterrupt
 
-    with on_interruption(interrupt):
-        yield
+    try:
+        with on_interruption(interrupt):
+            yield
+    finally:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # Ctrl+C once more ends it without a traceback
 
 
 @contextlib.contextmanager
 def uninterrupted():
-    """An interruption comes afterwards: Slicer's libraries crash when they are interrupted while they load."""
-    came = threading.Event()
-    with on_interruption(lambda number, frame: came.set()):
+    """An interruption comes afterwards: files that belong together take their places together.
+
+    And Slicer's libraries crash when they are interrupted while they load.
+    """
+    came = []
+    with on_interruption(lambda number, frame: came.append(number)):
         yield
-    if came.is_set():
-        raise KeyboardInterrupt
+    for number in came:
+        signal.raise_signal(number)
 
 
 @contextlib.contextmanager
 def on_interruption(handler: Callable):
-    """SIGINT and SIGTERM call a handler inside, and do as before outside."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """SIGINT, SIGTERM and, unless nohup is in use, SIGHUP call a handler inside, and do as before outside."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not on Windows
+        numbers.append(signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # no signal is handled there
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,10 +123,8 @@ def train(annotation: SparseAnnotation, run: RunFiles, settings: Settings, licen
         "start": origin,
         "seed": settings.seed,
     }
-    save_network(run.checkpoint, weights(network), summary, licence)
     log = [{"step": n, "training_loss": loss, "validation_loss": math.nan} for n, loss in enumerate(losses, start=1)]
-    write_log(log, run.log)
-    plot_log(log, run.plot)
+    write_results(run, weights(network), summary, licence, log)
 
 
 def pretrain(
@@ -160,9 +159,7 @@ def pretrain(
                 write_state(run, {"description": description, **pretraining.state()})
         if rank == 0:
             summary = summarise(pretraining, trained_on, training, validation, origin)
-            save_network(run.checkpoint, pretraining.best, summary, licence, half)
-            write_log(pretraining.progress.log, run.log)
-            plot_log(pretraining.progress.log, run.plot)
+            write_results(run, pretraining.best, summary, licence, pretraining.progress.log, half)
             run.state.unlink()
     return pretraining
 
@@ -268,6 +265,23 @@ def summarise(
     }
 
 
+def write_results(
+    run: RunFiles,
+    tensors: Mapping[str, torch.Tensor],
+    summary: Mapping[str, Any],
+    licence: str,
+    log: Sequence[Row],
+    half: bool = False,
+):
+    """Write weights, log and, where matplotlib is installed (Slicer does not bundle it), plot, or none of them."""
+    plots = [run.plot] if importlib.util.find_spec("matplotlib") else []
+    with files.replacing([run.checkpoint, run.log, *plots]) as staged:
+        save_network(staged[run.checkpoint], tensors, summary, licence, half)
+        write_log(log, staged[run.log])
+        for path in plots:
+            plot_log(log, staged[path])
+
+
 def write_log(log: Sequence[Row], path: Path):
     """The log as CSV, whole; an empty field where nothing was measured."""
     with files.replacing([path]) as staged, staged[path].open("w", newline="", encoding="utf-8") as stream:
@@ -284,11 +298,9 @@ def is_log(path: Path) -> bool:
 
 
 def plot_log(log: Sequence[Row], path: Path):
-    """The log as a plot, where matplotlib is installed; Slicer does not bundle it."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        return
+    """The log as a plot; needs matplotlib."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for column, colour in (("training_loss", "#9aa4b2"), ("validation_loss", "#1d6fb8")):
@@ -300,8 +312,7 @@ def plot_log(log: Sequence[Row], path: Path):
     axes.set(xlabel="step", ylabel="loss")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    with files.replacing([path]) as staged:
-        figure.savefig(staged[path], dpi=150)
+    figure.savefig(path, dpi=150)
 
 
 def from_first(read: Callable[[], Any], rank: int) -> Any:

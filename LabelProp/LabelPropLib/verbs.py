@@ -278,7 +278,8 @@ def evaluate(options):
 
 def demo(options):
     """labelprop demo"""
-    from . import demo
+    with uninterrupted():
+        from . import demo
 
     with shown_progress() as progress:
         demo.run(options.output, progress)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -316,7 +315,7 @@ def test_where_there_are_no_signals_work_is_cancelled_and_not_killed(monkeypatch
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(os, "kill", lambda number, signal: pytest.fail("killed"))
     monkeypatch.setattr(batch_worker.standard_input, "read", lambda: b"")
-    with pytest.raises(KeyboardInterrupt), cli.interruptible(threading.Event()):
+    with pytest.raises(KeyboardInterrupt), cli.interruptible([]):
         batch_worker.end_with_stdin()
 
 
@@ -423,6 +422,17 @@ def test_a_batch_that_is_interrupted_says_how_far_it_came(table, tmp_path, monke
     with pytest.raises(Cancelled, match="1 of 3 volumes have ended"):
         batch.run(table, tmp_path)
     assert not (tmp_path / overview.PAGE).exists()
+
+
+def test_a_batch_that_is_interrupted_at_its_overview_says_how_far_it_came(table, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    ends = [(name, Ended(2, "labelprop: bad")) for name in ("one", "two", "three")]
+    monkeypatch.setattr(batch, "run_here", lambda *arguments: (end for end in ends))
+    monkeypatch.setattr(overview, "write", interrupted)
+    with pytest.raises(Cancelled, match="3 of 3 volumes have ended"):
+        batch.run(table, tmp_path)
 
 
 AS_THE_APPLICATION_RUNS_IT = "import runpy, sys; sys.stdin = object(); runpy.run_path(sys.argv[0], run_name='__main__')"

@@ -1,7 +1,9 @@
 """The command line: files in, files out, exit status, and one line about what is wrong."""
 
+import faulthandler
 import functools
 import gc
+import importlib
 import json
 import locale
 import os
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +32,13 @@ from samples import (
     tag,
 )
 
+import LabelPropLib
 from LabelPropLib import cli, files, scene, verbs
 from LabelPropLib.errors import InputError
 from LabelPropLib.scene.storage import load_segmentation
 
 LABELS = (7, 300)
+INTERRUPTIONS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SCRIPT = Path(cli.__file__)
 
 
@@ -62,7 +67,7 @@ def propagate(folder, *options, image="image.nii.gz", annotations="annotations.n
 
 def assert_refused(capsys, folder, message, *options, **names):
     """It ends with status 2 and one line that holds the message, and the folder is as it was."""
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
     capsys.readouterr()
     assert propagate(folder, *options, **names) == 2
     said = capsys.readouterr()
@@ -70,7 +75,7 @@ def assert_refused(capsys, folder, message, *options, **names):
     assert said.err.count("\n") == 1
     assert said.err.startswith("labelprop: ")
     assert message in said.err
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def run_script(*arguments, **options):
@@ -613,6 +618,17 @@ def test_output_folder_that_refuses_files(case, capsys, monkeypatch):
     assert_refused(capsys, case, "cannot be written to (Read-only file system): choose another folder")
 
 
+def test_output_that_is_write_protected(case, capsys, monkeypatch):
+    (case / "out.nii.gz").write_bytes(b"corrected by hand")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anything
+    assert_refused(capsys, case, "out.nii.gz is write-protected: give another name")
+
+
+def test_output_through_a_link_into_a_folder_that_is_missing(case, capsys):
+    (case / "out.nii.gz").symlink_to(case / "results" / "out.nii.gz")
+    assert_refused(capsys, case, "results: no such folder: create it first")
+
+
 @pytest.mark.parametrize("name", ["out.png", "out", "out.seg.nhdr", "out.mhd"])
 def test_output_of_an_unwritable_kind(case, capsys, name):
     assert_refused(capsys, case, "cannot write this kind of file: choose one of .seg.nrrd, .nii.gz", output=name)
@@ -773,17 +789,97 @@ def test_garbage_is_looked_for_as_before_afterwards(exception, monkeypatch, caps
     assert meanwhile[0][0] > before[0] and gc.get_threshold() == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", INTERRUPTIONS)
 def test_interrupted_run(case, capsys, monkeypatch, number):
     from LabelPropLib import pipeline
 
     monkeypatch.setattr(pipeline, "propagate", lambda *arguments: os.kill(os.getpid(), number) or time.sleep(10))
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in INTERRUPTIONS]
     (case / "out.nii.gz").write_bytes(b"before")
     assert propagate(case) == 130
     assert capsys.readouterr().err == "labelprop: cancelled, nothing was written\n"
     assert (case / "out.nii.gz").read_bytes() == b"before"
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in INTERRUPTIONS] == handlers
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGHUP")
+def test_a_run_under_nohup_outlives_its_terminal(case, monkeypatch, nearest_slice_engine):
+    from LabelPropLib import pipeline
+
+    engine = pipeline.propagate
+    monkeypatch.setattr(pipeline, "propagate", lambda *given: signal.raise_signal(signal.SIGHUP) or engine(*given))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert propagate(case) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("module", ["verbs", "demo"])
+def test_what_crashes_when_it_is_interrupted_is_loaded_first(tmp_path, capsys, monkeypatch, module):
+    class Interrupting:
+        def find_spec(self, name, *rest):
+            if name == f"LabelPropLib.{module}":
+                signal.raise_signal(signal.SIGINT)
+
+    importlib.import_module(f"LabelPropLib.{module}")
+    monkeypatch.delattr(LabelPropLib, module)
+    monkeypatch.delitem(sys.modules, f"LabelPropLib.{module}")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert cli.main(["demo", "-o", str(tmp_path / "demo")]) == 130
+    assert capsys.readouterr().err == "labelprop: cancelled, nothing was written\n"
+    assert f"LabelPropLib.{module}" in sys.modules and not list(tmp_path.iterdir())
+
+
+def test_interrupted_while_files_take_their_places(case, capsys, monkeypatch, nearest_slice_engine):
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: signal.raise_signal(signal.SIGINT) or replace(*paths))
+    report, names = case / "report.json", ["annotations.nii.gz", "image.nii.gz", "out.nii.gz", "report.json"]
+    assert propagate(case, "--report", report) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"labelprop: cancelled, but written: {case / 'out.nii.gz'}, {report}"
+    assert sorted(path.name for path in case.iterdir()) == names
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+def test_interrupted_again_while_that_is_dealt_with(capsys, monkeypatch, count):
+    """Ctrl+C as the terminal closes: it has hung there, waiting for itself."""
+    calls = []
+
+    def interrupt_again(frame, event, argument):
+        if event == "call" and "interrupt" in (caller.f_code.co_name for caller, _ in traceback.walk_stack(frame)):
+            calls.append(frame)
+            if len(calls) == count:
+                signal.raise_signal(signal.SIGINT)
+
+    def interrupted(options):
+        sys.setprofile(interrupt_again)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(verbs, "evaluate", interrupted)
+    try:
+        faulthandler.dump_traceback_later(60, file=sys.__stderr__, exit=True)
+        assert cli.main(["evaluate", "found.nii.gz", "true.nii.gz"]) == 130
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        sys.setprofile(None)
+
+
+AS_THE_PROCESS_ENDS = """
+import atexit, signal, sys
+from LabelPropLib import cli
+atexit.register(signal.raise_signal, signal.SIGINT)
+sys.exit(cli.main(["nothing"]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_interrupted_as_the_process_ends():
+    ended = subprocess.run(
+        [sys.executable, "-c", AS_THE_PROCESS_ENDS], cwd=SCRIPT.parents[1], capture_output=True, text=True
+    )
+    assert ended.returncode == -signal.SIGINT  # which shells call 130
+    assert ended.stderr.startswith("labelprop: ") and ended.stderr.count("\n") == 1
 
 
 SLOW_ENGINE = """
@@ -827,8 +923,9 @@ def test_run_as_a_file_with_bad_input(case):
     assert done.stderr == "labelprop: nowhere.nii.gz: no such file: check the path.\n"
 
 
-def test_help_needs_neither_slicer_nor_pytorch():
-    code = "import LabelPropLib.cli, sys; sys.exit(bool({'slicer', 'torch'} & sys.modules.keys()))"
+def test_help_needs_no_library():
+    """Nor does Ctrl+C, to be noticed, wait for one to be loaded."""
+    code = "import LabelPropLib.cli, sys; sys.exit(bool({'numpy', 'slicer', 'torch'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parents[1]).returncode == 0
 
 
@@ -885,6 +982,22 @@ def test_an_output_is_prepared_beside_the_file_that_a_link_leads_to(tmp_path):
         (written,) = staged.values()
         assert written.parent.parent == tmp_path / "elsewhere"
         files.write_volume(np.zeros((2, 2, 2), np.uint8), np.eye(4), written)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such permissions")
+def test_an_output_that_is_replaced_keeps_its_permissions(case, nearest_slice_engine):
+    for mode in (0o600, 0o664):
+        (case / "out.nii.gz").touch()
+        (case / "out.nii.gz").chmod(mode)
+        assert propagate(case) == 0
+        assert (case / "out.nii.gz").stat().st_mode & 0o777 == mode
+
+
+def test_streams_that_are_closed_are_no_hindrance(case, monkeypatch, nearest_slice_engine):
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    assert propagate(case) == 0
+    assert propagate(case, image="nowhere.nii.gz") == 2
 
 
 def test_a_negative_seed_is_refused(case, capsys):

@@ -181,6 +181,18 @@ def test_one_drawn_slice_trains_nothing(tmp_path, quick, capsys):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_training_that_is_interrupted_at_its_plot_leaves_nothing(tmp_path, quick, capsys, monkeypatch):
+    def interrupted(log, path):
+        raise KeyboardInterrupt
+
+    inputs = write_scan(tmp_path, [0, 8])
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(training_run, "plot_log", interrupted)
+    assert cli.main(["train", *inputs, "-o", str(tmp_path / "own.pt"), "--checkpoint", "none"]) == 130
+    assert "cancelled, nothing was written" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_trained_weights_tell_what_they_began_with_but_not_where_it_lay(tmp_path, weights, quick, capsys):
     command = ["train", *write_scan(tmp_path, [0, 8]), "-o", str(tmp_path / "own.pt"), "--checkpoint"]
     assert cli.main([*command, str(weights)]) == 0

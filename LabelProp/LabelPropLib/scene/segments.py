@@ -13,11 +13,12 @@ import slicer
 import vtk
 
 from .. import boxes
-from ..annotation import AXIS_CHOICES, AXIS_NAMES, run_length
+from ..annotation import AXIS_NAMES, run_length
 from ..boxes import Box
 from ..errors import InputError
 from ..patches import Patch, patches_of_layer
 from ..roles import PROPAGATED_TAG, ROLES_TAG, Roles
+from ..settings import AXIS_CHOICES
 from .geometry import (
     REFERENCE_GEOMETRY,
     Converter,
