@@ -19,6 +19,7 @@ if __name__ == "__main__":  # run as a file: make the package that the file lies
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from LabelPropLib.errors import Cancelled, InputError, out_of_memory
+from LabelPropLib.interruptions import interruptible, uninterrupted
 from LabelPropLib.machine import is_out_of_memory
 from LabelPropLib.settings import AXIS_CHOICES, DEVICES, FUSIONS, MISSING_CHOICES, PRESETS, REGISTRATIONS
 from LabelPropLib.terminal import (
@@ -28,10 +29,8 @@ from LabelPropLib.terminal import (
     FAILED,
     allow_letters_of_any_script,
     complain,
-    interruptible,
     open_closed_streams,
     seldom_collecting,
-    uninterrupted,
 )
 
 DEVICE_HELP = "where to compute; auto: a GPU if there is one, else the processor"

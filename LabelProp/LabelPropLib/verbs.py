@@ -11,10 +11,11 @@ from pathlib import Path
 
 from . import files
 from .errors import Cancelled, InputError
+from .interruptions import uninterrupted
 from .provenance import provenance
 from .report_text import format_suggestions, format_summary
 from .settings import Settings, weights_of
-from .terminal import DONE, FAILED, complain, shown_progress, uninterrupted
+from .terminal import DONE, FAILED, complain, shown_progress
 
 ATLAS = ("image", "labels")
 
