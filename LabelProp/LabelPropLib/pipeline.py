@@ -104,7 +104,7 @@ def compute(
             if fusion is None:
                 core = slice(stack.core.start, stack.core.stop)
                 scan = Scan(annotation, stack, planes, Chains(velocity, stack.images, core))
-                fusion = fuse_gaps(scan, networks, settings, clock)
+                fusion = fuse_gaps(scan, networks, settings, clock, bool(annotation.scribbles) or memory is not None)
                 if memory is not None:
                     memory.keep_fusion(annotation, settings, stack, fusion)
             with clock.stage("Scribbling"):
