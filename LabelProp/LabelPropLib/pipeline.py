@@ -80,7 +80,7 @@ def compute(
             remembered = None if memory is None else memory.recall(annotation, settings)
             box = None if remembered is None else remembered.box_around(annotation)
             free = planner.memory_to_use(device, settings.memory_gb)
-            pixels = planner.fitting_pixels(effort.pixels, annotation.plane_count, free)
+            pixels = planner.fitting_pixels(effort.pixels, annotation, free)
             stack = prepare(annotation, pixels, settings.extrapolate, device, box)
             planes = LabelPlanes(annotation, stack)
         with clock.stage("Registering"):
