@@ -56,7 +56,8 @@ class Scan:
 class Fusion:
     """What was made of all gaps, before scribbles have their say and what was given is put in.
 
-    rules: label -> name; factors: see `choose_rules`; priors: see `atlases.helpful`. scores: of all labels and gaps.
+    rules: label -> name; factors: see `choose_rules`; priors: see `atlases.helpful`. scores: of all labels and gaps, if
+    kept.
     maps: their label maps; sides: with `settings.directions` those of what was carried up and down alone.
     image_weights: (C,) of the given images, the scan first, see `Chains`.
     """
@@ -179,8 +180,12 @@ def fuse_gaps(
     networks: DeepLabelFusion | None,
     settings: Settings,
     clock: Clock,
+    keep_scores: bool = True,
 ) -> Fusion:
-    """Choose the rules and fuse what arrives in all gaps; what leads to a scribble alone stays as it was carried."""
+    """Choose the rules and fuse what arrives in all gaps; what leads to a scribble alone stays as it was carried.
+
+    keep_scores: whether anybody will ask for the scores again, as scribbles do, once they are in the maps.
+    """
     annotation, stack = scan.annotation, scan.stack
     with clock.stage("Choosing"):
         rules, factors = choose_rules(scan, networks, settings.fusion)
@@ -194,18 +199,23 @@ def fuse_gaps(
     fused: list[FusedScore] = []
     evidence: list[Evidence] = []
     labels_of = gaps(annotation, stack, settings.extrapolate)
+
+    def fuse_gap(gap: Gap, labels: Sequence[int]):
+        """What arrives in a gap is given up at its end, before anything arrives in the next one."""
+        arrived = arrive(labels, scan.chains.cross(gap), scan.planes)
+        found = with_priors(arrived, scores(arrived, rules, networks, scan.overlapping), priors, scan.planes)
+        evidence.extend(observe_all(arrived, found, stack, settings.uncertainty))
+        for own, values in zip(arrived, found, strict=True):
+            score = FusedScore(own.label, gap.targets, own.box, values, own.votes if keep_scores else None)
+            maps.enter(score)
+            if keep_scores:
+                fused.append(score)
+        enter_sides(arrived, sides)
+
     with clock.stage("Fusing"):
         for number, (gap, labels) in enumerate(labels_of.items()):
-            crossing = scan.chains.cross(gap)
             clock.tell(REGISTRATION_SHARE + (1 - REGISTRATION_SHARE) * number / len(labels_of))
-            arrived = arrive(labels, crossing, scan.planes)
-            found = with_priors(arrived, scores(arrived, rules, networks, scan.overlapping), priors, scan.planes)
-            evidence += observe_all(arrived, found, stack, settings.uncertainty)
-            for own, score in zip(arrived, found, strict=True):
-                fused.append(FusedScore(own.label, gap.targets, own.box, score, own.votes))
-            enter_sides(arrived, sides)
-        for score in fused:
-            maps.enter(score)
+            fuse_gap(gap, labels)
         for own, score in led_to_scribbles(scan, maps):
             fused.append(score)
             if not settings.extrapolate:  # else these planes have been observed

@@ -13,7 +13,7 @@ from .filters import NOISE_WINDOW, smooth
 from .gaps import Gap, known_planes, shared_gaps
 from .parallel import side_by_side
 from .preprocessing import INTENSITY_RANGE, Stack, signed_distance_nearby, unevenness
-from .registration.consistency import FarEnds
+from .registration.consistency import FarEnds, averaged
 from .registration.fields import identity, sample
 
 DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
@@ -94,30 +94,33 @@ class LabelPlanes:
         return moved[:, 0], moved[:, 1:]
 
 
-def far_ends(annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes) -> FarEnds | None:
+def far_ends(
+    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, size: tuple[int, int] | None = None
+) -> FarEnds | None:
     """The labels drawn on both planes of every gap of theirs, see `shared_gaps`; None where there are none.
 
-    Masks are softened over a pixel, sigmoid(signed distance), so that they have a gradient.
+    Masks are softened over a pixel, sigmoid(signed distance), so that they have a gradient. size: of the grid that they
+    are averaged onto, the working grid by default; with many labels they take most of the memory.
     """
-    moving, fixed, labels_moving, labels_fixed = [], [], [], []
-    for bounds, shared in shared_gaps(annotation).items():
-        lower, upper = (plane - stack.first for plane in bounds)
-        below, above = (_soft_masks(annotation.labels, shared, planes, plane, stack) for plane in (lower, upper))
-        moving += [lower, upper]
-        fixed += [upper, lower]
-        labels_moving += [below, above]
-        labels_fixed += [above, below]
-    if not moving:
+    gaps = shared_gaps(annotation)
+    if not gaps:
         return None
-    return FarEnds(tuple(moving), tuple(fixed), torch.stack(labels_moving), torch.stack(labels_fixed))
+    moving = [plane - stack.first for bounds in gaps for plane in bounds]
+    borne = [shared for shared in gaps.values() for _ in range(2)]
+    masks = stack.images.new_zeros(len(moving), len(annotation.labels), *(size or stack.size))
+    for drawn, plane, shared in zip(masks, moving, borne, strict=True):
+        _enter_soft_masks(drawn, annotation.labels, shared, planes, plane)
+    opposite = [number ^ 1 for number in range(len(moving))]  # the other plane of the same gap
+    return FarEnds(tuple(moving), tuple(moving[number] for number in opposite), masks, masks[opposite])
 
 
-def _soft_masks(
-    labels: Sequence[int], shared: Sequence[int], planes: LabelPlanes, plane: int, stack: Stack
-) -> torch.Tensor:
-    """(L, H, W) of the labels on a plane, zero for those that are not shared."""
-    masks = stack.images.new_zeros(len(labels), *stack.size)
-    distances = side_by_side(lambda label: planes.distances(label, plane), shared, masks.device)
-    for label, inside in zip(shared, distances, strict=True):
-        masks[labels.index(label)] = torch.sigmoid(inside)
-    return masks
+def _enter_soft_masks(
+    masks: torch.Tensor, labels: Sequence[int], shared: Sequence[int], planes: LabelPlanes, plane: int
+):
+    """Enter those of the labels on a plane that are shared into `masks` (L, h, w), zeros of any size."""
+
+    def enter(label: int):
+        mask = torch.sigmoid(planes.distances(label, plane))
+        masks[labels.index(label)] = averaged(mask[None, None], masks.shape[-2:])[0, 0]
+
+    side_by_side(enter, shared, masks.device)

@@ -80,16 +80,22 @@ def compute(
             remembered = None if memory is None else memory.recall(annotation, settings)
             box = None if remembered is None else remembered.box_around(annotation)
             free = planner.memory_to_use(device, settings.memory_gb)
-            pixels = planner.fitting_pixels(effort.pixels, annotation.plane_count, free)
+            pixels = planner.fitting_pixels(effort.pixels, annotation, free)
             stack = prepare(annotation, pixels, settings.extrapolate, device, box)
             planes = LabelPlanes(annotation, stack)
         with clock.stage("Registering"):
             update = None if remembered is None else remembered.update(annotation, stack)
             if memory is not None and not plan.why:
                 memory.taken_over = update
-            ends = None if update is not None and not update.pairs else far_ends(annotation, stack, planes)
             velocity = register(
-                stack, ends, settings, plan, effort, network, lambda done: clock.tell(REGISTRATION_SHARE * done), update
+                stack,
+                drawn_ends(annotation, stack, planes, settings, update),  # given up when all is registered
+                settings,
+                plan,
+                effort,
+                network,
+                lambda done: clock.tell(REGISTRATION_SHARE * done),
+                update,
             )
             if memory is not None:
                 memory.keep(annotation, stack, velocity)
@@ -98,7 +104,7 @@ def compute(
             if fusion is None:
                 core = slice(stack.core.start, stack.core.stop)
                 scan = Scan(annotation, stack, planes, Chains(velocity, stack.images, core))
-                fusion = fuse_gaps(scan, networks, settings, clock)
+                fusion = fuse_gaps(scan, networks, settings, clock, bool(annotation.scribbles) or memory is not None)
                 if memory is not None:
                     memory.keep_fusion(annotation, settings, stack, fusion)
             with clock.stage("Scribbling"):
@@ -146,6 +152,16 @@ def corrected(
     for result in (maps, *sides.values()):
         result.keep_given(annotation)
     return maps, sides
+
+
+def drawn_ends(
+    annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, settings: Settings, update: Update | None
+) -> FarEnds | None:
+    """The labels at the ends of the gaps, on the grid on which the registration compares them; None if it does not."""
+    if update is not None and not update.pairs:
+        return None
+    size = stack.size if settings.registration == "network" else instance.field_size(stack.images)
+    return far_ends(annotation, stack, planes, size)
 
 
 def report_of_input(annotation: SparseAnnotation, settings: Settings, device: torch.device) -> dict:

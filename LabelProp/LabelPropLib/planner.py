@@ -15,12 +15,16 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from .annotation import SparseAnnotation
 from .errors import InputError
+from .gaps import shared_gaps
 from .machine import free_memory, held_memory, is_out_of_memory
 from .registration.instance import Level, Schedule
 
 BYTES_PER_BATCH_PIXEL = 320  # measured: of the graph of a pair's loss, per pixel of a plane
 BYTES_PER_STACK_PIXEL = 26  # of all planes: images, what is compared, the fields and their momenta
+BYTES_PER_DRAWN_PIXEL = 4  # of each label on each plane on which it is drawn: its distances
+BYTES_PER_END_PIXEL = 2  # of each label on each plane at a gap's end: masks on the fields' grid, carried and compared
 BATCH_SHARE = 0.5
 LEAST_PIXELS = 64
 
@@ -122,9 +126,15 @@ def batch_pixels(plan: Plan, free: float) -> int:
     return int(min(max(plan.share * free / BYTES_PER_BATCH_PIXEL, 1), Schedule.batch_pixels))
 
 
-def fitting_pixels(pixels: int, planes: int, free: float) -> int:
-    """The most pixels along a plane's side, up to `pixels`, with which so many square planes fit into `free` bytes."""
-    fitting = math.sqrt(free / (planes * BYTES_PER_STACK_PIXEL)) if free < math.inf else pixels
+def fitting_pixels(pixels: int, annotation: SparseAnnotation, free: float) -> int:
+    """The most pixels along a plane's side, up to `pixels`, with which square planes fit into `free` bytes.
+
+    All planes of the volume, and what is drawn on them.
+    """
+    drawn = sum(len(planes) for planes in annotation.complete.values())
+    ends = 2 * len(shared_gaps(annotation)) * len(annotation.labels)
+    held = BYTES_PER_STACK_PIXEL * annotation.plane_count + BYTES_PER_DRAWN_PIXEL * drawn + BYTES_PER_END_PIXEL * ends
+    fitting = math.sqrt(free / held) if free < math.inf else pixels
     return max(LEAST_PIXELS, min(pixels, int(fitting)))
 
 

@@ -16,7 +16,9 @@ from LabelPropLib.gaps import Gap, gaps
 from LabelPropLib.label_planes import LabelPlanes, far_ends
 from LabelPropLib.labelmaps import exclusive_layers
 from LabelPropLib.preprocessing import prepare, signed_distance
+from LabelPropLib.registration.consistency import on_grid
 from LabelPropLib.registration.fields import sample
+from LabelPropLib.registration.instance import field_size
 
 SIZE = 40
 
@@ -170,6 +172,16 @@ def test_far_ends_hold_the_labels_that_both_planes_bear(annotation):
     assert (found.moving, found.fixed) == ((0, 4, 4, 10), (4, 0, 10, 4))
     assert (found.labels_moving[:, 0].amax(dim=(1, 2)) > 0.9).all()
     assert not found.labels_moving[:, 1].any()
+    for moving, fixed, there in zip(found.moving, found.fixed, found.labels_fixed, strict=True):
+        assert torch.equal(there, found.labels_moving[list(zip(found.moving, found.fixed)).index((fixed, moving))])
+
+
+def test_far_ends_on_the_grid_of_the_fields_are_those_averaged_onto_it(annotation):
+    stack = prepare(annotation, 200)
+    planes, size = LabelPlanes(annotation, stack), field_size(stack.images)
+    coarse, averaged = far_ends(annotation, stack, planes, size), on_grid(far_ends(annotation, stack, planes), size)
+    assert torch.equal(coarse.labels_moving, averaged.labels_moving)
+    assert torch.equal(coarse.labels_fixed, averaged.labels_fixed)
 
 
 def left_out(overlap, total, slices=3):

@@ -1,6 +1,7 @@
 """The whole pipeline on small volumes with known truth."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +14,14 @@ from scipy import ndimage
 
 from LabelPropLib import pipeline
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
+from LabelPropLib.candidates import Chains
 from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.gaps import shared_gaps
 from LabelPropLib.label_planes import LabelPlanes, far_ends
+from LabelPropLib.memory import Memory
 from LabelPropLib.pipeline import messages, propagate
 from LabelPropLib.preprocessing import prepare
+from LabelPropLib.registration import instance
 from LabelPropLib.settings import FUSIONS, Settings
 
 SPACING = (3.0, 1.0, 1.0)
@@ -276,6 +280,35 @@ def test_what_one_label_is_drawn_on_does_not_matter_to_another(volume):
     stack = prepare(together, 160)
     ends = far_ends(together, stack, LabelPlanes(together, stack))
     assert ends.gaps == {(0, 6), (3, 9), (6, 12), (9, 15)}
+
+
+def test_what_is_held_of_a_gap_is_given_up_before_the_next(volume, monkeypatch):
+    """Scores are kept for strokes alone, and for a memory of runs."""
+    image, labels = volume
+    annotation = annotate_from_label_volume(image, keep(labels, [0, 5, 10, 16]), SPACING)
+    cross, correct, crossings, held, scores = Chains.cross, pipeline.corrected, [], [], []
+
+    def watched(self, gap):
+        held.append(sum(crossing() is not None for crossing in crossings))
+        crossing = cross(self, gap)
+        crossings.append(weakref.ref(crossing))
+        return crossing
+
+    def corrected(annotation, stack, fusion, *rest, **options):
+        scores.append(len(fusion.scores))
+        return correct(annotation, stack, fusion, *rest, **options)
+
+    def still(stack, *rest):
+        return torch.zeros(len(stack.images) - 1, 2, *instance.field_size(stack.images))
+
+    monkeypatch.setattr(Chains, "cross", watched)
+    monkeypatch.setattr(pipeline, "corrected", corrected)
+    monkeypatch.setattr(pipeline, "register", still)
+    settings = Settings(preset="fast", fusion="similarity")
+    stroked = replace(annotation, scribbles={3: np.array([[3, 20, 20]])})
+    for memory, drawn in ((None, annotation), (Memory(), annotation), (None, stroked)):
+        propagate(drawn, settings, memory=memory)
+    assert scores == [0, 6, 6] and held[:3] == [0, 0, 0]
 
 
 def test_a_stroke_beyond_the_drawn_slices_leaves_the_trust_in_both_images_as_it_is():

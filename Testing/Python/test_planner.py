@@ -1,5 +1,6 @@
 """What is computed at once fits into memory, and what happens when it does not."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,6 +63,16 @@ def test_little_memory_makes_slices_coarser_and_says_so(annotation, found, monke
     image, labels = (np.repeat(np.repeat(volume, 3, axis=1), 3, axis=2) for volume in tubes())
     large = annotate_from_label_volume(image, keep(labels, [0, 4, 8]), SPACING)
     assert any("registered at 64 pixels" in message for message in propagate(large, FAST).report["messages"])
+
+
+def test_what_is_drawn_takes_memory_too(annotation):
+    (label, *_), free = annotation.labels, 8e7
+    alone = replace(annotation, complete={label: annotation.complete[label]}, absent={}, scribbles={})
+    many = replace(annotation, complete={number: annotation.complete[label] for number in range(1, 41)}, absent={})
+    sides = [planner.fitting_pixels(10**4, given, free) for given in (alone, annotation, many)]
+    assert sides[0] > sides[1] > sides[2] > planner.LEAST_PIXELS
+    held = 26 * 17 + 4 * 40 * 4 + 2 * 6 * 40  # 17 planes, 40 labels on 4 of them, 6 ends of gaps
+    assert held * sides[2] ** 2 <= free < held * (sides[2] + 1) ** 2
 
 
 @pytest.mark.parametrize("preset", planner.EFFORTS)

@@ -45,11 +45,12 @@ class FarEnds:
         """Some of the gaps, their indices counted from the plane `origin`."""
         bounds = zip(self.moving, self.fixed, strict=True)
         chosen = [number for number, ends in enumerate(bounds) if tuple(sorted(ends)) in gaps]
+        part = slice(None) if len(chosen) == len(self.moving) else chosen  # all of them without a copy
         return FarEnds(
             tuple(self.moving[number] - origin for number in chosen),
             tuple(self.fixed[number] - origin for number in chosen),
-            self.labels_moving[chosen],
-            self.labels_fixed[chosen],
+            self.labels_moving[part],
+            self.labels_fixed[part],
         )
 
 
@@ -63,10 +64,16 @@ def on_grid(ends: FarEnds | None, size: tuple[int, int]) -> FarEnds | None:
     """`ends` with label masks averaged onto a coarser grid (h, w): the label term costs as much as they have pixels."""
     if ends is None:
         return None
-    masks = ends.labels_moving, ends.labels_fixed
-    # On the CPU: Apple's GPU does it for sizes that divide each other only.
-    moving, fixed = (F.interpolate(mask.cpu(), size=size, mode="area").to(mask.device) for mask in masks)
+    moving, fixed = (averaged(masks, size) for masks in (ends.labels_moving, ends.labels_fixed))
     return replace(ends, labels_moving=moving, labels_fixed=fixed)
+
+
+def averaged(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`masks` (N, L, H, W) on a coarser grid of `size`; as they are if they have it."""
+    if masks.shape[-2:] == size:
+        return masks
+    # On the CPU: Apple's GPU does it for sizes that divide each other only.
+    return F.interpolate(masks.cpu(), size=size, mode="area").to(masks.device)
 
 
 def far_displacements(velocity: torch.Tensor, ends: FarEnds, squarings: int) -> torch.Tensor:
