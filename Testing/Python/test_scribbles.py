@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from LabelPropLib import graph_cut, pipeline, scribbles, surroundings
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
-from LabelPropLib.gaps import gaps, gaps_to_scribbles
+from LabelPropLib.gaps import Gap, gaps, gaps_to_scribbles
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.memory import Memory
 from LabelPropLib.preprocessing import prepare, signed_distance
@@ -449,20 +449,27 @@ def test_a_stroke_may_cross_the_only_drawn_slice(rows, column):
     np.testing.assert_array_equal(found[4], labels[4])
 
 
-def test_a_label_absent_on_the_last_slice_is_not_carried_to_its_stroke():
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("planes", [(6,), (7, 8)])
+def test_a_label_absent_on_the_last_slice_is_not_carried_to_its_stroke(planes, turned):
     _, labels = drifting(9)
     image = np.random.default_rng(0).normal(size=labels.shape)
     drawn = np.zeros_like(labels)
     drawn[[0, 5]] = labels[[0, 5]]
     drawn[5] *= 2
     strokes = np.zeros_like(labels)
-    strokes[7, 20, 18] = 1
-    strokes[8, 20, 18] = 2
-    annotation = annotate_from_label_volume(image, drawn, SPACING, scribbles=strokes)
+    strokes[8, 20, 18] = 1
+    strokes[list(planes), 21, 18] = 2
+    order = slice(None, None, -1 if turned else 1)
+    annotation = annotate_from_label_volume(image[order], drawn[order], SPACING, scribbles=strokes[order])
     assert annotation.missing == "absent"
-    leading = gaps_to_scribbles(annotation, prepare(annotation, 200))
-    assert [(gap.first, gap.last, labels) for gap, labels in leading.items()] == [(6, 8, [2])]
-    assert all(gap.last < 5 for gap in gaps(annotation, prepare(annotation, 200), extrapolate=False))
+    stack = prepare(annotation, 200)
+    expected = Gap(None, 3, 8 - planes[-1], 2) if turned else Gap(5, None, 6, planes[-1])
+    assert gaps_to_scribbles(annotation, stack) == {expected: [2]}
+    between = Gap(3, 8, 4, 7) if turned else Gap(0, 5, 1, 4)
+    assert list(gaps(annotation, stack, extrapolate=False)) == [between]
+    without = dataclasses.replace(annotation, scribbles={2: np.empty((0, 3), int)})
+    assert gaps_to_scribbles(without, stack) == {}
 
 
 def test_a_stroke_needs_no_registration_and_no_fusion(monkeypatch):
