@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import annotate_from_masks, write_case
+from samples import annotate_from_masks, standing_arrivals, write_case
 from scipy import ndimage
 
 from LabelPropLib import cli, files, suggestion
@@ -17,6 +17,7 @@ from LabelPropLib.confidence import (
     PRIOR,
     Contours,
     SeenDrift,
+    assess,
     drift_mm,
     end_probabilities,
     expect,
@@ -26,10 +27,14 @@ from LabelPropLib.confidence import (
 )
 from LabelPropLib.ends import Growth
 from LabelPropLib.errors import InputError
-from LabelPropLib.evidence import Ending, Evidence, Found
+from LabelPropLib.evidence import Ending, Evidence, Found, observe
+from LabelPropLib.fusion import similarity
+from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.pipeline import propagate
+from LabelPropLib.preprocessing import prepare
 from LabelPropLib.settings import Settings
 from LabelPropLib.suggestion import End, Outlook, Span, Suggestion, Unseen
+from LabelPropLib.uncertainty import uncertainty_map
 
 SPACING = (3.0, 1.0, 1.0)
 FAST = Settings(preset="fast")
@@ -350,6 +355,54 @@ def test_slices_without_a_boundary_to_trace_all_cost_the_same(volume):
 def test_no_suggestion_asked_for_is_refused():
     with pytest.raises(InputError, match="1 or more"):
         Settings(suggestions=0)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_is_expected_is_the_same_upside_down(volume, ends):
+    """And what is measured for it is in mm. Nothing moves, so that each plane gets the outlines that were drawn."""
+    image, labels = volume[0][:8], volume[1][:8]
+    masks = {1: np.zeros(labels.shape, bool), 2: np.zeros(labels.shape, bool)}
+    masks[1][0], masks[2][[0, 7]] = labels[0] == 700, labels[[0, 7]] == 3
+    masks[1][7] = ndimage.binary_dilation(masks[1][0]) & (not ends)
+    areas = masks[1].sum(axis=(1, 2))[[0, 7]] / 4
+    turns = []
+    for order in (slice(None), slice(None, None, -1)):
+        drawn = {label: mask[order] for label, mask in masks.items()}
+        annotation = annotate_from_masks(image[order], drawn, (3.0, 0.5, 0.5), axis=0)
+        arrived = standing_arrivals(annotation, 0, 7)
+        score, stack = similarity.fuse(arrived), prepare(annotation, 200)
+        maps = LabelMaps(annotation, stack)
+        maps.enter(FusedScore(1, arrived.gap.targets, arrived.box, score))
+        maps.keep_given(annotation)
+        evidence = observe(arrived, stack, score, keep_distances=True)
+        turns.append(assess(annotation, stack, [evidence], maps.volumes(), {1: 1.5}))
+    np.testing.assert_allclose(uncertainty_map(turns[0]), uncertainty_map(turns[1])[::-1], atol=1e-3)
+    one, other = (turn.stretches[0] for turn in turns)
+    span, other_span = (Span.of(stretch) for stretch in (one, other))
+    for name in ("drift", "dice", "surface", "found", "there", "perimeter", "presence"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name)[::-1], rtol=1e-3, err_msg=name)
+    assert (one.dice > 0.3).any() and span.error == pytest.approx(other_span.error, rel=1e-3)
+    for plane in range(1, 7):
+        assert span.gain(plane) == pytest.approx(other_span.gain(7 - plane), rel=1e-3)
+    evidence, mirrored = one.evidence, other.evidence
+    np.testing.assert_allclose(evidence.distances, mirrored.distances.flip(0), atol=1e-3)
+    np.testing.assert_allclose(evidence.unlikeness, mirrored.unlikeness[::-1], atol=1e-4)
+    assert evidence.planes == range(1, 7) and evidence.pixel == 0.5
+    assert evidence.below.tolist() == evidence.above[::-1].tolist() == [3, 6, 9, 12, 15, 18]
+    if ends:
+        assert evidence.area is evidence.disagreement is None
+        assert evidence.ending.upwards and not mirrored.ending.upwards
+        for found in (evidence.ending, mirrored.ending):
+            assert found.steps.tolist() == [3, 6, 9, 12, 15, 18] and found.length == 21
+            assert found.area == pytest.approx([areas[0]] * 6)
+            assert found.depth == pytest.approx(np.sqrt(areas[0] / np.pi), rel=0.1)
+            assert found.log_depth == pytest.approx(np.log1p(2 * found.depth))
+        np.testing.assert_allclose(evidence.ending.presence, mirrored.ending.presence, atol=1e-3)
+    else:
+        assert evidence.ending is None
+        np.testing.assert_allclose(evidence.area, areas[0] + (areas[1] - areas[0]) * np.arange(1, 7) / 7)
+        assert (0.5 * (0.2 + 0.7) < evidence.disagreement).all() and (evidence.disagreement < 0.5 * (0.2 + 1.5)).all()
+        np.testing.assert_allclose(evidence.disagreement, mirrored.disagreement[::-1])
 
 
 @pytest.mark.parametrize("other", [0, 0.003])
