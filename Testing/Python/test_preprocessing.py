@@ -30,7 +30,10 @@ def annotation():
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e-9, 1e9, 1e30])
-def test_intensities_may_be_in_any_unit(annotation, unit):
+@pytest.mark.parametrize("seen", [1.0, 0.004])
+def test_intensities_may_be_in_any_unit(annotation, unit, seen):
+    """Also those of a scan that is empty but for a few voxels: its 1st and 99th percentile are the same."""
+    annotation = replace(annotation, image=annotation.image * (np.random.default_rng(2).random((11, 40, 40)) < seen))
     scaled = replace(annotation, image=annotation.image * np.float32(unit))
     torch.testing.assert_close(prepare(scaled, 200).images, prepare(annotation, 200).images, rtol=0, atol=1e-5)
 
@@ -62,6 +65,12 @@ def test_the_margin_of_the_crop_is_no_more_than_40_pixels_however_small_these_ar
     masks[1][::2, 200:230, 200:230] = True
     rows, columns = crop_box(annotate_from_masks(image, masks, (3.0, spacing, spacing), axis=0))
     assert rows == columns and rows.start == 200 - min(40, 12 / spacing)
+
+
+def test_the_margin_of_the_crop_is_a_share_of_a_large_label():
+    image, masks = np.arange(2.7e5, dtype=np.float32).reshape(3, 300, 300), {1: np.zeros((3, 300, 300), bool)}
+    masks[1][::2, 50:251, 140:150] = True
+    assert crop_box(annotate_from_masks(image, masks, (3.0, 1.0, 1.0), axis=0)) == (slice(19, 282), slice(128, 162))
 
 
 def test_the_crop_does_not_depend_on_the_last_digit_of_a_spacing():
