@@ -1,6 +1,8 @@
 """The stack of planes that is worked on: its crop, its intensities, and distances on it."""
 
+import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from samples import annotate_from_masks
 
 from LabelPropLib.label_planes import LabelPlanes
 from LabelPropLib.preprocessing import (
+    Stack,
     crop_box,
     percentiles,
     prepare,
@@ -79,6 +82,34 @@ def test_the_crop_does_not_depend_on_the_last_digit_of_a_spacing():
     masks[1][[0, 3], 20:30, 20:30] = True
     for last_digit in (1.0, 0.9999999999999998, 1.0000000000000002):
         assert crop_box(annotate_from_masks(image, masks, (3.0, last_digit, last_digit), axis=0)) == (slice(8, 42),) * 2
+
+
+@given(st.tuples(*[st.integers(8, 40)] * 2), st.tuples(*[st.integers(2, 60)] * 2), st.data())
+def test_boxes_of_the_working_grid_and_of_the_volume_hold_each_other(working, native, data):
+    """The corners of both grids coincide; in a window all is as if the whole plane had been resampled."""
+
+    def part_of(sizes, beyond=0):
+        bounds = [sorted(data.draw(st.tuples(*[st.integers(-beyond, size - 1 + beyond)] * 2))) for size in sizes]
+        return tuple(slice(first, last + 1) for first, last in bounds)
+
+    images = torch.rand(1, 1, *working, generator=torch.Generator().manual_seed(0))
+    corner = (3, 5)
+    crop = tuple(slice(start, start + size) for start, size in zip(corner, native, strict=True))
+    stack = Stack(images, (0,), (0.0, 1.0), 7, range(1), crop, 1.0, 2.0)
+    assert stack.crop == (slice(7, 8), *crop)
+    box, part = part_of(working), part_of(native, beyond=3)
+    window, values = stack.window_to_volume_grid(images[0][:, box[0], box[1]], box)
+    whole = torch.nn.functional.interpolate(images, size=native, mode="bilinear", align_corners=True)[0]
+    np.testing.assert_allclose(values, whole[:, window[0], window[1]], atol=1e-4)
+    of_volume = tuple(slice(p.start + start, p.stop + start) for p, start in zip(part, corner, strict=True))
+    found = stack.working_box(of_volume)
+    for axis in range(2):
+        step = Fraction(working[axis] - 1, native[axis] - 1)
+        held = [line for line in range(native[axis]) if box[axis].start <= line * step <= box[axis].stop - 1]
+        assert list(range(native[axis])[window[axis]]) == held
+        start = max(0, math.floor(part[axis].start * step))
+        stop = min(working[axis], math.ceil((part[axis].stop - 1) * step) + 1)
+        assert found[axis] == slice(start, max(start, stop))
 
 
 def test_crop_and_distances_are_measured_in_millimetres():
