@@ -58,7 +58,9 @@ def test_absence_beyond_the_outermost_drawn_planes_opens_no_gap():
     masks[1][[2, 6]] = disc(20, 20)
     image = np.random.default_rng(1).normal(size=(13, SIZE, SIZE)).astype(np.float32)
     annotation = annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0, absent={1: {0, 7, 10}})
-    assert list(gaps(annotation, prepare(annotation, 200), extrapolate=False)) == [Gap(0, 4, 1, 3)]
+    stack = prepare(annotation, 200)
+    assert list(gaps(annotation, stack, extrapolate=False)) == [Gap(0, 4, 1, 3)]
+    assert LabelPlanes(annotation, stack).known(1) == [0, 4]
     whole = prepare(annotation, 200, extrapolate=True)
     assert list(gaps(annotation, whole, extrapolate=True)) == [Gap(0, 2, 1, 1), Gap(2, 6, 3, 5)]
 

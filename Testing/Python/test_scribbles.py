@@ -162,6 +162,22 @@ def test_a_stroke_that_says_nothing_new_changes_nothing(case):
         np.testing.assert_array_equal(after, before)
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("label", [9, BACKGROUND])
+def test_a_stroke_corrects_the_same_whichever_axis_the_slices_lie_across(case, axis, label):
+    spacing = list(SPACING[1:])
+    spacing.insert(axis, SPACING[0])
+    image = np.moveaxis(case.annotation.image, 0, axis)
+    annotation = dataclasses.replace(case.annotation, image=image, spacing=tuple(spacing), axis=axis)
+    turned = fused_case(annotation, prepare(annotation, 200), FUSED)
+    voxels = stroke_through((TRUTH == label) & (case.update({})[0] != label), "coronal")
+    voxels = np.concatenate([voxels, [[12, 30, 18]]])  # the last one contradicts a drawn slice
+    expected, said = case.update({label: voxels}, follow_edges=True)
+    found, told = turned.update({label: np.insert(voxels[:, 1:], axis, voxels[:, 0], axis=1)}, follow_edges=True)
+    np.testing.assert_array_equal(np.moveaxis(found, axis, 0), expected)
+    assert told == said and len(said) == 1
+
+
 def test_strokes_far_apart_do_not_know_of_each_other(case):
     first, second = np.array([[6, 24, 39]]), np.array([[6, 56, 39]])
     both, _ = case.update({9: np.concatenate([first, second])})
