@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import annotate_from_masks
 
+from LabelPropLib import boxes
 from LabelPropLib.candidates import BOX_MARGIN, Chains, arrivals
 from LabelPropLib.filters import channel_weights
 from LabelPropLib.fusion import deep, similarity
@@ -240,25 +241,47 @@ PAIRS = tuple(combinations(LABELS, 2))
 @settings(max_examples=15)
 @given(pairs=st.sets(st.sampled_from(PAIRS)), order=st.permutations(LABELS), seed=st.integers(0, 99))
 def test_a_voxel_bears_the_labels_that_beat_all_that_exclude_them(pairs, order, seed):
-    """Voxel by voxel, the earlier one where they are even; decided again where that is asked for, and nowhere else."""
-    masks = {label: np.zeros((5, 10, 10), bool) for label in LABELS}
+    """Voxel by voxel, the earlier one where they are even; decided again where that is asked for, and nowhere else.
+
+    In the end what was drawn and scribbled is kept, and takes the place of what it excludes.
+    """
+    shape, generator = (5, 10, 10), np.random.default_rng(seed)
+    masks = {label: np.zeros(shape, bool) for label in LABELS}
     for column, sharing in enumerate([*((label,) for label in LABELS), *pairs]):
         for label in sharing:
             masks[label][[0, 4], 5, column] = True
-    generator = np.random.default_rng(seed)
-    annotation = annotate_from_masks(generator.normal(size=(5, 10, 10)), masks, (2.0, 1.0, 1.0), axis=0)
+    stroke, background = np.array([[2, 3, 3]]), np.array([[2, 4, 4]])
+    annotation = annotate_from_masks(
+        generator.normal(size=shape), masks, (2.0, 1.0, 1.0), axis=0, scribbles={order[0]: stroke, 0: background}
+    )
     maps = LabelMaps(annotation, prepare(annotation, 200))
-    first, again = ({label: generator.integers(-1, 4, (3, 10, 10)).astype(np.float32) for label in order} for _ in "ab")
+    first, again = ({label: generator.integers(-1, 4, shape).astype(np.float32) for label in order} for _ in range(2))
     for label, values in first.items():
-        maps.enter(FusedScore(label, range(1, 4), (slice(0, 10),) * 2, torch.from_numpy(values)))
-    twin, where = maps.copy(), generator.random((3, 10, 10)) < 0.5
-    twin.decide_again((slice(1, 4), slice(0, 10), slice(0, 10)), again, where)
-    for k, i, j in np.ndindex(where.shape):
-        for found, scores in ((maps, first), (twin, again if where[k, i, j] else first)):
-            expected = {}
-            for label, values in scores.items():
-                rivals = {o: v for o, v in expected.items() if (min(o, label), max(o, label)) not in pairs}
-                if values[k, i, j] > max([0, *rivals.values()]):
-                    expected = {o: v for o, v in expected.items() if o not in rivals} | {label: values[k, i, j]}
-            borne = {int(volume[k + 1, i, j]) for volume in found.volumes()}
-            assert borne - {0} == expected.keys()
+        maps.enter(FusedScore(label, range(5), (slice(0, 10),) * 2, torch.from_numpy(values)))
+    twin, where = maps.copy(), generator.random(shape) < 0.5
+    twin.decide_again(boxes.whole(shape), again, where)
+
+    def shared(label, others):
+        return {other for other in others if (min(other, label), max(other, label)) in pairs}
+
+    def borne(found):
+        return {index: {int(volume[index]) for volume in found.volumes()} - {0} for index in np.ndindex(shape)}
+
+    expected = {}
+    for index in np.ndindex(shape):
+        winners = {}
+        for label, values in (again if where[index] else first).items():
+            rivals = winners.keys() - shared(label, winners)
+            if values[index] > max([0, *(winners[rival] for rival in rivals)]):
+                winners = {other: winners[other] for other in shared(label, winners)} | {label: values[index]}
+        expected[index] = set(winners)
+    before = borne(maps)
+    assert borne(twin) == expected
+    assert all(before[index] == expected[index] for index in np.ndindex(shape) if not where[index])
+    twin.keep_given(annotation)
+    for index in np.ndindex(shape):
+        if index[0] in (0, 4):
+            expected[index] = {label for label in LABELS if masks[label][index]}
+    expected[tuple(stroke[0])] = {order[0], *shared(order[0], expected[tuple(stroke[0])])}
+    expected[tuple(background[0])] = set()
+    assert borne(twin) == expected and borne(maps) == before
