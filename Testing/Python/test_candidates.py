@@ -14,7 +14,7 @@ from LabelPropLib.candidates import BOX_MARGIN, Chains, arrivals
 from LabelPropLib.filters import channel_weights
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.choice import LeftOut, choose
-from LabelPropLib.gap_fusion import Scan, hide_slices, leave_one_out
+from LabelPropLib.gap_fusion import RULES, Scan, choose_rules, hide_slices, leave_one_out
 from LabelPropLib.gaps import Gap, gaps
 from LabelPropLib.label_planes import LabelPlanes, far_ends
 from LabelPropLib.labelmaps import FusedScore, LabelMaps, exclusive_layers
@@ -202,8 +202,9 @@ def test_a_rule_that_cannot_be_beaten_is_chosen_whatever_the_others_do(results, 
         assert choose(left_outs, margin) == "rule 0"
 
 
-def test_only_slices_between_two_that_bear_the_label_are_hidden():
-    """The last slice that bears label 1 is none: a rule that carries it on for ever would find that one best."""
+@pytest.fixture
+def standing_scan():
+    """Label 1 on planes 0, 4 and 8 of 17, label 2 on every fourth plane; nothing moves."""
     masks = {label: np.zeros((17, SIZE, SIZE), bool) for label in (1, 2)}
     masks[1][[0, 4, 8]] = disc(14, 14)
     masks[2][[0, 4, 8, 12, 16]] = disc(28, 28)
@@ -211,10 +212,26 @@ def test_only_slices_between_two_that_bear_the_label_are_hidden():
     annotation = annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
     stack = prepare(annotation, 200)
     chains = Chains(torch.zeros(16, 2, 20, 20), stack.images)
-    scan = Scan(annotation, stack, LabelPlanes(annotation, stack), chains)
-    found = leave_one_out(scan, None, hide_slices(scan), ["similarity"], annotation.labels)
+    return Scan(annotation, stack, LabelPlanes(annotation, stack), chains)
+
+
+def test_only_slices_between_two_that_bear_the_label_are_hidden(standing_scan):
+    """The last slice that bears label 1 is none: a rule that carries it on for ever would find that one best."""
+    found = leave_one_out(standing_scan, None, hide_slices(standing_scan), ["similarity"], (1, 2))
     assert found[1]["similarity"].slices == 1  # plane 4
     assert found[2]["similarity"].slices == 3  # planes 4, 8 and 12
+
+
+@torch.no_grad()
+def test_a_rule_gives_way_to_one_that_finds_hidden_slices_clearly_better(standing_scan, monkeypatch):
+    networks = deep.load("auto", True, torch.device("cpu"))
+    assert choose_rules(standing_scan, networks, "joint") == ({1: "joint", 2: "joint"}, {})
+    rules, factors = choose_rules(standing_scan, networks, "auto")
+    assert rules == {1: "deep", 2: "deep"}
+    assert 0 < factors[2] < factors[1] < 1  # nothing drifts, and the more slices say so the more it counts
+    assert choose_rules(standing_scan, None, "auto")[0] == {1: "similarity", 2: "similarity"}
+    monkeypatch.setitem(RULES, "similarity", lambda arrived: torch.full_like(arrived.lower.distances, -1.0))
+    assert choose_rules(standing_scan, None, "auto")[0] == {1: "similarity", 2: "appearance"}
 
 
 def test_left_out_counts_the_dice_of_all_hidden_slices():
