@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from samples import annotate_from_masks
 
 from LabelPropLib.label_planes import LabelPlanes
+from LabelPropLib.labelmaps import FusedScore
 from LabelPropLib.preprocessing import (
     Stack,
     crop_box,
@@ -103,6 +104,7 @@ def test_boxes_of_the_working_grid_and_of_the_volume_hold_each_other(working, na
     np.testing.assert_allclose(values, whole[:, window[0], window[1]], atol=1e-4)
     of_volume = tuple(slice(p.start + start, p.stop + start) for p, start in zip(part, corner, strict=True))
     found = stack.working_box(of_volume)
+    common = []
     for axis in range(2):
         step = Fraction(working[axis] - 1, native[axis] - 1)
         held = [line for line in range(native[axis]) if box[axis].start <= line * step <= box[axis].stop - 1]
@@ -110,6 +112,18 @@ def test_boxes_of_the_working_grid_and_of_the_volume_hold_each_other(working, na
         start = max(0, math.floor(part[axis].start * step))
         stop = min(working[axis], math.ceil((part[axis].stop - 1) * step) + 1)
         assert found[axis] == slice(start, max(start, stop))
+        common.append([line for line in held if part[axis].start <= line < part[axis].stop])
+    inside = images[0][:, box[0], box[1]]
+    score = FusedScore(1, range(1), box, inside, torch.stack([inside > 0.4, inside > 0.6]))
+    covered, values, votes = score.on_volume(stack, (slice(5, 9), *of_volume))
+    expected = whole[:, common[0]][..., common[1]]
+    if expected.numel():
+        corners = (line[0] + start for line, start in zip(common, corner, strict=True))
+        assert covered == (slice(7, 8), *(slice(c, c + n) for c, n in zip(corners, values.shape[1:], strict=True)))
+        np.testing.assert_allclose(values, expected, atol=1e-4)
+        assert votes.shape == (2, *values.shape) and not (votes[1] & ~votes[0]).any()
+    else:
+        assert values.size == votes.size == 0
 
 
 def test_crop_and_distances_are_measured_in_millimetres():
