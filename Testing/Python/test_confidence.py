@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import annotate_from_masks, standing_arrivals, write_case
@@ -27,7 +28,7 @@ from LabelPropLib.confidence import (
 )
 from LabelPropLib.ends import Growth
 from LabelPropLib.errors import InputError
-from LabelPropLib.evidence import Ending, Evidence, Found, observe
+from LabelPropLib.evidence import Ending, Evidence, Found, implied_dice, observe
 from LabelPropLib.fusion import similarity
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.pipeline import propagate
@@ -140,6 +141,13 @@ def test_a_label_found_well_beyond_its_likely_end_is_expected_to_be_bad_there():
     assert (np.diff(everywhere.dice) < 0).all() and everywhere.dice[-1] < 0.5 < everywhere.dice[0]
     nowhere = expect(PRIOR, evidence, Contours(np.zeros(10), np.zeros(10)))
     assert (nowhere.dice == 0).all()
+
+
+def test_dice_that_a_score_implies_is_that_of_its_log_odds():
+    score = torch.tensor([[[2.0, -1.0, 0.0, 30.0]], [[-9.0, -9.0, -9.0, -9.0]]])
+    probability = torch.sigmoid(score)[0, 0].tolist()
+    expected = 2 * (probability[0] + probability[3]) / (sum(probability) + 2)
+    np.testing.assert_allclose(implied_dice(score), [expected, 0], rtol=1e-6)
 
 
 def test_drift_is_scaled_by_what_hidden_slices_show():

@@ -354,11 +354,13 @@ def test_scribbled_voxels_keep_their_label(volume):
 
 def test_directions_and_uncertainty_on_request(volume):
     image, labels = volume
-    annotation = annotate_from_label_volume(image, keep(labels, [0, 8, 16]), SPACING)
-    result = propagate(annotation, Settings(directions=True, uncertainty=True))
+    drawn = keep(labels, [0, 8, 16])
+    drawn[16] *= drawn[16] == 3  # so that label 700 ends, and nothing of it is carried down from there
+    result = propagate(annotate_from_label_volume(image, drawn, SPACING), Settings(directions=True, uncertainty=True))
     assert set(result.directions) == {"up", "down"}
-    for (direction,) in result.directions.values():
+    for name, (direction,) in result.directions.items():
         assert dice(direction == 3, labels == 3) > 0.85
+        assert (direction[9:16] == 700).any() == (name == "up") and (direction[1:8] == 700).any()
     assert result.uncertainty.shape == image.shape and result.uncertainty.dtype == np.float32
     assert 0 <= result.uncertainty.min() and 0.1 < result.uncertainty.max() <= 1
     assert not result.uncertainty[8].any()
