@@ -24,6 +24,7 @@ from LabelPropLib.confidence import (
     expect,
     measure,
     present,
+    remaining,
     scales,
 )
 from LabelPropLib.ends import Growth
@@ -32,7 +33,7 @@ from LabelPropLib.evidence import Ending, Evidence, Found, implied_dice, observe
 from LabelPropLib.fusion import similarity
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.pipeline import propagate
-from LabelPropLib.preprocessing import prepare
+from LabelPropLib.preprocessing import prepare, signed_distance
 from LabelPropLib.settings import Settings
 from LabelPropLib.suggestion import End, Outlook, Span, Suggestion, Unseen
 from LabelPropLib.uncertainty import uncertainty_map
@@ -345,6 +346,7 @@ def test_a_label_that_got_lost_between_two_slices_is_expected_to_be_wrong_and_su
     apart[0, 2 : 2 + size, 2 : 2 + size] = apart[4, 40 : 40 + size, 40 : 40 + size] = 1
     result = propagate(annotate(image, apart, (0, 4)), replace(FAST, uncertainty=True))
     assert not result.mask(1)[1:4].any() and result.uncertainty[1:4].max(axis=(1, 2)).tolist() == [1, 1, 1]
+    assert not result.uncertainty[1:4, 20:24, 20:24].any()
     assert result.report["expected_dice"]["1"] == {"0": 1, "1": 0, "2": 0, "3": 0, "4": 1}
     assert result.report["expected_surface_distance_mm"]["1"] == {"0": 0, "4": 0}
     assert result.report["expected_mean_dice"] == 0
@@ -365,6 +367,29 @@ def test_no_suggestion_asked_for_is_refused():
         Settings(suggestions=0)
 
 
+def doubt_on(plane, confidence):
+    """(H, W) by definition: the uncertainty on a plane of a stack that fills the volume, of evidence for label 1."""
+    (stretch,) = confidence.stretches
+    evidence, n = stretch.evidence, plane - stretch.evidence.planes.start
+    labels = confidence.layers[1][plane]
+    found = labels == 1
+    wrong, there = np.zeros((2, *labels.shape))
+    if found.any():
+        half = evidence.pixel / 2 / stretch.drift[n]
+        distances = np.abs(signed_distance(found, (evidence.pixel,) * 2))
+        wrong = 0.5 * np.exp(-distances / stretch.drift[n]) * np.sinh(half) / half
+    if stretch.ends is not None:
+        depth = evidence.distances[n].numpy()
+        depth = np.where(found[evidence.box], depth.clip(min=1e-3), depth)
+        thresholds = evidence.ending.depth * (1 - remaining(evidence.ending)[n])
+        there[evidence.box] = (thresholds < depth[..., None]) @ stretch.ends
+        wrong = np.where(found, 1 - there * (1 - wrong), np.maximum(wrong, there))
+    wrong[labels == 2] = 0
+    for strokes in confidence.annotation.scribbles.values():
+        wrong[tuple(strokes[strokes[:, 0] == plane, 1:].T)] = 0
+    return np.minimum(2 * wrong, 1)
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_is_expected_is_the_same_upside_down(volume, ends):
     """And what is measured for it is in mm. Nothing moves, so that each plane gets the outlines that were drawn."""
@@ -376,15 +401,21 @@ def test_what_is_expected_is_the_same_upside_down(volume, ends):
     turns = []
     for order in (slice(None), slice(None, None, -1)):
         drawn = {label: mask[order] for label, mask in masks.items()}
-        annotation = annotate_from_masks(image[order], drawn, (3.0, 0.5, 0.5), axis=0)
+        strokes = {1: np.array([[3, 32, 40]]), 0: np.array([[3, 32, 43]])}
+        strokes = {label: np.abs(voxels - [0 if order.step is None else 7, 0, 0]) for label, voxels in strokes.items()}
+        annotation = annotate_from_masks(image[order], drawn, (3.0, 0.5, 0.5), axis=0, scribbles=strokes)
         arrived = standing_arrivals(annotation, 0, 7)
         score, stack = similarity.fuse(arrived), prepare(annotation, 200)
         maps = LabelMaps(annotation, stack)
         maps.enter(FusedScore(1, arrived.gap.targets, arrived.box, score))
         maps.keep_given(annotation)
+        maps.volumes()[0][1:7, :, :30][maps.volumes()[0][1:7, :, :30] == 0] = 2
         evidence = observe(arrived, stack, score, keep_distances=True)
         turns.append(assess(annotation, stack, [evidence], maps.volumes(), {1: 1.5}))
-    np.testing.assert_allclose(uncertainty_map(turns[0]), uncertainty_map(turns[1])[::-1], atol=1e-3)
+    uncertainties = [uncertainty_map(turn) for turn in turns]
+    np.testing.assert_allclose(uncertainties[0], uncertainties[1][::-1], atol=1e-3)
+    for plane in range(1, 7):
+        np.testing.assert_allclose(uncertainties[0][plane], doubt_on(plane, turns[0]), atol=2e-3)
     one, other = (turn.stretches[0] for turn in turns)
     span, other_span = (Span.of(stretch) for stretch in (one, other))
     for name in ("drift", "dice", "surface", "found", "there", "perimeter", "presence"):
