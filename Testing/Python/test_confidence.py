@@ -1,5 +1,6 @@
 """What is expected of a propagation, and which slice is suggested: facts whatever the coefficients are."""
 
+import itertools
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -177,6 +178,7 @@ def test_drawing_a_slice_splits_a_gap_and_takes_drift_away(count, index, ends, p
     assert sum(probability for probability, _ in outcomes) == pytest.approx(1)
     for _, parts in outcomes:
         assert 1 + index not in np.concatenate([part.planes for part in parts])
+        assert all(part.end is None or part.end.probabilities.sum() == pytest.approx(1) for part in parts)
     after = sum(probability * sum(part.error for part in parts) for probability, parts in outcomes)
     if not ends:
         assert 0 < span.gain(1 + index) == pytest.approx(span.error - after)
@@ -368,7 +370,7 @@ def test_no_suggestion_asked_for_is_refused():
 
 
 def doubt_on(plane, confidence):
-    """(H, W) by definition: the uncertainty on a plane of a stack that fills the volume, of evidence for label 1."""
+    """(H, W) by definition: the uncertainty on a plane of the volume, of evidence for label 1, with square pixels."""
     (stretch,) = confidence.stretches
     evidence, n = stretch.evidence, plane - stretch.evidence.planes.start
     labels = confidence.layers[1][plane]
@@ -384,16 +386,29 @@ def doubt_on(plane, confidence):
         thresholds = evidence.ending.depth * (1 - remaining(evidence.ending)[n])
         there[evidence.box] = (thresholds < depth[..., None]) @ stretch.ends
         wrong = np.where(found, 1 - there * (1 - wrong), np.maximum(wrong, there))
-    wrong[labels == 2] = 0
+    uncertain = np.zeros(confidence.annotation.image.shape[1:])
+    uncertain[confidence.stack.box] = np.where(labels == 2, 0, np.minimum(2 * wrong, 1))
     for strokes in confidence.annotation.scribbles.values():
-        wrong[tuple(strokes[strokes[:, 0] == plane, 1:].T)] = 0
-    return np.minimum(2 * wrong, 1)
+        uncertain[tuple(strokes[strokes[:, 0] == plane, 1:].T)] = 0
+    return uncertain
+
+
+def test_on_a_suggested_slice_nothing_unseen_is_left(volume):
+    image, labels = volume
+    drawn = np.zeros_like(labels)
+    drawn[0], drawn[[0, 7], 40:, 40:] = labels[0] == 3, 2
+    annotation = annotate_from_label_volume(image, drawn, SPACING, axis=0)
+    stretch = expect(PRIOR, ending(), Contours(np.full(6, 200.0), np.full(6, 50.0)))
+    outlook = Outlook(SimpleNamespace(stretches=[stretch], annotation=annotation))
+    first, second = itertools.islice(outlook.suggestions(), 2)
+    assert first.plane != second.plane
+    assert Unseen.of(annotation).met(first.plane) > 0 == outlook._unseen.met(first.plane)
 
 
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_is_expected_is_the_same_upside_down(volume, ends):
     """And what is measured for it is in mm. Nothing moves, so that each plane gets the outlines that were drawn."""
-    image, labels = volume[0][:8], volume[1][:8]
+    image, labels = (np.pad(array[:8], ((0, 0), (0, 0), (0, 40)), mode="edge") for array in volume)
     masks = {1: np.zeros(labels.shape, bool), 2: np.zeros(labels.shape, bool)}
     masks[1][0], masks[2][[0, 7]] = labels[0] == 700, labels[[0, 7]] == 3
     masks[1][7] = ndimage.binary_dilation(masks[1][0]) & (not ends)
@@ -401,7 +416,7 @@ def test_what_is_expected_is_the_same_upside_down(volume, ends):
     turns = []
     for order in (slice(None), slice(None, None, -1)):
         drawn = {label: mask[order] for label, mask in masks.items()}
-        strokes = {1: np.array([[3, 32, 40]]), 0: np.array([[3, 32, 43]])}
+        strokes = {1: np.array([[3, 32, 40]]), 0: np.array([[3, 32, column] for column in range(43, 88)])}
         strokes = {label: np.abs(voxels - [0 if order.step is None else 7, 0, 0]) for label, voxels in strokes.items()}
         annotation = annotate_from_masks(image[order], drawn, (3.0, 0.5, 0.5), axis=0, scribbles=strokes)
         arrived = standing_arrivals(annotation, 0, 7)
