@@ -14,7 +14,7 @@ from samples import annotate_from_masks, standing_arrivals, write_case
 from scipy import ndimage
 
 from LabelPropLib import cli, files, suggestion
-from LabelPropLib.annotation import annotate_from_label_volume
+from LabelPropLib.annotation import annotate_from_label_volume, stack_order
 from LabelPropLib.confidence import (
     PRIOR,
     Contours,
@@ -111,6 +111,8 @@ def test_the_same_drift_costs_a_small_structure_more():
     large, small = (measure(disc(radius)[None], (1,), (1.0, 1.0))[1] for radius in (20, 5))
     evidence = between(10, 10)
     assert expect(PRIOR, evidence, small).dice < expect(PRIOR, evidence, large).dice < 1
+    drifted = 20 + drift_mm(PRIOR, evidence)[0]  # as if the contour lay so far outside all around
+    assert expect(PRIOR, evidence, large).dice == pytest.approx(2 * 20**2 / (20**2 + drifted**2), abs=0.01)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 2.0)])
@@ -386,10 +388,12 @@ def doubt_on(plane, confidence):
         thresholds = evidence.ending.depth * (1 - remaining(evidence.ending)[n])
         there[evidence.box] = (thresholds < depth[..., None]) @ stretch.ends
         wrong = np.where(found, 1 - there * (1 - wrong), np.maximum(wrong, there))
-    uncertain = np.zeros(confidence.annotation.image.shape[1:])
+    order = stack_order(confidence.annotation)
+    uncertain = np.zeros(confidence.annotation.image.transpose(order).shape[1:])
     uncertain[confidence.stack.box] = np.where(labels == 2, 0, np.minimum(2 * wrong, 1))
     for strokes in confidence.annotation.scribbles.values():
-        uncertain[tuple(strokes[strokes[:, 0] == plane, 1:].T)] = 0
+        planes, *pixels = strokes[:, order].T
+        uncertain[tuple(lines[planes == plane] for lines in pixels)] = 0
     return uncertain
 
 
@@ -405,8 +409,8 @@ def test_on_a_suggested_slice_nothing_unseen_is_left(volume):
     assert Unseen.of(annotation).met(first.plane) > 0 == outlook._unseen.met(first.plane)
 
 
-@pytest.mark.parametrize("ends", [False, True])
-def test_what_is_expected_is_the_same_upside_down(volume, ends):
+@pytest.mark.parametrize(("ends", "axis"), [(False, 0), (True, 0), (True, 2)])
+def test_what_is_expected_is_the_same_upside_down(volume, ends, axis):
     """And what is measured for it is in mm. Nothing moves, so that each plane gets the outlines that were drawn."""
     image, labels = (np.pad(array[:8], ((0, 0), (0, 0), (0, 40)), mode="edge") for array in volume)
     masks = {1: np.zeros(labels.shape, bool), 2: np.zeros(labels.shape, bool)}
@@ -415,19 +419,23 @@ def test_what_is_expected_is_the_same_upside_down(volume, ends):
     areas = masks[1].sum(axis=(1, 2))[[0, 7]] / 4
     turns = []
     for order in (slice(None), slice(None, None, -1)):
-        drawn = {label: mask[order] for label, mask in masks.items()}
+        drawn = {label: np.moveaxis(mask[order], 0, axis) for label, mask in masks.items()}
+        spacing = (3.0, 0.5, 0.5) if axis == 0 else (0.5, 0.5, 3.0)
         strokes = {1: np.array([[3, 32, 40]]), 0: np.array([[3, 32, column] for column in range(43, 88)])}
         strokes = {label: np.abs(voxels - [0 if order.step is None else 7, 0, 0]) for label, voxels in strokes.items()}
-        annotation = annotate_from_masks(image[order], drawn, (3.0, 0.5, 0.5), axis=0, scribbles=strokes)
+        strokes = {label: np.roll(voxels, -1, axis=1) if axis else voxels for label, voxels in strokes.items()}
+        scan = np.moveaxis(image[order], 0, axis)
+        annotation = annotate_from_masks(scan, drawn, spacing, axis, scribbles=strokes)
         arrived = standing_arrivals(annotation, 0, 7)
         score, stack = similarity.fuse(arrived), prepare(annotation, 200)
         maps = LabelMaps(annotation, stack)
         maps.enter(FusedScore(1, arrived.gap.targets, arrived.box, score))
         maps.keep_given(annotation)
-        maps.volumes()[0][1:7, :, :30][maps.volumes()[0][1:7, :, :30] == 0] = 2
+        beside = np.moveaxis(maps.volumes()[0], axis, 0)[1:7, :, :30]
+        beside[beside == 0] = 2
         evidence = observe(arrived, stack, score, keep_distances=True)
         turns.append(assess(annotation, stack, [evidence], maps.volumes(), {1: 1.5}))
-    uncertainties = [uncertainty_map(turn) for turn in turns]
+    uncertainties = [np.moveaxis(uncertainty_map(turn), axis, 0) for turn in turns]
     np.testing.assert_allclose(uncertainties[0], uncertainties[1][::-1], atol=1e-3)
     for plane in range(1, 7):
         np.testing.assert_allclose(uncertainties[0][plane], doubt_on(plane, turns[0]), atol=2e-3)

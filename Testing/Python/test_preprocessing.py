@@ -44,7 +44,10 @@ def test_intensities_may_be_in_any_unit(annotation, unit, seen):
 
 def test_the_scans_intensities_do_not_depend_on_a_second_image(annotation):
     both = prepare(replace(annotation, second_image=1000 * annotation.image[::-1] + 5000), 200)
-    np.testing.assert_allclose(both.normalise(annotation.image), prepare(annotation, 200).normalise(annotation.image))
+    alone = prepare(annotation, 200)
+    np.testing.assert_allclose(both.normalise(annotation.image), alone.normalise(annotation.image))
+    np.testing.assert_allclose(alone.images[:, 0], alone.normalise(annotation.image)[alone.crop], atol=1e-6)
+    np.testing.assert_allclose(alone.normalise(np.array(alone.intensities)), [0, 1], atol=1e-6)
 
 
 @given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=60), st.sampled_from([np.int16, np.float32]))
@@ -134,6 +137,8 @@ def test_crop_and_distances_are_measured_in_millimetres():
     assert crop_box(annotation) == (slice(4, 26), slice(0, 48))  # 12 mm around
     stack = prepare(annotation, 200)
     assert stack.pixel == 0.5 and stack.size == (88, 48)
+    corners = image[0][np.ix_([4, 25], [0, 47])]  # they coincide on both grids
+    np.testing.assert_allclose(stack.images[0, 0][::87, ::47], stack.normalise(corners), atol=1e-6)
     depth = LabelPlanes(annotation, stack).distances(1, 0).max()
     assert depth == pytest.approx(1.5, abs=0.1)  # half of 4 columns, without half a pixel: 0.75 mm
 
