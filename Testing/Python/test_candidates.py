@@ -99,13 +99,20 @@ def test_arrivals_of_a_standing_scan_are_the_drawn_contours(annotation):
     assert one.lower is None and one.upper.source == 4
 
 
-@given(seed=st.integers(0, 200), speed=st.floats(0, 4), row=st.integers(0, 70), column=st.integers(0, 70))
-def test_a_box_holds_all_that_lies_near_what_is_carried(seed, speed, row, column):
+@given(
+    seed=st.integers(0, 200),
+    speed=st.floats(0, 4),
+    drift=st.sampled_from([-1.0, 0.0, 1.0]),
+    row=st.integers(0, 70),
+    column=st.integers(0, 70),
+    is_above=st.booleans(),
+)
+def test_a_box_holds_all_that_lies_near_what_is_carried(seed, speed, drift, row, column, is_above):
     """As if the whole plane had been sampled, wherever the label lies and however far it is carried."""
     size, generator = 71, torch.Generator().manual_seed(seed)
     masks = {label: np.zeros((7, size, size), bool) for label in (1, 2)}
     rows, columns = np.mgrid[:size, :size]
-    masks[1][[0, 6]] = (rows - row) ** 2 + (columns - column) ** 2 < 16
+    masks[1][[0, 6] if is_above else 0] = (rows - row) ** 2 + (columns - column) ** 2 < 16
     masks[2][[0, 6]] = (rows == columns) & (rows % 10 == 0)  # all over the plane, so nothing of it is cropped
     image = np.random.default_rng(seed).normal(size=(7, size, size))
     annotation = annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
@@ -114,17 +121,17 @@ def test_a_box_holds_all_that_lies_near_what_is_carried(seed, speed, row, column
     velocity = torch.nn.functional.interpolate(
         speed * torch.randn(6, 2, 3, 3, generator=generator), size=(36, 36), mode="bilinear", align_corners=True
     )
-    crossing = Chains(velocity, stack.images).cross(Gap(0, 6, 1, 5))
+    crossing = Chains(velocity + drift, stack.images).cross(Gap(0, 6, 1, 5))
     whole = [
         sample(planes.distances(1, side.source)[None, None].expand(5, -1, -1, -1), side.coordinates)[:, 0]
-        for side in (crossing.lower, crossing.upper)
+        for side in (crossing.lower, crossing.upper)[: 1 + is_above]
     ]
     near = (torch.stack(whole).amax(dim=(0, 1)) > -BOX_MARGIN).nonzero()
     arrived = arrivals(1, crossing, planes)
-    assert arrived.box == tuple(
-        slice(int(first), int(last) + 1) for first, last in zip(near.amin(dim=0), near.amax(dim=0), strict=True)
-    )
-    for candidate, distances in zip((arrived.lower, arrived.upper), whole, strict=True):
+    if len(near):  # else it was carried out of the plane
+        corners = zip(near.amin(dim=0), near.amax(dim=0), strict=True)
+        assert arrived.box == tuple(slice(int(first), int(last) + 1) for first, last in corners)
+    for candidate, distances in zip(arrived.present, whole, strict=True):
         torch.testing.assert_close(candidate.distances, distances[:, arrived.box[0], arrived.box[1]])
 
 
