@@ -122,7 +122,7 @@ class SparseAnnotation:
     @property
     def planes(self) -> list[int]:
         """Planes that bear at least one label, ascending."""
-        return sorted(set().union(*self.complete.values())) if self.complete else []
+        return sorted(set().union(*self.complete.values()))
 
     @property
     def unknown_planes(self) -> list[int]:

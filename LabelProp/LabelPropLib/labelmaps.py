@@ -85,10 +85,10 @@ class LabelMaps:
         self._scores = [np.full(crop, -DISTANCE_LIMIT, np.float32) for _ in self._layers]
 
     def copy(self) -> LabelMaps:
-        """Maps that may be changed while these stay as they are."""
+        """Maps that may be corrected while these stay as they are; without the scores, so no more can be entered."""
         twin = copy.copy(self)
         twin._volumes = [volume.copy() for volume in self._volumes]
-        twin._scores = [scores.copy() for scores in self._scores]
+        twin._scores = []
         return twin
 
     def enter(self, fused: FusedScore):
@@ -103,15 +103,12 @@ class LabelMaps:
 
         box: planes, rows, columns of the volume. scores: label -> score in the box.
         """
-        inside = boxes.overlap(box, self._stack.crop)
-        here, there = boxes.within(inside, box), boxes.within(inside, self._stack.crop)
         best = [np.full(where.shape, -DISTANCE_LIMIT, np.float32) for _ in self._layers]
         found = [np.zeros(where.shape, volume.dtype) for volume in self._volumes]
         for label, values in scores.items():
             self._enter(label, values, best, found)
         for layer in range(len(self._layers)):
             np.copyto(self._planes(layer)[box], found[layer], where=where)
-            np.copyto(self._scores[layer][there], best[layer][here], where=where[here])
 
     def keep_given(self, annotation: SparseAnnotation):
         """Scribbled voxels bear their label, complete planes come back voxel for voxel, absent labels are absent.

@@ -122,7 +122,8 @@ def test_planes_marked_beyond_the_volume_say_nothing(image):
 
 def test_overlapping_labels_are_found(image):
     mask = labels_on(image.shape, 0, {2: [1], 8: [1]}) == 1
-    assert annotate_from_masks(image, {1: mask, 2: mask, 5: ~mask & False}, SPACING).overlapping() == {(1, 2)}
+    annotation = annotate_from_masks(image, {1: mask, 2: mask, 5: ~mask & False}, SPACING)
+    assert annotation.overlapping() == {(1, 2)} and not annotation.some_missing
 
 
 @pytest.mark.parametrize(

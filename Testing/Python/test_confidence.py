@@ -1,35 +1,43 @@
 """What is expected of a propagation, and which slice is suggested: facts whatever the coefficients are."""
 
+import itertools
 import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import annotate_from_masks, write_case
+from samples import annotate_from_masks, standing_arrivals, write_case
 from scipy import ndimage
 
 from LabelPropLib import cli, files, suggestion
-from LabelPropLib.annotation import annotate_from_label_volume
+from LabelPropLib.annotation import annotate_from_label_volume, stack_order
 from LabelPropLib.confidence import (
     PRIOR,
     Contours,
     SeenDrift,
+    assess,
     drift_mm,
     end_probabilities,
     expect,
     measure,
     present,
+    remaining,
     scales,
 )
 from LabelPropLib.ends import Growth
 from LabelPropLib.errors import InputError
-from LabelPropLib.evidence import Ending, Evidence, Found
+from LabelPropLib.evidence import Ending, Evidence, Found, implied_dice, observe
+from LabelPropLib.fusion import similarity
+from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.pipeline import propagate
+from LabelPropLib.preprocessing import prepare, signed_distance
 from LabelPropLib.settings import Settings
 from LabelPropLib.suggestion import End, Outlook, Span, Suggestion, Unseen
+from LabelPropLib.uncertainty import uncertainty_map
 
 SPACING = (3.0, 1.0, 1.0)
 FAST = Settings(preset="fast")
@@ -103,6 +111,8 @@ def test_the_same_drift_costs_a_small_structure_more():
     large, small = (measure(disc(radius)[None], (1,), (1.0, 1.0))[1] for radius in (20, 5))
     evidence = between(10, 10)
     assert expect(PRIOR, evidence, small).dice < expect(PRIOR, evidence, large).dice < 1
+    drifted = 20 + drift_mm(PRIOR, evidence)[0]  # as if the contour lay so far outside all around
+    assert expect(PRIOR, evidence, large).dice == pytest.approx(2 * 20**2 / (20**2 + drifted**2), abs=0.01)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 2.0)])
@@ -137,6 +147,13 @@ def test_a_label_found_well_beyond_its_likely_end_is_expected_to_be_bad_there():
     assert (nowhere.dice == 0).all()
 
 
+def test_dice_that_a_score_implies_is_that_of_its_log_odds():
+    score = torch.tensor([[[2.0, -1.0, 0.0, 30.0]], [[-9.0, -9.0, -9.0, -9.0]]])
+    probability = torch.sigmoid(score)[0, 0].tolist()
+    expected = 2 * (probability[0] + probability[3]) / (sum(probability) + 2)
+    np.testing.assert_allclose(implied_dice(score), [expected, 0], rtol=1e-6)
+
+
 def test_drift_is_scaled_by_what_hidden_slices_show():
     evidence = between(10, 10)
     expected = float(drift_mm(PRIOR, evidence)[0])
@@ -163,6 +180,7 @@ def test_drawing_a_slice_splits_a_gap_and_takes_drift_away(count, index, ends, p
     assert sum(probability for probability, _ in outcomes) == pytest.approx(1)
     for _, parts in outcomes:
         assert 1 + index not in np.concatenate([part.planes for part in parts])
+        assert all(part.end is None or part.end.probabilities.sum() == pytest.approx(1) for part in parts)
     after = sum(probability * sum(part.error for part in parts) for probability, parts in outcomes)
     if not ends:
         assert 0 < span.gain(1 + index) == pytest.approx(span.error - after)
@@ -332,6 +350,7 @@ def test_a_label_that_got_lost_between_two_slices_is_expected_to_be_wrong_and_su
     apart[0, 2 : 2 + size, 2 : 2 + size] = apart[4, 40 : 40 + size, 40 : 40 + size] = 1
     result = propagate(annotate(image, apart, (0, 4)), replace(FAST, uncertainty=True))
     assert not result.mask(1)[1:4].any() and result.uncertainty[1:4].max(axis=(1, 2)).tolist() == [1, 1, 1]
+    assert not result.uncertainty[1:4, 20:24, 20:24].any()
     assert result.report["expected_dice"]["1"] == {"0": 1, "1": 0, "2": 0, "3": 0, "4": 1}
     assert result.report["expected_surface_distance_mm"]["1"] == {"0": 0, "4": 0}
     assert result.report["expected_mean_dice"] == 0
@@ -350,6 +369,102 @@ def test_slices_without_a_boundary_to_trace_all_cost_the_same(volume):
 def test_no_suggestion_asked_for_is_refused():
     with pytest.raises(InputError, match="1 or more"):
         Settings(suggestions=0)
+
+
+def doubt_on(plane, confidence):
+    """(H, W) by definition: the uncertainty on a plane of the volume, of evidence for label 1, with square pixels."""
+    (stretch,) = confidence.stretches
+    evidence, n = stretch.evidence, plane - stretch.evidence.planes.start
+    labels = confidence.layers[1][plane]
+    found = labels == 1
+    wrong, there = np.zeros((2, *labels.shape))
+    if found.any():
+        half = evidence.pixel / 2 / stretch.drift[n]
+        distances = np.abs(signed_distance(found, (evidence.pixel,) * 2))
+        wrong = 0.5 * np.exp(-distances / stretch.drift[n]) * np.sinh(half) / half
+    if stretch.ends is not None:
+        depth = evidence.distances[n].numpy()
+        depth = np.where(found[evidence.box], depth.clip(min=1e-3), depth)
+        thresholds = evidence.ending.depth * (1 - remaining(evidence.ending)[n])
+        there[evidence.box] = (thresholds < depth[..., None]) @ stretch.ends
+        wrong = np.where(found, 1 - there * (1 - wrong), np.maximum(wrong, there))
+    order = stack_order(confidence.annotation)
+    uncertain = np.zeros(confidence.annotation.image.transpose(order).shape[1:])
+    uncertain[confidence.stack.box] = np.where(labels == 2, 0, np.minimum(2 * wrong, 1))
+    for strokes in confidence.annotation.scribbles.values():
+        planes, *pixels = strokes[:, order].T
+        uncertain[tuple(lines[planes == plane] for lines in pixels)] = 0
+    return uncertain
+
+
+def test_on_a_suggested_slice_nothing_unseen_is_left(volume):
+    image, labels = volume
+    drawn = np.zeros_like(labels)
+    drawn[0], drawn[[0, 7], 40:, 40:] = labels[0] == 3, 2
+    annotation = annotate_from_label_volume(image, drawn, SPACING, axis=0)
+    stretch = expect(PRIOR, ending(), Contours(np.full(6, 200.0), np.full(6, 50.0)))
+    outlook = Outlook(SimpleNamespace(stretches=[stretch], annotation=annotation))
+    first, second = itertools.islice(outlook.suggestions(), 2)
+    assert first.plane != second.plane
+    assert Unseen.of(annotation).met(first.plane) > 0 == outlook._unseen.met(first.plane)
+
+
+@pytest.mark.parametrize(("ends", "axis"), [(False, 0), (True, 0), (True, 2)])
+def test_what_is_expected_is_the_same_upside_down(volume, ends, axis):
+    """And what is measured for it is in mm. Nothing moves, so that each plane gets the outlines that were drawn."""
+    image, labels = (np.pad(array[:8], ((0, 0), (0, 0), (0, 40)), mode="edge") for array in volume)
+    masks = {1: np.zeros(labels.shape, bool), 2: np.zeros(labels.shape, bool)}
+    masks[1][0], masks[2][[0, 7]] = labels[0] == 700, labels[[0, 7]] == 3
+    masks[1][7] = ndimage.binary_dilation(masks[1][0]) & (not ends)
+    areas = masks[1].sum(axis=(1, 2))[[0, 7]] / 4
+    turns = []
+    for order in (slice(None), slice(None, None, -1)):
+        drawn = {label: np.moveaxis(mask[order], 0, axis) for label, mask in masks.items()}
+        spacing = (3.0, 0.5, 0.5) if axis == 0 else (0.5, 0.5, 3.0)
+        strokes = {1: np.array([[3, 32, 40]]), 0: np.array([[3, 32, column] for column in range(43, 88)])}
+        strokes = {label: np.abs(voxels - [0 if order.step is None else 7, 0, 0]) for label, voxels in strokes.items()}
+        strokes = {label: np.roll(voxels, -1, axis=1) if axis else voxels for label, voxels in strokes.items()}
+        scan = np.moveaxis(image[order], 0, axis)
+        annotation = annotate_from_masks(scan, drawn, spacing, axis, scribbles=strokes)
+        arrived = standing_arrivals(annotation, 0, 7)
+        score, stack = similarity.fuse(arrived), prepare(annotation, 200)
+        maps = LabelMaps(annotation, stack)
+        maps.enter(FusedScore(1, arrived.gap.targets, arrived.box, score))
+        maps.keep_given(annotation)
+        beside = np.moveaxis(maps.volumes()[0], axis, 0)[1:7, :, :30]
+        beside[beside == 0] = 2
+        evidence = observe(arrived, stack, score, keep_distances=True)
+        turns.append(assess(annotation, stack, [evidence], maps.volumes(), {1: 1.5}))
+    uncertainties = [np.moveaxis(uncertainty_map(turn), axis, 0) for turn in turns]
+    np.testing.assert_allclose(uncertainties[0], uncertainties[1][::-1], atol=1e-3)
+    for plane in range(1, 7):
+        np.testing.assert_allclose(uncertainties[0][plane], doubt_on(plane, turns[0]), atol=2e-3)
+    one, other = (turn.stretches[0] for turn in turns)
+    span, other_span = (Span.of(stretch) for stretch in (one, other))
+    for name in ("drift", "dice", "surface", "found", "there", "perimeter", "presence"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name)[::-1], rtol=1e-3, err_msg=name)
+    assert (one.dice > 0.3).any() and span.error == pytest.approx(other_span.error, rel=1e-3)
+    for plane in range(1, 7):
+        assert span.gain(plane) == pytest.approx(other_span.gain(7 - plane), rel=1e-3)
+    evidence, mirrored = one.evidence, other.evidence
+    np.testing.assert_allclose(evidence.distances, mirrored.distances.flip(0), atol=1e-3)
+    np.testing.assert_allclose(evidence.unlikeness, mirrored.unlikeness[::-1], atol=1e-4)
+    assert evidence.planes == range(1, 7) and evidence.pixel == 0.5
+    assert evidence.below.tolist() == evidence.above[::-1].tolist() == [3, 6, 9, 12, 15, 18]
+    if ends:
+        assert evidence.area is evidence.disagreement is None
+        assert evidence.ending.upwards and not mirrored.ending.upwards
+        for found in (evidence.ending, mirrored.ending):
+            assert found.steps.tolist() == [3, 6, 9, 12, 15, 18] and found.length == 21
+            assert found.area == pytest.approx([areas[0]] * 6)
+            assert found.depth == pytest.approx(np.sqrt(areas[0] / np.pi), rel=0.1)
+            assert found.log_depth == pytest.approx(np.log1p(2 * found.depth))
+        np.testing.assert_allclose(evidence.ending.presence, mirrored.ending.presence, atol=1e-3)
+    else:
+        assert evidence.ending is None
+        np.testing.assert_allclose(evidence.area, areas[0] + (areas[1] - areas[0]) * np.arange(1, 7) / 7)
+        assert (0.5 * (0.2 + 0.7) < evidence.disagreement).all() and (evidence.disagreement < 0.5 * (0.2 + 1.5)).all()
+        np.testing.assert_allclose(evidence.disagreement, mirrored.disagreement[::-1])
 
 
 @pytest.mark.parametrize("other", [0, 0.003])

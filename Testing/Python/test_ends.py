@@ -49,6 +49,8 @@ def arrivals_at(annotation, lower):
         ((8, 4, 0), 6, True, Growth(np.log(1 / 4.1), True)),
         ((0, 8, 0), 6, True, Growth(MOST_TREND[1], True)),
         ((0, 4, 8), 6, False, Growth(np.log(1 / 4.1), True)),
+        ((8, 4, 8, 0), 12, True, Growth(np.log(4 / 1.4), True)),  # of two before, the one next to it
+        ((0, 8, 4, 8), 6, False, Growth(np.log(4 / 1.4), True)),
     ],
 )
 def test_growth_is_seen_from_the_gap(radii, plane, upwards, expected):

@@ -1,16 +1,20 @@
 """Whether a label is on a slice, by what the slice shows where the label was carried to."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import annotate_from_masks, standing_arrivals
 from scipy import ndimage
 
 from LabelPropLib.fusion import similarity
-from LabelPropLib.presence import intensity_odds, likeness_inside
+from LabelPropLib.label_planes import INTENSITY_BINS
+from LabelPropLib.preprocessing import INTENSITY_RANGE
+from LabelPropLib.presence import intensity_odds, likeness_inside, log_odds, middles_of_bins
 
 SIZE, COUNT = 48, 10
 ROWS, COLUMNS = np.mgrid[:SIZE, :SIZE]
@@ -34,6 +38,19 @@ def arrivals_of(seen, upwards=True, brightness=0.5):
         image[order].astype(np.float32), {label: mask[order] for label, mask in masks.items()}, (3.0, 1.0, 1.0), axis=0
     )
     return standing_arrivals(annotation, 0, COUNT - 1)
+
+
+def test_log_odds_are_those_of_smoothed_histograms_and_linear_in_between():
+    inside, around = 50 * torch.rand(2, INTENSITY_BINS, generator=torch.Generator().manual_seed(0))
+    middles = middles_of_bins(inside)
+    np.testing.assert_allclose(middles, np.linspace(*INTENSITY_RANGE, 2 * INTENSITY_BINS + 1)[1::2], rtol=1e-5)
+    shares = [ndimage.gaussian_filter1d(counts.numpy(), 1.5, mode="nearest") + 1 for counts in (inside, around)]
+    table = np.log(shares[0] / shares[0].sum()) - np.log(shares[1] / shares[1].sum())
+    candidates = [SimpleNamespace(inside=share * inside, around=share * around) for share in (0.3, 0.7)]
+    np.testing.assert_allclose(log_odds(candidates, middles), table, atol=0.02)
+    half_way = log_odds(candidates, (middles[1:] + middles[:-1]) / 2)
+    np.testing.assert_allclose(half_way, (table[1:] + table[:-1]) / 2, atol=0.02)
+    np.testing.assert_allclose(log_odds(candidates, torch.tensor([-9.0, 9.0])), table[[0, -1]], atol=0.02)
 
 
 @pytest.mark.parametrize("upwards", [True, False])

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from LabelPropLib import graph_cut, pipeline, scribbles, surroundings
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
-from LabelPropLib.gaps import gaps, gaps_to_scribbles
+from LabelPropLib.gaps import Gap, gaps, gaps_to_scribbles
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.memory import Memory
 from LabelPropLib.preprocessing import prepare, signed_distance
@@ -160,6 +160,22 @@ def test_a_stroke_that_says_nothing_new_changes_nothing(case):
     for label in (3, 9):
         after, _ = case.update({label: np.argwhere((before == label) & plane_through("axial", (6, 30, 30)))})
         np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("label", [9, BACKGROUND])
+def test_a_stroke_corrects_the_same_whichever_axis_the_slices_lie_across(case, axis, label):
+    spacing = list(SPACING[1:])
+    spacing.insert(axis, SPACING[0])
+    image = np.moveaxis(case.annotation.image, 0, axis)
+    annotation = dataclasses.replace(case.annotation, image=image, spacing=tuple(spacing), axis=axis)
+    turned = fused_case(annotation, prepare(annotation, 200), FUSED)
+    voxels = stroke_through((TRUTH == label) & (case.update({})[0] != label), "coronal")
+    voxels = np.concatenate([voxels, [[12, 30, 18]]])  # the last one contradicts a drawn slice
+    expected, said = case.update({label: voxels}, follow_edges=True)
+    found, told = turned.update({label: np.insert(voxels[:, 1:], axis, voxels[:, 0], axis=1)}, follow_edges=True)
+    np.testing.assert_array_equal(np.moveaxis(found, axis, 0), expected)
+    assert told == said and len(said) == 1
 
 
 def test_strokes_far_apart_do_not_know_of_each_other(case):
@@ -449,20 +465,27 @@ def test_a_stroke_may_cross_the_only_drawn_slice(rows, column):
     np.testing.assert_array_equal(found[4], labels[4])
 
 
-def test_a_label_absent_on_the_last_slice_is_not_carried_to_its_stroke():
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("planes", [(6,), (7, 8)])
+def test_a_label_absent_on_the_last_slice_is_not_carried_to_its_stroke(planes, turned):
     _, labels = drifting(9)
     image = np.random.default_rng(0).normal(size=labels.shape)
     drawn = np.zeros_like(labels)
     drawn[[0, 5]] = labels[[0, 5]]
     drawn[5] *= 2
     strokes = np.zeros_like(labels)
-    strokes[7, 20, 18] = 1
-    strokes[8, 20, 18] = 2
-    annotation = annotate_from_label_volume(image, drawn, SPACING, scribbles=strokes)
+    strokes[8, 20, 18] = 1
+    strokes[list(planes), 21, 18] = 2
+    order = slice(None, None, -1 if turned else 1)
+    annotation = annotate_from_label_volume(image[order], drawn[order], SPACING, scribbles=strokes[order])
     assert annotation.missing == "absent"
-    leading = gaps_to_scribbles(annotation, prepare(annotation, 200))
-    assert [(gap.first, gap.last, labels) for gap, labels in leading.items()] == [(6, 8, [2])]
-    assert all(gap.last < 5 for gap in gaps(annotation, prepare(annotation, 200), extrapolate=False))
+    stack = prepare(annotation, 200)
+    expected = Gap(None, 3, 8 - planes[-1], 2) if turned else Gap(5, None, 6, planes[-1])
+    assert gaps_to_scribbles(annotation, stack) == {expected: [2]}
+    between = Gap(3, 8, 4, 7) if turned else Gap(0, 5, 1, 4)
+    assert list(gaps(annotation, stack, extrapolate=False)) == [between]
+    without = dataclasses.replace(annotation, scribbles={2: np.empty((0, 3), int)})
+    assert gaps_to_scribbles(without, stack) == {}
 
 
 def test_a_stroke_needs_no_registration_and_no_fusion(monkeypatch):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from samples import OBLIQUE, add_transform, set_geometry, tag
+from scipy.spatial.transform import Rotation
 
 from LabelPropLib import boxes, patches, scene
 from LabelPropLib.annotation import find_axis
@@ -68,18 +69,24 @@ def test_box_of_a_segment_on_another_lattice():
     assert stored.planes([0])[0] == [first + k for k in np.flatnonzero(on_grid.any(axis=(1, 2)))]
 
 
-def test_fingerprints_change_with_the_slice_alone():
-    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[1:3, 1:3, 2:4] = 1
+@pytest.mark.parametrize("axis", range(3))
+def test_fingerprints_change_with_the_slice_alone(axis):
+    shape = (6, 6, 6)
+    volume = slicer.util.addVolumeFromArray(np.zeros(shape))
+    mask = np.zeros(shape, np.uint8)
+    mask[2:4, 2:4, 2:4] = 1
     segmentation = scene.add_segmentation_of_labels(mask, volume, "s", {1: "a"})
     grid = scene.geometry.work_grid(volume, segmentation)
-    before = fingerprints(scene.stored_segments(segmentation, ["a"], grid)["a"], 0)
-    mask[2, 4, 5] = 1  # the labelmap's extent grows, too
+    before = fingerprints(scene.stored_segments(segmentation, ["a"], grid)["a"], axis)
+    for corner in (5, 0):  # the labelmap's extent grows, too
+        np.moveaxis(mask, axis, 0)[3, corner, corner] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, "a", volume)
+        after = fingerprints(scene.stored_segments(segmentation, ["a"], grid)["a"], axis)
+        assert set(before) == set(after) == {2, 3}
+        assert before[2] == after[2] and before[3] != after[3]
+    mask = np.roll(mask, 1, axis=(axis + 1) % 3)
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, "a", volume)
-    after = fingerprints(scene.stored_segments(segmentation, ["a"], grid)["a"], 0)
-    assert set(before) == set(after) == {1, 2}
-    assert before[1] == after[1] and before[2] != after[2]
+    assert before[2] != fingerprints(scene.stored_segments(segmentation, ["a"], grid)["a"], axis)[2]
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -208,14 +215,15 @@ def test_what_is_left_of_a_segment_that_shrank_is_no_input(applied):
     assert corrected_slices(volume, node, mask) == ([], [])
 
 
+@pytest.mark.parametrize("slices", [[3, 9], [2, 4, 6, 8]])
 @pytest.mark.parametrize("seen_empty", [False, True])
-def test_what_is_drawn_after_the_segment_was_cleared_is_read(applied, seen_empty):
+def test_what_is_drawn_after_the_segment_was_cleared_is_read(applied, seen_empty, slices):
     volume, node, mask = applied
     mask[:] = 0
     if seen_empty:
         assert corrected_slices(volume, node, mask) == ([], [])
-    mask[[3, 9], 2:5, 2:5] = 1
-    assert corrected_slices(volume, node, mask) == ([3, 9], [])
+    mask[slices, 2:5, 2:5] = 1
+    assert corrected_slices(volume, node, mask) == (slices, [])
 
 
 def test_what_is_drawn_where_a_later_run_found_nothing_is_read(applied):
@@ -295,6 +303,8 @@ def test_marks_follow_to_a_flipped_geometry_of_the_same_extent():
     place = np.diag([1.0, 1.0, -1.0, 1.0])
     place[2, 3] = 3.0
     flipped = slicer.util.addVolumeFromArray(np.zeros(SHAPE), place)
+    set_geometry(node, flipped)
+    set_role(node, "a", 0, "scribble", [])  # they follow before a new one is set, too
     assert slices_on(flipped, node) == [[2, 3], [], [0, 1]]
 
 
@@ -305,6 +315,17 @@ def test_marks_follow_to_another_axis(marked):
     follow_geometry(marked, ["a"])
     roles = scene.segments.read_roles(marked.GetSegmentation().GetSegment("a"))
     assert roles.slices == {"i": {"absent": {10}, "ignored": {3, 4, 5, 6, 7}}}
+
+
+@pytest.mark.parametrize("angle", [-20, 20])
+def test_nothing_is_known_of_slices_of_a_geometry_that_was_turned(marked, angle):
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("x", angle, degrees=True).as_matrix()
+    volume = slicer.util.addVolumeFromArray(np.zeros((12, 6, 7)), turned)
+    set_geometry(marked, volume)
+    said = []
+    roles = survey(volume, marked, ["a"], "k", said.append).roles["a"]
+    assert set(roles.values()) == {"complete"} and len(said) == 1 and "slices of 'a' across k:" in said[0]
 
 
 def test_marks_stay_where_the_voxels_move_with_the_geometry(marked):
@@ -422,11 +443,13 @@ def test_corrections_are_told(applied):
 
 
 def test_roles_tell_the_axis_of_an_empty_segment():
-    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
-    segmentation = scene.add_segmentation_of_labels(np.zeros(SHAPE, np.uint8), volume, "s")
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE[::-1]))
+    segmentation = scene.add_segmentation_of_labels(np.zeros(SHAPE[::-1], np.uint8), volume, "s")
     segmentation.GetSegmentation().AddEmptySegment("a", "a")
-    set_role(segmentation, "a", 2, "absent", [3])
-    assert survey(volume, segmentation, ["a"]).axis == 2
+    assert survey(volume, segmentation, ["a"]).axis == 2  # without any that of the fewest slices
+    assert tag(segmentation.GetSegmentation().GetSegment("a"), "LabelProp.Geometry") is None  # looked at, not marked
+    set_role(segmentation, "a", 1, "absent", [3])
+    assert survey(volume, segmentation, ["a"]).axis == 1
 
 
 def test_background_strokes_say_nothing_of_the_axis():
@@ -514,7 +537,7 @@ def test_corrections_are_noticed_on_a_grid_that_was_cropped_or_mirrored_within_t
     image = np.zeros((8, 12, 14))
     volume, node, mask = drawn_column(image, [1, 6])
     find_between(volume, node, mask, slice(2, 6))
-    mask[3, 4] = 0
+    mask[3, 4] = mask[5] = 0
     slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "a", volume)
     other, part = np.eye(4), image[:, 1:, 2:]
     if mirrored:
@@ -526,4 +549,4 @@ def test_corrections_are_noticed_on_a_grid_that_was_cropped_or_mirrored_within_t
     said = []
     assert notice_corrections(node, survey(volume, node, ["a"]), said.append) and not said
     roles = survey(volume, node, ["a"]).roles["a"]
-    assert [index for index, role in sorted(roles.items()) if role == "complete"] == [1, 3, 6]
+    assert roles == {1: "complete", 2: "ignored", 3: "complete", 4: "ignored", 5: "absent", 6: "complete"}

@@ -231,8 +231,9 @@ def was_begun_anew(left: Set[int], edited: Set[int], erased: Set[int]) -> bool:
     So it is where a segment shrank, too; but what is drawn anew is little, or has slices in between that are not drawn.
     """
     most = MOST_ERASED * (len(left) + len(erased))
-    with_gaps = any(min(left) < index < max(left) for index in erased) if left else False
-    return len(erased) > max(1, most) and edited == left and (len(left) <= most or with_gaps)
+    if len(erased) <= max(1, most) or edited != left:
+        return False
+    return len(left) <= most or any(min(left) < index < max(left) for index in erased)
 
 
 def were_edited_singly(left: Set[int], edited: Set[int]) -> bool:
