@@ -220,6 +220,8 @@ def fuse_gaps(
             fused.append(score)
             if not settings.extrapolate:  # else these planes have been observed
                 evidence.append(observe(own, stack, score.values, settings.uncertainty))
+    for result in (maps, *sides.values()):
+        result.settle()
     image_weights = scan.chains.weights[[stack.order.index(image) for image in range(len(stack.order))]]
     return Fusion(rules, factors, priors, fused, maps, sides, evidence, image_weights)
 

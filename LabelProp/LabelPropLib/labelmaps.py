@@ -85,10 +85,9 @@ class LabelMaps:
         self._scores = [np.full(crop, -DISTANCE_LIMIT, np.float32) for _ in self._layers]
 
     def copy(self) -> LabelMaps:
-        """Maps that may be corrected while these stay as they are; without the scores, so no more can be entered."""
+        """Maps that may be corrected while these, which are settled, stay as they are."""
         twin = copy.copy(self)
         twin._volumes = [volume.copy() for volume in self._volumes]
-        twin._scores = []
         return twin
 
     def enter(self, fused: FusedScore):
@@ -97,6 +96,10 @@ class LabelMaps:
         index = (slice(fused.targets.start, fused.targets.stop), *window)
         maps = [self._planes(layer)[self._stack.crop][index] for layer in range(len(self._layers))]
         self._enter(fused.label, values, [scores[index] for scores in self._scores], maps)
+
+    def settle(self):
+        """All labels are entered: give up the scores by which they contend for a voxel."""
+        self._scores.clear()
 
     def decide_again(self, box: Box, scores: Mapping[int, np.ndarray], where: np.ndarray):
         """Take back what was entered for the voxels of `box` in which `where` holds, and enter `scores` there.
