@@ -64,6 +64,7 @@ class SparseAnnotation:
     some_missing: whether there are such, on planes that the user has not marked for them.
     second_image: (K, J, I), another contrast of the same anatomy on the same grid, where there is one.
     atlases: finished volumes of other subjects.
+    names: label -> name of its segment, where there are segments; for messages.
 
     Raises InputError when these contradict each other or cannot be propagated.
     """
@@ -78,6 +79,7 @@ class SparseAnnotation:
     some_missing: bool = False
     second_image: np.ndarray | None = None
     atlases: tuple[AtlasVolume, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self):
         check_image(self.image)
@@ -105,9 +107,13 @@ class SparseAnnotation:
         unborne = sorted(set(self.scribbles) - set(self.labels) - {BACKGROUND})
         if unborne:
             raise InputError(
-                f"Scribbles of label {', '.join(map(str, unborne))}, which no slice bears:"
+                f"Scribbles of {', '.join(map(self.named, unborne))}, which no slice bears:"
                 " draw the label on at least one slice, or remove its scribbles."
             )
+
+    def named(self, label: int) -> str:
+        """What to call the label in a message."""
+        return f"'{self.names[label]}'" if label in self.names else f"label {label}"
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -206,6 +212,7 @@ def annotate_from_planes(
     second_image: np.ndarray | None = None,
     atlases: Iterable[AtlasVolume] = (),
     found: Mapping[int, set[int]] | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> SparseAnnotation:
     """Annotation from the drawn planes of each label, without those to be ignored; labels may overlap.
 
@@ -218,6 +225,7 @@ def annotate_from_planes(
         labels are meant.
     scribbles: label or BACKGROUND -> (N, 3) voxel indices.
     second_image: (K, J, I), another contrast of the same anatomy. atlases: finished volumes of other subjects.
+    names: label -> name of its segment.
 
     Raises InputError.
     """
@@ -248,6 +256,7 @@ def annotate_from_planes(
         some_missing=any(set().union(*drawn.values()) - said[label] for label in complete),
         second_image=None if second_image is None else intensities(second_image),
         atlases=tuple(atlases),
+        names=dict(names or {}),
     )
 
 

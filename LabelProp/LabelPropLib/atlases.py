@@ -203,7 +203,7 @@ def messages(annotation: SparseAnnotation, used: Iterable[int]) -> list[str]:
         return ["The atlases were not used: at least three annotated slices are needed to see whether they help."]
     if not used:
         return ["The atlases were not used: no label on a hidden annotated slice was found better with them."]
-    return [f"The atlases were used for label {', '.join(map(str, sorted(used)))}, found better with them."]
+    return [f"The atlases were used for {', '.join(map(annotation.named, sorted(used)))}, found better with them."]
 
 
 def grid_matrix(annotation: SparseAnnotation) -> np.ndarray:

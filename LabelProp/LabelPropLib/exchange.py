@@ -38,6 +38,8 @@ def write_annotation_in_parts(folder: str | os.PathLike, annotation: SparseAnnot
         arrays[f"absent {label}"] = np.array(sorted(planes), int)
     for label, voxels in annotation.scribbles.items():
         arrays[f"scribbles {label}"] = voxels
+    for label, name in annotation.names.items():
+        arrays[f"name {label}"] = name
     np.savez(folder / "annotation.npz", **arrays)
 
 
@@ -57,9 +59,9 @@ def read_annotation(folder: str | os.PathLike) -> SparseAnnotation:
     folder = Path(folder)
     second_image = folder / "second_image.npy"
     with np.load(folder / "annotation.npz", allow_pickle=False) as arrays:
-        planes, masks, absent, scribbles = (
+        planes, masks, absent, scribbles, names = (
             {int(name.split()[1]): arrays[name] for name in arrays.files if name.startswith(kind)}
-            for kind in ("planes ", "masks ", "absent ", "scribbles ")
+            for kind in ("planes ", "masks ", "absent ", "scribbles ", "name ")
         )
         return SparseAnnotation(
             image=np.load(folder / "image.npy", allow_pickle=False),
@@ -72,6 +74,7 @@ def read_annotation(folder: str | os.PathLike) -> SparseAnnotation:
             some_missing=bool(arrays["some_missing"]),
             second_image=np.load(second_image, allow_pickle=False) if second_image.exists() else None,
             atlases=tuple(_read_atlas(path) for path in sorted(folder.glob("atlas *.npz"))),
+            names={label: str(name) for label, name in names.items()},
         )
 
 

@@ -273,8 +273,8 @@ def messages(
         }
         said.append(reading[annotation.missing])
     said += [
-        f"Label {inner} lies within label {outer}, but no slice was drawn for both, so they are taken to exclude each"
-        " other: if they overlap, draw both on one slice."
+        f"Within {annotation.named(outer)} lies {annotation.named(inner)}, but no slice was drawn for both, so they are"
+        " taken to exclude each other: if they overlap, draw both on one slice."
         for inner, outer in annotation.covered()
     ]
     said += unused_weights(settings, kind)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +58,15 @@ class RunFiles:
     @property
     def plot(self) -> Path:
         return self.checkpoint.with_suffix(".png")
+
+    @property
+    def plots(self) -> list[Path]:
+        """The plot, unless matplotlib cannot be loaded; Slicer does not bundle it."""
+        try:
+            import matplotlib.figure  # noqa: F401
+        except ImportError:
+            return []
+        return [self.plot]
 
     @property
     def state(self) -> Path:
@@ -273,8 +281,8 @@ def write_results(
     log: Sequence[Row],
     half: bool = False,
 ):
-    """Write weights, log and, where matplotlib is installed (Slicer does not bundle it), plot, or none of them."""
-    plots = [run.plot] if importlib.util.find_spec("matplotlib") else []
+    """Write weights, log and, where there can be one, plot, or none of them."""
+    plots = run.plots
     with files.replacing([run.checkpoint, run.log, *plots]) as staged:
         save_network(staged[run.checkpoint], tensors, summary, licence, half)
         write_log(log, staged[run.log])

@@ -266,8 +266,8 @@ def pretrain(options):
 
 def written_text(run) -> str:
     """Which files a training has left, for the user; run: `training_run.RunFiles`."""
-    plot = f", plot {run.plot.name}" if importlib.util.find_spec("matplotlib") else ""
-    return f"Written: {run.checkpoint}, log {run.log.name}{plot}."
+    plots = "".join(f", plot {path.name}" for path in run.plots)
+    return f"Written: {run.checkpoint}, log {run.log.name}{plots}."
 
 
 def evaluate(options):

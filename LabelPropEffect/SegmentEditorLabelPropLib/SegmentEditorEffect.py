@@ -359,7 +359,6 @@ Editable area, editable intensity range, and the segments that may be overwritte
         collected = LabelPropLogic().collect(*arguments, self.scriptedEffect.parameter("Missing"))
         self._say("\n".join(collected.messages))  # whatever becomes of the job: it is noticed once
         self._observeInputs()
-        self.delayedAutoUpdateTimer.stop()  # corrections that were noticed have been read
         self._running = collected
         self._onProgress(0, _("Starting"), None)
         self._process().submit(collected.annotation, settings)

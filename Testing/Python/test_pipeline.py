@@ -109,8 +109,11 @@ def test_missing_labels_are_spoken_of_where_there_are_some(volume, found):
 def test_labels_that_may_overlap_are_spoken_of(volume):
     masks = {label: np.zeros(volume[1].shape, bool) for label in (3, 700)}
     masks[3][[0, 16], 5:15, 5:15] = masks[700][[4, 8], 5:15, 5:15] = True
-    _, told = messages(annotate_from_masks(volume[0], masks, SPACING, 0, "unknown"), Settings(), torch.ones(1))
-    assert told.startswith("Label 700 lies within label 3, but no slice was drawn for both")
+    annotation = annotate_from_masks(volume[0], masks, SPACING, 0, "unknown")
+    of_segments = replace(annotation, names={3: "thigh", 700: "sartorius"})
+    for drawn, outer, inner in ((annotation, "label 3", "label 700"), (of_segments, "'thigh'", "'sartorius'")):
+        _, told = messages(drawn, Settings(), torch.ones(1))
+        assert told.startswith(f"Within {outer} lies {inner}, but no slice was drawn for both")
 
 
 def test_same_seed_same_voxels(volume, found):

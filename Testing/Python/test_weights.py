@@ -1,6 +1,7 @@
 """What checkpoints do: in the pipeline, on the command line, and those that come with LabelProp."""
 
 import hashlib
+import sys
 
 import numpy as np
 import pytest
@@ -191,6 +192,13 @@ def test_a_training_that_is_interrupted_at_its_plot_leaves_nothing(tmp_path, qui
     assert cli.main(["train", *inputs, "-o", str(tmp_path / "own.pt"), "--checkpoint", "none"]) == 130
     assert "cancelled, nothing was written" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_matplotlib_that_cannot_be_loaded_costs_the_plot_alone(tmp_path, quick, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["train", *write_scan(tmp_path, [0, 8]), "-o", str(tmp_path / "own.pt")]) == 0
+    assert capsys.readouterr().err.endswith(f"Written: {tmp_path / 'own.pt'}, log own.csv.\n")
+    assert (tmp_path / "own.csv").exists() and not (tmp_path / "own.png").exists()
 
 
 def test_trained_weights_tell_what_they_began_with_but_not_where_it_lay(tmp_path, weights, quick, capsys):

@@ -42,7 +42,7 @@ from .segments import (
 class SceneAnnotation:
     """What was read from the scene, and where its results belong.
 
-    segment_ids: label of the annotation -> ID of the segment it was read from; names: its name then.
+    segment_ids: label of the annotation -> ID of the segment it was read from.
     grid: the work grid, an image without voxels; voxel (0, 0, 0) of the annotation lies at the start of its extent.
     slices: segment ID -> slice on the grid's lattice -> its role then, see `roles.slice_roles`.
     state: of the segmentation when it was read, see `segmentation_state`. image_time: VTK's time of the voxels then.
@@ -53,7 +53,6 @@ class SceneAnnotation:
     volume_node: slicer.vtkMRMLScalarVolumeNode
     segmentation_node: slicer.vtkMRMLSegmentationNode
     segment_ids: Mapping[int, str]
-    names: Mapping[int, str]
     grid: slicer.vtkOrientedImageData
     slices: Mapping[str, Mapping[int, str]]
     state: tuple
@@ -87,7 +86,7 @@ class SceneAnnotation:
         return {
             **propagation.report,
             "messages": [*self.messages, *propagation.report["messages"]],
-            "segments": {str(label): self.names[label] for label in self.annotation.labels},
+            "segments": {str(label): self.annotation.names[label] for label in self.annotation.labels},
         }
 
 
@@ -128,6 +127,7 @@ def collect(
     if scribbles_node is not None:
         for label, name in _match_scribbles(scribbles_node, segmentation_node, labels, grid):
             strokes[label].append(np.argwhere(segment_on_grid(scribbles_node, name, grid)))
+    segmentation = segmentation_node.GetSegmentation()
     annotation = annotate_from_planes(
         image,
         {label: segments.masks(label, segments.borne(label) - scribbled[label] - ignored[label]) for label in labels},
@@ -140,14 +140,13 @@ def collect(
         scribbles={label: np.concatenate(parts) for label, parts in strokes.items() if sum(map(len, parts))},
         second_image=None if second_volume_node is None else image_on_grid(second_volume_node, segmentation_node, grid),
         atlases=[atlas_of(*nodes, segmentation_node, labels, grid, segments.axis) for nodes in atlases],
+        names={label: segmentation.GetSegment(name).GetName() for label, name in labels.items()},
     )
-    segmentation = segmentation_node.GetSegmentation()
     return SceneAnnotation(
         annotation,
         volume_node,
         segmentation_node,
         segment_ids=labels,
-        names={label: segmentation.GetSegment(name).GetName() for label, name in labels.items()},
         grid=grid,
         slices={
             name: slice_roles(segments.drawn[label], segments.roles[label], segments.axis)

@@ -78,7 +78,7 @@ def add_segmentation(collected: SceneAnnotation, label_maps: Iterable[np.ndarray
         for label in collected.annotation.labels:
             segment_id = node.GetSegmentation().AddEmptySegment(collected.segment_ids[label])
             segment = node.GetSegmentation().GetSegment(segment_id)
-            segment.SetName(collected.names[label])
+            segment.SetName(collected.annotation.names[label])
             if source.GetSegmentation().GetSegment(segment_id) is not None:  # it may have been removed since
                 segment.DeepCopyMetadata(source.GetSegmentation().GetSegment(segment_id))
         _set_labelmaps(node, label_maps, collected.written_ids, collected.grid)
