@@ -103,17 +103,6 @@ def test_a_correction_is_as_large_in_the_pixels_of_the_slice_for_any_scale(radiu
 
 
 @torch.no_grad()
-def test_networks_look_at_few_planes_at_once():
-    torch.manual_seed(0)
-    network, seen = shaken(DeepLabelFusion()).correction, []
-    planes = torch.rand(2 * deep.PLANES_AT_ONCE + 1, CORRECTION_CHANNELS, 24, 17)
-    network.register_forward_hook(lambda module, given, found: seen.append(len(found)))
-    found = deep.in_batches(network, planes)
-    assert seen == [deep.PLANES_AT_ONCE, deep.PLANES_AT_ONCE, 1]
-    torch.testing.assert_close(found, network(planes))
-
-
-@torch.no_grad()
 def test_the_order_of_labels_does_not_matter():
     torch.manual_seed(0)
     networks = shaken(DeepLabelFusion())

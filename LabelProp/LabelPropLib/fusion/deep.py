@@ -14,7 +14,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from .. import boxes, checkpoint
 from ..annotation import exclude
@@ -36,7 +35,6 @@ SCALES = (0.8, 1.4)  # least and most of the networks' pixels along a pixel
 LEAST_SIZE = 8  # of the networks' pixels along a window
 TIP_DEPTH = 3.0  # of the networks' pixels; what is thinner on its only drawn plane tells them too little
 MASK_MARGIN = 6.0  # pixels beyond the union of the votes that a label may go
-PLANES_AT_ONCE = 16  # that a network looks at, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -100,13 +98,29 @@ class Features:
 
 @dataclass(frozen=True)
 class Votes:
-    """The candidates of a label, voted on, in the whole of its box.
+    """The candidates of a label, voted on: what the networks were told, within a window of the label's box.
 
-    way: (T, h, w) voted weight of the upper side; consensus: (T, h, w) the score with it.
+    way: (T, h, w) voted weight of the upper side; consensus: (T, h, w) the score with it; both in the whole box.
     """
 
+    window: LabelWindow
+    features: Features
     way: torch.Tensor
     consensus: torch.Tensor
+
+    def corrected(self, rivals: torch.Tensor, networks: DeepLabelFusion) -> torch.Tensor:
+        """(T, h, w) score, by the fine-tuning subnet; rivals: (T, h, w), see `Features.of_label`."""
+        window, scale = self.window, self.features.scale
+        size = self.features.way.shape[-2:]
+        consensus, way, rivals = resized(
+            torch.stack([window.of(planes) for planes in (self.consensus, self.way, rivals)]), size
+        )
+        view = self.features.of_label(scale * consensus, way, scale * rivals)
+        correction = resized(networks.correction(view)[None], window.mask.shape[-2:])[0] / scale
+        score = self.consensus - DISTANCE_LIMIT
+        corrected = window.of(self.consensus) + correction.masked_fill(~window.mask, -DISTANCE_LIMIT)
+        window.of(score).copy_(corrected)
+        return score
 
 
 ARCHITECTURE = {"name": "DeepLabelFusion", "revision": 1}
@@ -157,46 +171,24 @@ def fuse(
     voted = side_by_side(lambda arrived: vote(arrived, networks), arrivals, device)
     consensus = [votes.consensus for votes in voted]
 
-    def score(index: int) -> torch.Tensor:
+    def correct(index: int) -> torch.Tensor:
         if is_tip(arrivals[index]):
             return similarity.fuse(arrivals[index])
         rivals = best_rival(index, arrivals, consensus, overlapping)
-        return correct(arrivals[index], voted[index], rivals, networks)
+        return voted[index].corrected(rivals, networks)
 
-    return side_by_side(score, range(len(arrivals)), device)
+    return side_by_side(correct, range(len(arrivals)), device)
 
 
 def vote(arrivals: Arrivals, networks: DeepLabelFusion) -> Votes:
     """What the voting subnet makes of one label's candidates."""
     window = look(arrivals)
     told = features(arrivals, window, scale(arrivals))
-    upper, lower = in_batches(networks.voting, torch.cat([told.of_upper(), told.of_lower()])).chunk(2)
+    upper, lower = networks.voting(torch.cat([told.of_upper(), told.of_lower()])).chunk(2)
     votes = torch.zeros_like(arrivals.crossing.targets[:, arrivals.box[0], arrivals.box[1]])
     window.of(votes).copy_(resized((upper - lower)[None], window.mask.shape[-2:])[0])
     way = similarity_way(arrivals, votes)
-    return Votes(way, pool(arrivals, way))
-
-
-def correct(arrivals: Arrivals, voted: Votes, rivals: torch.Tensor, networks: DeepLabelFusion) -> torch.Tensor:
-    """(T, h, w) score of a label, by the fine-tuning subnet; rivals: (T, h, w), see `Features.of_label`.
-
-    It is told the same as the voting subnet, looked up anew: that of all labels at once would fill the memory.
-    """
-    window = look(arrivals)
-    told = features(arrivals, window, scale(arrivals))
-    planes = torch.stack([window.of(planes) for planes in (voted.consensus, voted.way, rivals)])
-    consensus, way, rivals = resized(planes, told.way.shape[-2:])
-    view = told.of_label(told.scale * consensus, way, told.scale * rivals)
-    correction = resized(in_batches(networks.correction, view)[None], window.mask.shape[-2:])[0] / told.scale
-    score = voted.consensus - DISTANCE_LIMIT
-    corrected = window.of(voted.consensus) + correction.masked_fill(~window.mask, -DISTANCE_LIMIT)
-    window.of(score).copy_(corrected)
-    return score
-
-
-def in_batches(network: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """`network` of features (N, C, h, w), a few planes at once: it holds many times as much of each as it gives."""
-    return torch.cat([network(planes) for planes in features.split(PLANES_AT_ONCE)])
+    return Votes(window, told, way, pool(arrivals, way))
 
 
 def is_tip(arrivals: Arrivals) -> bool:
