@@ -46,15 +46,7 @@ from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.process import BackgroundPropagation
 from LabelPropLib.report_text import format_stages, found_dice
 from LabelPropLib.scene import slices
-from LabelPropLib.settings import (
-    DEVICES,
-    FUSIONS,
-    MISSING_CHOICES,
-    PRESETS,
-    REGISTRATIONS,
-    Settings,
-    weights_of,
-)
+from LabelPropLib.settings import DEVICES, FUSIONS, MISSING_CHOICES, PRESETS, REGISTRATIONS, Settings, weights_of
 
 AXES = ("auto", *AXIS_NAMES)
 SEGMENTS = ("visible", "all")

@@ -166,12 +166,12 @@ class SparseAnnotation:
         """Pairs (inner, outer) of labels known together on no plane, so taken to exclude each other, though they lie
         over each other: where `inner` is drawn, most of it is `outer` on the next planes of that on both sides.
         """
+        known = {label: self.known_planes(label) for label in self.labels}
         found = []
         for inner in self.labels:
-            voxels = {plane: np.flatnonzero(mask) for plane, mask in self.complete[inner].items()}
-            known = self.known_planes(inner)
-            others = (other for other in self.labels if other != inner and not known & self.known_planes(other))
-            found += [(inner, outer) for outer in others if covers(self.complete[outer], voxels)]
+            apart = [other for other in self.labels if other != inner and not known[inner] & known[other]]
+            voxels = {plane: np.flatnonzero(mask) for plane, mask in self.complete[inner].items()} if apart else {}
+            found += [(inner, outer) for outer in apart if covers(self.complete[outer], voxels)]
         return found
 
 

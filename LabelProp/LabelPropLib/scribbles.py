@@ -179,7 +179,7 @@ def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarra
         found = sure.copy()
         unary = log_odds[band] - threshold
         found[band] = graph_cut.cut(unary, around.voxels[band], region, window.smoothed, window.spacing)
-        if is_within_limits(found, probability, loss, risks(around)):
+        if is_within_limits(found, around, probability, loss):
             following, highest = found, threshold
         else:
             lowest = threshold
@@ -196,7 +196,7 @@ def in_question(log_odds: np.ndarray, threshold: float) -> np.ndarray:
     return band
 
 
-def is_within_limits(chosen: np.ndarray, probability: np.ndarray, loss: np.ndarray, risks: Sequence[Risk]) -> bool:
+def is_within_limits(chosen: np.ndarray, around: Surroundings, probability: np.ndarray, loss: np.ndarray) -> bool:
     """Whether correcting the chosen voxels (N,) bool keeps within SHARE and the risks.
 
     probability: (N,) of each voxel to be wrong. loss: (R, N), see `losses`.
@@ -204,7 +204,7 @@ def is_within_limits(chosen: np.ndarray, probability: np.ndarray, loss: np.ndarr
     lost = loss[:, chosen].sum(axis=1)
     return bool(
         probability[chosen].sum() <= SHARE * probability.sum()
-        and all(risked <= most_lost for risked, (_, most_lost) in zip(lost, risks, strict=True))
+        and all(risked <= most_lost for risked, (_, most_lost) in zip(lost, risks(around), strict=True))
     )
 
 
