@@ -325,11 +325,12 @@ def find_axis(labels: np.ndarray) -> int:
     if not labels.any():
         raise InputError("No annotated slice: draw at least one segment on at least one slice.")
 
-    def likeness(axis: int) -> tuple[float, int]:
-        others = tuple(a for a in range(3) if a != axis)
-        return run_length(np.flatnonzero(labels.any(axis=others)))
+    return min(range(3), key=lambda axis: run_length(bearing_planes(labels, axis)))
 
-    return min(range(3), key=likeness)
+
+def bearing_planes(labels: np.ndarray, axis: int) -> np.ndarray:
+    """Indices of the planes of a (K, J, I) label volume across the array axis that bear a label, ascending."""
+    return np.flatnonzero(labels.any(axis=tuple(other for other in range(3) if other != axis)))
 
 
 def coarsest_axis(spacing: Sequence[float]) -> int:

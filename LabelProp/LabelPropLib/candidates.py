@@ -7,13 +7,14 @@ signed distance. A mask interpolated anew at every hop would blur by 1/6 pixel^2
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
 import torch
 
+from . import boxes
 from .ends import Growth
 from .filters import channel_weights, local_contrast_normalise, smooth
 from .gaps import Gap
@@ -242,7 +243,7 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
     """Sample the signed distances of `label` on the planes that bound the gap and bear it."""
     sides = [side for side in (crossing.lower, crossing.upper) if side is not None]
     bearing = [side for side in sides if planes.bears(label, side.source)]
-    around = hull([_within_reach(label, side, planes) for side in bearing])
+    around = boxes.around([_within_reach(label, side, planes) for side in bearing])
     carried = {side.source: _candidate(label, side, around, planes) for side in bearing}
     nearest = torch.stack([candidate.distances.amax(dim=0) for candidate in carried.values()]).amax(dim=0)
     inner = bounding_box(nearest > -BOX_MARGIN)
@@ -335,11 +336,6 @@ def _shape(label: int, gap: Gap, box: tuple[slice, slice], planes: LabelPlanes) 
     hops = SHAPE_HOPS * torch.tensor([min(target - gap.lower, gap.upper - target) for target in gap.targets])
     depth = max(float(planes.distances(label, plane).max()) for plane in (gap.lower, gap.upper))
     return [Atlas(("shape", gap.lower, gap.upper), hops, channels, distances, depth)]
-
-
-def hull(boxes: Sequence[tuple[slice, slice]]) -> tuple[slice, slice]:
-    """The smallest (rows, columns) that hold all of `boxes`."""
-    return tuple(slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes))
 
 
 def bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:

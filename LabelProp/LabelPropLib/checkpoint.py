@@ -17,11 +17,12 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from .errors import InputError
 from .files import replacing
@@ -35,6 +36,7 @@ SHIPPED_FOLDER = Path(__file__).parent / "Resources"
 
 Tensors = dict[str, torch.Tensor]
 Metadata = dict[str, Any]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]):
@@ -104,6 +106,35 @@ def choose(checkpoint: str, kind: str) -> tuple[Tensors, Metadata] | None:
             return tensors, metadata
     shipped = SHIPPED_FOLDER / f"{kind}.pt"
     return load(shipped, kind) if shipped.is_file() else None
+
+
+def load_network(
+    make: Callable[[], Network],
+    checkpoint: str,
+    kind: str,
+    architecture: Mapping[str, Any],
+    preprocessing: Mapping[str, Any],
+) -> Network | None:
+    """The network that `make` returns with the weights of the chosen checkpoint; None for none.
+
+    checkpoint, kind: as in `choose`. architecture, preprocessing: those of the network, which the metadata have to
+    state. Raises InputError if they state others, if the tensors do not fit, and where `load` does.
+    """
+    chosen = choose(checkpoint, kind)
+    if chosen is None:
+        return None
+    tensors, metadata = chosen
+    if metadata["architecture"] != architecture or metadata["preprocessing"] != preprocessing:
+        raise InputError(
+            f"{checkpoint}: weights for another network or other preprocessing than this LabelProp's: give another"
+            " checkpoint."
+        )
+    network = make()
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{checkpoint}: weights that do not fit the network: give another checkpoint.") from error
+    return network
 
 
 def read(path: Path | str) -> tuple[Tensors, Metadata]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from . import files
-from .annotation import AXIS_NAMES, check_image, coarsest_axis, find_axis, intensities
+from .annotation import AXIS_NAMES, bearing_planes, check_image, coarsest_axis, find_axis, intensities
 from .errors import InputError
 from .preprocessing import normalise, percentiles, robust_range
 from .registration.pretraining import TrainingVolume
@@ -111,7 +111,7 @@ def choose_axis(labels: np.ndarray | None, spacing: tuple[float, float, float]) 
     """The array axis across the slices: the one of sparse annotations, else that of the largest spacing, rather k."""
     if labels is not None:
         axis = find_axis(labels)
-        bearing = np.flatnonzero((labels != 0).any(axis=tuple(a for a in range(3) if a != axis)))
+        bearing = bearing_planes(labels, axis)
         if len(bearing) <= (bearing[-1] - bearing[0] + 1) / 2:
             return axis
     return coarsest_axis(spacing)

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from . import boxes, files
-from .annotation import AXIS_NAMES, coarsest_axis, find_axis
+from .annotation import AXIS_NAMES, bearing_planes, coarsest_axis, find_axis
 from .boxes import Box
 from .errors import InputError
 from .patches import patches_of_plane
@@ -189,8 +189,7 @@ def segment_names(labels: sitk.Image) -> dict[int, str]:
 def annotated_slices(annotations: np.ndarray) -> tuple[int, list[int]]:
     """Array axis of the stack and its slices that bear a label, of a (K, J, I) label volume. Raises InputError."""
     axis = find_axis(annotations)
-    others = tuple(other for other in range(3) if other != axis)
-    return axis, np.flatnonzero(annotations.any(axis=others)).tolist()
+    return axis, bearing_planes(annotations, axis).tolist()
 
 
 def format_scores(scores: dict[int, Score], names: dict[int, str]) -> str:

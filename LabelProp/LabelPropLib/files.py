@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from .annotation import bearing_planes
 from .errors import InputError
 from .interruptions import uninterrupted
 
@@ -188,7 +189,7 @@ def check_not_swapped(labels: np.ndarray, labels_path: Path, image: np.ndarray, 
 
 def fills_slices(labels: np.ndarray) -> bool:
     """Whether along every axis several slices bear a label, and hardly any is left out from the first to the last."""
-    borne = [np.flatnonzero(labels.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    borne = [bearing_planes(labels, axis) for axis in range(3)]
     return all(len(planes) > max(1, MOST_DRAWN * (planes[-1] - planes[0] + 1)) for planes in borne)
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
+from . import boxes
 from .annotation import SparseAnnotation
 from .clock import portion
 from .gap_fusion import Fusion
@@ -107,7 +108,7 @@ class Remembered:
 
     def update(self, annotation: SparseAnnotation, stack: Stack) -> Update | None:
         """What to do for a stack, None if too little is known of it to save time."""
-        if overlap(stack.box, self.box) < LEAST_OVERLAP:
+        if boxes.size(boxes.overlap(stack.box, self.box)) < LEAST_OVERLAP * boxes.size(stack.box):
             return None
         pair_count = len(stack.images) - 1
         fields = resample(self.velocity, self.box, stack.box, instance.field_size(stack.images))
@@ -202,14 +203,6 @@ def chosen(settings: Settings, unimportant: Collection[str]) -> tuple:
     """The other settings, and what is known of the file of weights."""
     values = {name: value for name, value in asdict(settings).items() if name not in unimportant}
     return tuple(values.items()), repr(identify_weights(settings))
-
-
-def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:
-    """The share of `box` (rows, columns) that lies in the other one."""
-    share = 1.0
-    for one, two in zip(box, other, strict=True):
-        share *= max(0, min(one.stop, two.stop) - max(one.start, two.start)) / (one.stop - one.start)
-    return share
 
 
 def resample(

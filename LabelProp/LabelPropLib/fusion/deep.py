@@ -137,21 +137,11 @@ def load(choice: str, needed: bool, device: torch.device) -> DeepLabelFusion | N
 
     Raises InputError if the checkpoint cannot be used, or if there is none although deep fusion is `needed`.
     """
-    chosen = checkpoint.choose(choice, "fusion")
-    if chosen is None:
+    networks = checkpoint.load_network(DeepLabelFusion, choice, "fusion", ARCHITECTURE, PREPROCESSING)
+    if networks is None:
         if needed:
             raise InputError("Deep fusion needs weights: choose the checkpoint 'auto' or a file, or another fusion.")
         return None
-    tensors, metadata = chosen
-    if metadata["architecture"] != ARCHITECTURE or metadata["preprocessing"] != PREPROCESSING:
-        raise InputError(
-            f"{choice}: weights for other networks or other preprocessing than these: give another checkpoint."
-        )
-    networks = DeepLabelFusion()
-    try:
-        networks.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{choice}: weights that do not fit the networks: give another checkpoint.") from error
     return networks.eval().to(device, memory_format=torch.channels_last)
 
 
