@@ -291,7 +291,7 @@ def messages(
         )
     if weights.min() < LEAST_SHARE * len(weights):
         weak, strong = ("image", "second image") if weights[0] < weights[1] else ("second image", "image")
-        said.append(f"The {weak} varies like noise from slice to slice: the {strong} counts for almost all.")
+        said.append(f"The {weak} varies like noise from slice to slice, so the {strong} decides almost alone.")
     if update is not None:
         said.append(
             f"The registration of the last run was reused: {len(update.pairs)} of {update.pair_count} pairs of"

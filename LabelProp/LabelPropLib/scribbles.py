@@ -235,7 +235,7 @@ def contradictions(annotation: SparseAnnotation, maps: LabelMaps) -> list[str]:
     ]
     if twice:
         said.append(
-            f"{twice} voxels are scribbled twice, with different labels: background counts, or else the larger label."
+            f"{twice} voxels are scribbled twice, with different labels: background wins, or else the larger label."
         )
     return said
 

@@ -56,7 +56,7 @@ class SettingsPanel:
         fusion = self._addComboBox("Fusion", _("How the outlines that reach a slice from the drawn ones are combined."))
         missing = self._addComboBox(
             "Missing",
-            _("What it means that a segment is missing where others are drawn. Automatic: found from all slices."),
+            _("How to read a slice that was drawn for other segments, but not for this one. Automatic: by all slices."),
         )
         graphCut = self._addCheckBox(
             "GraphCut",

@@ -81,7 +81,7 @@ class SlicesPanel(VTKObservationMixin):
         self.qualityLabel = qt.QLabel()
         self.qualityLabel.objectName = "SegmentEditorLabelPropQuality"
         self.qualityLabel.setToolTip(
-            _("Overlap with the truth (Dice) to expect of the result, on the slices that segments were carried to.")
+            _("The overlap with the truth (Dice) to expect on the slices that segments were carried to.")
         )
         self.suggestedButton = qt.QPushButton()
         self.suggestedButton.objectName = "SegmentEditorLabelPropSuggested"
@@ -104,7 +104,7 @@ class SlicesPanel(VTKObservationMixin):
         self.backgroundCheckBox = qt.QCheckBox(_("Background"))
         self.backgroundCheckBox.objectName = "SegmentEditorLabelPropBackground"
         self.backgroundCheckBox.setToolTip(
-            _("The selected segment is no structure: what is drawn of it, on any slice, is background for all others.")
+            _("The selected segment is not a structure: what is drawn of it on any slice is background for all others.")
         )
         self.backgroundCheckBox.connect("clicked(bool)", self.setBackground)
         labelRow = qt.QHBoxLayout()
@@ -420,7 +420,7 @@ class SlicesPanel(VTKObservationMixin):
     def _roleButton(self, role):
         toolTips = {
             COMPLETE: _("The selected segment is drawn completely on this slice: these voxels and no others."),
-            SCRIBBLE: _("What is drawn of the selected segment on this slice is a hint only: there may be more of it."),
+            SCRIBBLE: _("What is drawn of the selected segment on this slice is only a hint: there may be more of it."),
             ABSENT: _("The selected segment is not on this slice."),
             IGNORED: _("Do not read what the selected segment has on this slice."),
         }

@@ -217,7 +217,7 @@ def notice_corrections(
         elif edited:
             say(
                 f"{len(edited)} of {len(left)} slices of '{segment.GetName()}' that were found earlier have changed"
-                " since: that was taken as done to the whole segment, and they are found anew."
+                " since: that was taken for a change to the whole segment, so they are found anew."
             )
         with tags_unheard(segment) as noted:
             write_roles(noted, given)
@@ -275,8 +275,8 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
                 lost = _renumber(segmentation_node, segment_id, noted, earlier)
                 if lost:
                     say(
-                        f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
-                        f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
+                        f"The grid of the segmentation was turned, so nothing is known any more of the slices of"
+                        f" '{segment.GetName()}' across {', '.join(lost)}: all those that bear it count as drawn."
                     )
             write_tag(noted, GEOMETRY_TAG, geometry)
 
