@@ -27,7 +27,7 @@ SQUARINGS = 5
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
 CONTRAST = 0.2  # weight of local contrast against raw intensity, where carried images are compared with slices
 COMPARED_WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which they are compared
-SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
+SHAPE_HOPS = 3  # hops of a chain that err as much as one hop of the interpolated shape, which ignores the images
 
 
 @dataclass(frozen=True)
@@ -339,9 +339,9 @@ def _shape(label: int, gap: Gap, box: tuple[slice, slice], planes: LabelPlanes) 
 
 
 def bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:
-    """Rows and columns of an (H, W) mask that hold all of it; all of them if it is empty.
+    """Rows and columns that hold all of an (H, W) mask; the whole plane if it is empty.
 
-    Masks of labels that were carried out of the plane are.
+    The mask of a label that was carried out of the plane is empty.
     """
     if not mask.any():
         return slice(0, mask.shape[0]), slice(0, mask.shape[1])

@@ -42,7 +42,7 @@ def log_odds(candidates: list[Candidate], images: torch.Tensor) -> torch.Tensor:
 
 
 def intensity_odds(candidate: Candidate, arrivals: Arrivals) -> torch.Tensor:
-    """(T,) mean log-odds of the intensities where the label was carried to, 0 half-way from what is around it."""
+    """(T,) mean log-odds of the intensities where the label was carried to; 0 is half-way between inside and around."""
     rows, columns = arrivals.box
     intensities = smooth(arrivals.crossing.targets[:, rows, columns], NOISE_WINDOW)
     odds = log_odds([candidate], intensities).clamp(-MOST_ODDS, MOST_ODDS)
