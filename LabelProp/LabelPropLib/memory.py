@@ -32,7 +32,7 @@ KEPT_MARGIN = 0.5  # of the margin around the labels; with less of it left the c
 LEAST_OVERLAP = 0.5  # of a new crop with the one that was registered
 REFINING_STEPS = 0.5  # of the steps of the finest level: it begins near its goal
 
-# What of the settings changes nothing about the fields, and about what is fused from them before scribbles have a say.
+# Settings that change nothing about the fields, and about what is fused from them before scribbles correct it.
 NOT_OF_REGISTRATION = (
     "fusion",
     "device",
@@ -128,13 +128,13 @@ class Remembered:
 
 
 class Memory:
-    """Of one scan at a time; another scan, or another way of registration, takes its place."""
+    """What is remembered of one scan at a time; another scan or another way of registration replaces it."""
 
     def __init__(self):
         self._key: tuple | None = None
         self._remembered: Remembered | None = None
         self._fusion: tuple[tuple, Fusion] | None = None
-        self.taken_over: Update | None = None  # by the first plan of a run; one after it takes over what that has found
+        self.taken_over: Update | None = None  # by a run's first plan; later plans start from what that found
 
     def recall(self, annotation: SparseAnnotation, settings: Settings) -> Remembered | None:
         """What is remembered of the annotation's scan; and be ready to keep what a run on it finds."""
@@ -188,7 +188,7 @@ def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: 
 
 
 def digest(*parts: object) -> str:
-    """Of arrays, and of values that are equal where their text is."""
+    """A digest of arrays, and of values that are equal if their texts are."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -200,7 +200,7 @@ def digest(*parts: object) -> str:
 
 
 def chosen(settings: Settings, unimportant: Collection[str]) -> tuple:
-    """The other settings, and what is known of the file of weights."""
+    """The settings but for the unimportant ones, and what is known of the file of weights."""
     values = {name: value for name, value in asdict(settings).items() if name not in unimportant}
     return tuple(values.items()), repr(identify_weights(settings))
 

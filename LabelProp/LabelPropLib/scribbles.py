@@ -27,8 +27,8 @@ from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, around_strokes, at
 
 SHARE = 0.9  # of all voxels that are expected to be wrong, to be put right
-Risk = tuple[float, float]  # log-odds by which all voxels may be overrated; Dice, mean over the labels, to lose then
-RISKS = ((0.2, 0.0007), (1.4, 0.006))  # so that a stroke costs 0.002 at most
+Risk = tuple[float, float]  # log-odds by which all voxels may be overrated; mean Dice over the labels to lose then
+RISKS = ((0.2, 0.0007), (1.4, 0.006))  # so that few strokes cost more than 0.002
 # Background takes from labels and gives to none: a stroke of it through a small one could take most of that.
 RISK_OF_BACKGROUND = (np.inf, 0.015)
 BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
@@ -41,7 +41,7 @@ MARGIN = 0.5  # pixels by which what is corrected is put on its side of the cont
 
 @dataclass(frozen=True)
 class Region:
-    """Strokes near each other, and the box of the volume with all that they may change, and what is looked at for it.
+    """Strokes near each other, and the box of the volume with all that they may change and all that decides on it.
 
     strokes: (T, R, C) label of each voxel in the box, BACKGROUND or NOT_SCRIBBLED.
     """

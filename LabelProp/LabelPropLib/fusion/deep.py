@@ -2,9 +2,9 @@
 
 Xie et al., "Deep label fusion", Medical Image Analysis 2023, with candidates that come from the same scan: a voting
 subnet moves the weights of the candidates, a fine-tuning subnet corrects the consensus, and a label mask keeps the
-result near the candidates' votes. Both see thick labels reduced and thin ones enlarged, for they are best at those of
-middling size. What the networks say is added to what the similarity rule says, so networks that say nothing leave that
-rule as it is.
+result near the candidates' votes. Both see thick labels reduced and thin ones enlarged, because they work best on
+labels of medium size. What the networks say is added to what the similarity rule says, so networks that say nothing
+leave that rule as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .subnets import DeepLabelFusion, resized
 DISTANCE_SCALE = 4.0  # pixels; the networks see distances in this unit
 MOST_DISTANCE = 3.0  # of these units
 MOST_DEVIATIONS = 4.0  # of intensities from those in and around the label
-LABEL_DEPTH = 8.0  # of the networks' pixels, from a label's contour to its middle, that it is scaled to
+LABEL_DEPTH = 8.0  # of the networks' pixels, to which a label's depth from contour to middle is scaled
 SCALES = (0.8, 1.4)  # least and most of the networks' pixels along a pixel
 LEAST_SIZE = 8  # of the networks' pixels along a window
 TIP_DEPTH = 3.0  # of the networks' pixels; what is thinner on its only drawn plane tells them too little
@@ -148,7 +148,7 @@ def load(choice: str, needed: bool, device: torch.device) -> DeepLabelFusion | N
 def fuse(
     arrivals: Sequence[Arrivals], networks: DeepLabelFusion, overlapping: Collection[tuple[int, int]] = ()
 ) -> list[torch.Tensor]:
-    """Scores (T, h, w), one an arrival, of all labels of one gap, each in its own box.
+    """Scores (T, h, w) of all labels of one gap, one for each of `arrivals`, in its box.
 
     All labels of the gap are needed, because where one may go depends on the others; overlapping: pairs of labels,
     ascending, that do not exclude each other. The similarity rule stands beyond the outermost annotated planes, where
@@ -249,7 +249,7 @@ def best_rival(
 
 
 def bounded(distances: torch.Tensor) -> torch.Tensor:
-    """Distances in units of DISTANCE_SCALE, at most three."""
+    """Distances in units of DISTANCE_SCALE, clipped to MOST_DISTANCE of them."""
     return (distances / DISTANCE_SCALE).clamp(-MOST_DISTANCE, MOST_DISTANCE)
 
 
