@@ -33,7 +33,7 @@ VOTING_LOSS = 0.4  # of the consensus, against that of the final score: deep sup
 
 @dataclass
 class Patches:
-    """As `fusion_patches.Patches`."""
+    """Patches, see `fusion_patches.Patches`."""
 
     planes: torch.Tensor
     numbers: torch.Tensor

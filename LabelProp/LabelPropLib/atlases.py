@@ -128,7 +128,7 @@ def align(annotation: SparseAnnotation, atlas: AtlasVolume, labels: list[int]) -
 
 
 def _align_affinely(fixed: sitk.Image, moving: sitk.Image, start: sitk.AffineTransform) -> sitk.AffineTransform:
-    """By mutual information, which asks only that tissues differ, not how (Mattes et al., IEEE TMI 2003)."""
+    """Align by mutual information, which asks only that tissues differ, not how (Mattes et al., IEEE TMI 2003)."""
     affine = sitk.AffineTransform(start)
     registration = sitk.ImageRegistrationMethod()
     registration.SetNumberOfThreads(1)  # sums in the same order each time: the same voxels

@@ -82,7 +82,7 @@ class Job:
         return [*command, "--axis", self.row.axis, "--missing", self.missing, *self.settings.arguments()]
 
     def result(self, failure: str = "") -> Result:
-        """What there is of the row after it has ended."""
+        """The result of the row once it has ended."""
         return Result(
             name=self.row.name,
             inputs=self.row.inputs,
@@ -262,7 +262,7 @@ def read_json(path: Path) -> Any:
 
 
 def describe(result: Result) -> str:
-    """One line for the user."""
+    """A result in one line, for the user."""
     if result.failure:
         return f"{result.name}: failed: {result.failure}"
     quality = "" if result.quality is None else f", expected Dice {result.quality:.2f}"

@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see '{self.prog} --help')")
 
     def parse_known_args(self, args=None, namespace=None):
-        """As the base class; but a verb says itself what it does not know, so that its own help is pointed to."""
+        """As the base class, but a verb itself rejects what it does not know, so that its own help is named."""
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")

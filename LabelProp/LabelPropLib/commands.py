@@ -81,7 +81,7 @@ def run_on_cluster(commands: Mapping[str, list[str]], scheduler: str, threads: i
     """Run the commands on the workers of a dask cluster, `threads` processors each; yields their names as they end.
 
     scheduler: its address. The files have to lie where all workers see them, by the same paths, and LabelProp has to be
-    installed there. What a worker was at when it died is run on another one. Raises InputError if nobody answers.
+    installed there. What a worker was running when it died is run on another one. Raises InputError if nobody answers.
     """
     distributed = import_distributed()
     try:

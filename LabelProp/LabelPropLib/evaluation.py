@@ -77,7 +77,7 @@ def label_boxes(*volumes: np.ndarray) -> dict[int, Box]:
 def score_mask(predicted: np.ndarray, reference: np.ndarray, plane_spacing: tuple[float, float]) -> Score:
     """Score of one structure; predicted, reference: (slices, H, W) bool, `reference` not empty; plane_spacing: mm.
 
-    Both cut to the box that holds them: what is around costs time and does not count.
+    Both are cut to the box that holds them: what is around it costs time and does not count.
     """
     distances = np.concatenate([contour_distances(*pair, plane_spacing) for pair in zip(predicted, reference)])
     sliced = [dice(p, r) for p, r in zip(predicted, reference) if r.sum() >= FEWEST_PIXELS]

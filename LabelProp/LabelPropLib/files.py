@@ -25,14 +25,14 @@ from .errors import InputError
 from .interruptions import uninterrupted
 
 SEGMENTATION_SUFFIX = ".seg.nrrd"
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file each, that keep the place in space and any label
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file each, which keep place in space and any label
 LARGEST_LABEL = 2**31 - 1  # of a segment in Slicer
 GRID_TOLERANCE = 0.1  # voxels by which two volumes on one grid may lie apart: headers are rounded
 MOST_STEPS = 0.25  # of neighbouring voxels of a label volume, see `share_of_steps`
-FEWEST_INTENSITIES = 64  # that a scan has
+FEWEST_INTENSITIES = 64  # different ones, that a scan has
 MOST_DRAWN = 0.75  # of the slices from the first drawn one to the last
 NIFTI_HEADER_LENGTHS = (348, 540)
-NIFTI_ENDINGS = re.compile(r"(\.(nii|hdr|img)(\.gz)?)+$", re.IGNORECASE)  # before another one, ITK leaves them out
+NIFTI_ENDINGS = re.compile(r"(\.(nii|hdr|img)(\.gz)?)+$", re.IGNORECASE)  # ITK drops these before another one
 NOT_ORTHOGONAL = "only supports orthonormal direction cosines"  # ITK's words
 NIFTI_FLOATS = {"16": "f4", "64": "f8"}  # data types of NIfTI that may hold NaN -> as numpy names them
 
@@ -66,7 +66,7 @@ def read_volume(path: Path) -> sitk.Image:
 
 @contextlib.contextmanager
 def without_twin(path: Path) -> Iterator[Path]:
-    """The path; of x.nii.gz with an x.nii beside it another one: ITK would take its voxels from x.nii."""
+    """A path to read: the same, or that of a link to x.nii.gz if x.nii lies beside it, whose voxels ITK would take."""
     if not (path.name.lower().endswith(".nii.gz") and path.with_name(path.name[:-3]).exists()):
         yield path
         return
@@ -74,7 +74,7 @@ def without_twin(path: Path) -> Iterator[Path]:
         alone = Path(folder, "volume.nii.gz")
         try:
             alone.symlink_to(path.resolve())
-        except OSError:  # Windows lets not everybody
+        except OSError:  # Windows does not let everybody
             shutil.copyfile(path, alone)
         yield alone
 
@@ -196,7 +196,7 @@ def fills_slices(labels: np.ndarray) -> bool:
 def share_of_steps(voxels: np.ndarray) -> float:
     """Of neighbours along the last axis of (K, J, I), neither of them 0, the share that differ; 0 if there are none.
 
-    In scans 0.3 to 1, in label volumes up to 0.1 (of 20 each).
+    In 20 scans it was 0.3 to 1, in 20 label volumes up to 0.1.
     """
     first, second = voxels[..., :-1], voxels[..., 1:]
     borne = (first != 0) & (second != 0)
@@ -335,7 +335,7 @@ def first_clash(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
 
 
 def place_of(path: Path) -> Path:
-    """What is the same for all names of a file, as far as macOS tells: to its disks Scan.nii and scan.nii are one."""
+    """A path that is the same for all names of a file, on macOS also in whatever case, which its disks ignore."""
     place = path.resolve()
     return Path(str(place).casefold()) if sys.platform == "darwin" else place  # on Windows paths know it themselves
 
@@ -377,8 +377,8 @@ def split_suffix(name: str) -> tuple[str, str]:
 def replacing(paths: Iterable[Path]):
     """Path -> temporary file to write in its stead; at the end all take their places, or on an error all vanish.
 
-    Raises OSError if a volume or a segmentation among them is not whole, see `check_whole`; KeyboardInterrupt that says
-    so if it came when the files had begun to take their places.
+    Raises OSError if a volume or a segmentation among them is not whole, see `check_whole`. A KeyboardInterrupt that
+    came after the files had begun to take their places says so.
     """
     with contextlib.ExitStack() as cleanup:
         staged = {}

@@ -65,7 +65,7 @@ class LabelPlanes:
 
     @computed_once
     def unevenness(self, label: int, plane: int) -> float:
-        """Of the outline of `label` on `plane`, on the working grid; see `preprocessing`."""
+        """How uneven the outline of `label` is on `plane`, on the working grid; see `preprocessing`."""
         return unevenness(self.distances(label, plane)[None] > 0)
 
     @computed_once

@@ -63,7 +63,7 @@ class Update:
 
     @property
     def pair_count(self) -> int:
-        """Of all pairs of neighbouring planes."""
+        """The number of all pairs of neighbouring planes."""
         return len(self.velocity)
 
     def register(

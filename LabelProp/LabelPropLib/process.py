@@ -23,7 +23,7 @@ from .exchange import read_propagation, write_annotation_in_parts
 from .settings import Settings
 
 CANCEL_TIMEOUT_MS = 1000
-IDLE_MINUTES = 10  # without anybody there, after which the process is given up, and its memory with it
+IDLE_MINUTES = 10  # without use, after which the process is ended, so that its memory is free again
 LOG_CHARACTERS = 2000  # of what the process printed, for the message when it ends unexpectedly
 
 
@@ -71,7 +71,7 @@ class BackgroundPropagation:
 
     @property
     def process_id(self) -> int:
-        """0 when there is no process."""
+        """ID of the process, 0 when there is none."""
         return self._process.processId()
 
     def start(self):
@@ -136,7 +136,7 @@ class BackgroundPropagation:
             self._send(train=folder.name, settings=asdict(settings), checkpoint=checkpoint)
 
     def _write_part(self, job: str):
-        """Write one part, and see to it that the next one follows."""
+        """Write one part of the job's input, and see to it that the next one follows."""
         if job != self._job or self._unwritten is None:
             return
         try:
@@ -236,7 +236,7 @@ class BackgroundPropagation:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _seconds_left(self, fraction: float) -> float | None:
-        """From the speed since the first sign of progress, which leaves the loading of PyTorch out."""
+        """By the speed since the first sign of progress, so that loading PyTorch does not count."""
         now = time.monotonic()
         if self._first_progress is None:
             self._first_progress = now, fraction
@@ -244,7 +244,7 @@ class BackgroundPropagation:
         return seconds * (1 - fraction) / done if done > 0 else None
 
     def _kill_unless_answered(self, job: str):
-        """A process that is still loading PyTorch will find the job cancelled, and is not to blame."""
+        """Kill the process if it still works on a cancelled job; one that is loading PyTorch will find it cancelled."""
         if job in self._unanswered and self._ready:
             self._process.kill()
 

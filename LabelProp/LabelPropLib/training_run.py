@@ -197,7 +197,7 @@ def describe(entries: Sequence[Entry], plan: PretrainingPlan, sampling: Sampling
 
 
 def process_count() -> int:
-    """That share the training, as torchrun tells each of them."""
+    """How many processes share the training, as torchrun tells each of them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -237,7 +237,7 @@ def load_volumes(entries: Sequence[Entry], progress: Progress) -> list[TrainingV
 
 
 def training_message(pretraining: Pretraining) -> str:
-    """For the user: how it stands."""
+    """How the training stands, for the user."""
     if not pretraining.progress.log:
         return "Training"
     last = pretraining.progress.log[-1]
@@ -253,10 +253,10 @@ def summarise(
     validation: list[TrainingVolume],
     origin: str | dict[str, str],
 ) -> dict[str, Any]:
-    """For the metadata of the checkpoint.
+    """What the metadata of the checkpoint tell of the training.
 
-    trained_on: the rows of `training`, in which a scan is several times if it is looked at across several axes; origin:
-    see `origin_of`.
+    trained_on: the rows of `training`; a scan has several of them if it is looked at across several axes. origin: see
+    `origin_of`.
     """
     return {
         "scans": len({entry.image for entry in trained_on}),

@@ -232,7 +232,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _onNodeAboutToBeRemoved(self, _caller, _event, node):
-        """Of the preview, by the user in the Data module for example: there is nothing left to apply."""
+        """If it is the preview, removed in the Data module for example, there is nothing left to apply."""
         if node.GetAttribute(INPUT_OPACITY) and node is self.getPreviewNode():
             self._letGoOfPreview(node)
             self.slicesPanel.showQuality(None)
@@ -292,7 +292,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     @property
     def processId(self):
-        """Of the background process, 0 when there is none."""
+        """ID of the background process, 0 when there is none."""
         return self._background.process_id if self._background else 0
 
     @property
@@ -318,7 +318,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         return self._chosenSegmentIds if previewed else self.selectedSegmentIds
 
     def onPreviewButton(self):
-        """The button starts, and while it runs stops."""
+        """Start a preview, or stop the one that is being computed."""
         if self.running:
             self._cancelJob()
             self.updateGUIFromMRML()
@@ -326,7 +326,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._previewForUser()
 
     def _previewForUser(self):
-        """What scripts get as an exception is read in the panel."""
+        """As `onPreview`; what scripts get as an exception, the user reads in the panel."""
         with contextlib.suppress(InputError, RuntimeError):
             self.onPreview()
 
@@ -481,7 +481,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._updateAutomatically()
 
     def _updateAutomatically(self):
-        """In a moment, if that is wished, and the segments were edited since they were read."""
+        """Update the preview in a moment, if that is wished and the segments were edited since they were read."""
         read = self._running or self._previewed
         if self.autoUpdateCheckBox.isChecked() and read is not None and not read.unchanged:
             self.delayedAutoUpdateTimer.start()
@@ -524,7 +524,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.updateGUIFromMRML()
 
     def _removePreviewNode(self):
-        """Whichever effect it belongs to: the editor has one preview at a time."""
+        """Remove the editor's preview, whichever effect it belongs to: there is one at a time."""
         previewNode = self.scriptedEffect.nodeReference(ResultPreviewNodeReferenceRole)
         self._previewed = None
         if previewNode is not None:
@@ -542,7 +542,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.scriptedEffect.setCommonParameter("SegmentationResultPreviewOwnerEffect", "")
 
     def onApplyButton(self):
-        """The user reads in the panel what scripts get as an exception."""
+        """As `onApply`; what scripts get as an exception, the user reads in the panel."""
         with contextlib.suppress(InputError, RuntimeError):
             self.onApply()
 

@@ -237,7 +237,7 @@ class SliceStrip:
         return rows
 
     def _bottom(self) -> int:
-        """Below the lanes."""
+        """Where the lanes end, pixels from the top."""
         *_, top, height = self._rows[-1] if self._rows else (HEADER, SELECTED_LANE)
         return top + height + LANE_GAP
 
@@ -247,7 +247,7 @@ class SliceStrip:
         return Lane("", (color.redF(), color.greenF(), color.blueF()), {}, quality=self._meanQuality())
 
     def _share(self, index: int) -> float:
-        """Of the segments that are drawn, scribbled or absent on a slice."""
+        """The share of the segments that are drawn, scribbled or absent on a slice."""
         return sum(lane.roles.get(index, IGNORED) != IGNORED for lane in self.lanes) / len(self.lanes)
 
     def _meanQuality(self) -> dict[int, float]:

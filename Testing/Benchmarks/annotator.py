@@ -58,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a propagation: mean Dice of the labels on the slices to be scored, and the slice that is suggested."""
+    """What a propagation gives: mean Dice of the labels on the slices to be scored, and the suggested slice."""
 
     dice: float
     suggested: int | None
@@ -98,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def trim(scan: Scan, below: float, above: float) -> Scan:
-    """Without these parts of its slices."""
+    """The scan without these parts of its slices, at the beginning and at the end."""
     count = len(scan.labels)
     left_in = slice(round(below * count), count - round(above * count))
     return replace(scan, image=scan.image[left_in], labels=scan.labels[left_in])

@@ -212,7 +212,7 @@ def propagate(scan: Scan, count: int, preset: str) -> Run:
 
 @contextmanager
 def standing_in(module: ModuleType, name: str, value: object):
-    """In place of what a module calls by that name another value."""
+    """Replace what a module calls by that name, inside."""
     original = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -367,7 +367,7 @@ def fit_blend(runs: Sequence[Run], prior: Prior) -> Prior:
 
 
 def format_fitted(fitted: Prior | Coefficients) -> str:
-    """As Python: the constant in the module, named as its class in capitals."""
+    """The constant as it stands in the module, named as its class in capitals."""
 
     def number(value: float) -> str:
         return f"{value:.3f}"

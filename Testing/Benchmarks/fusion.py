@@ -86,7 +86,7 @@ class Subject:
 
     @classmethod
     def read(cls, case: Case) -> "Subject":
-        """From the files of the case."""
+        """Read the files of a case."""
         paths = (case.image, case.annotations, case.reference)
         image, drawn, reference = (sitk.ReadImage(str(path)) for path in paths)
         arrays = (sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(drawn))

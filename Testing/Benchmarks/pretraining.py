@@ -92,7 +92,7 @@ def registrations(network: RegistrationNetwork) -> dict[str, Register]:
 
 
 def schedule(images: torch.Tensor, share: float = 1.0) -> instance.Schedule:
-    """That of the preset `balanced` for planes (Z, C, H, W), with a share of its steps."""
+    """The schedule of the preset `balanced` for planes (Z, C, H, W), with a share of its steps."""
     levels = EFFORTS["balanced"].levels_for(images.shape[-2:])
     return instance.Schedule(levels=tuple(level.shortened(share) for level in levels))
 

@@ -92,7 +92,7 @@ def main():
 
 
 def add_comparison_option(parser: argparse.ArgumentParser):
-    """Whether to draw each stroke a second time."""
+    """Add the option to draw each stroke a second time."""
     parser.add_argument("--without-graph-cut", action="store_true", help="draw each stroke a second time, without it")
 
 
@@ -220,7 +220,7 @@ def far_changes(before: np.ndarray, after: np.ndarray, voxels: np.ndarray, spaci
 
 
 def dice_changes(labels, before: np.ndarray, after: np.ndarray, reference: np.ndarray) -> list[float]:
-    """Of each label, over the whole volume."""
+    """By how much the Dice of each label changes, over the whole volume."""
 
     def dice(found: np.ndarray, label: int) -> float:
         there = reference == label

@@ -33,7 +33,7 @@ class Row:
 
     @classmethod
     def of(cls, case: Case, method: Method, score: dict, cost: Cost) -> "Row":
-        """From a score and a cost."""
+        """A row from a score and a cost."""
         scores = {
             field.name: score[field.name] for field in fields(cls) if field.name in score and field.name != "case"
         }

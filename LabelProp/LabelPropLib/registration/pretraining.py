@@ -230,7 +230,7 @@ def weights(network: RegistrationNetwork) -> dict[str, torch.Tensor]:
 
 
 def plain_sampling(sampling: Sampling) -> Sampling:
-    """The same without random contrast."""
+    """The same sampling, but of consecutive planes in their own contrast."""
     return Sampling(**{**vars(sampling), "strides": (1,), "gamma": (1.0, 1.0), "noise": (0.0, 0.0), "inverted": 0.0})
 
 
@@ -295,7 +295,7 @@ def recolour(images: torch.Tensor, sampling: Sampling, random: np.random.Generat
 def ends_of_run(
     labels: torch.Tensor, planes: int, size: tuple[int, int], most: int, random: np.random.Generator
 ) -> FarEnds | None:
-    """Both ways between the first and the last of `planes` planes, for labels that both bear; None if there are none.
+    """The ends, both ways, of a run of `planes` planes, for labels that both bear; None if there are no such labels.
 
     labels: (2, H, W) integers on these two. The masks are averaged onto the grid `size`. At most `most` labels, drawn
     at random, are followed.
