@@ -24,7 +24,7 @@ import SimpleITK as sitk  # noqa: E402
 import torch  # noqa: E402
 from bench import Case, add_bench_option, open_bench  # noqa: E402
 from csv_files import write_csv  # noqa: E402
-from tables import describe_machine  # noqa: E402
+from tables import ScoredCase, describe_machine  # noqa: E402
 
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume  # noqa: E402
 from LabelPropLib.candidates import Arrivals, Atlas, Chains, arrivals  # noqa: E402
@@ -59,22 +59,11 @@ memory (beyond what is held before) of choosing and fusing; registration takes {
 
 
 @dataclass(frozen=True)
-class Row:
-    """A rule, a candidate alone or an oracle on a case: means over the labels of Dice, ASSD and HD95 (mm), and cost."""
+class Row(ScoredCase):
+    """A rule, a candidate alone or an oracle on a case: its scores, and the seconds and MB of choosing and fusing."""
 
-    case: str
-    method: str
-    dice: float
-    assd: float
-    hd95: float
-    worst_label_dice: float
     seconds: float = math.nan
     megabytes: float = math.nan
-
-    @property
-    def slice_count(self) -> int:
-        """How many slices were annotated."""
-        return int(self.case.rpartition("-k")[2])
 
 
 @dataclass(frozen=True)

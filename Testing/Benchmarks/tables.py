@@ -18,8 +18,8 @@ OWN_LINES = (("#6fb1ea", "-", 5), ("#14532d", "-", 1.4), ("#8e44ad", "-", 2.2), 
 
 
 @dataclass(frozen=True)
-class Row:
-    """A method on a case: means over the labels of Dice, ASSD (mm) and HD95 (mm), the worst label's Dice, and cost."""
+class ScoredCase:
+    """A method on a case: means over the labels of Dice, ASSD (mm) and HD95 (mm), and the worst label's Dice."""
 
     case: str
     method: str
@@ -27,6 +27,22 @@ class Row:
     assd: float
     hd95: float
     worst_label_dice: float
+
+    @property
+    def volume(self) -> str:
+        """The case without its number of annotated slices."""
+        return self.case.rpartition("-k")[0]
+
+    @property
+    def slice_count(self) -> int:
+        """How many slices were annotated."""
+        return int(self.case.rpartition("-k")[2])
+
+
+@dataclass(frozen=True)
+class Row(ScoredCase):
+    """A method on a case: its scores, whether it kept the annotated slices, and its cost, see `methods.Cost`."""
+
     annotated_slices_kept: bool
     seconds: float
     process_seconds: float
@@ -39,16 +55,6 @@ class Row:
             field.name: score[field.name] for field in fields(cls) if field.name in score and field.name != "case"
         }
         return cls(case=case.name, method=method.text, **scores, **asdict(cost))
-
-    @property
-    def volume(self) -> str:
-        """The case without its number of annotated slices."""
-        return self.case.rpartition("-k")[0]
-
-    @property
-    def slice_count(self) -> int:
-        """How many slices were annotated."""
-        return int(self.case.rpartition("-k")[2])
 
 
 def format_table(rows: list[Row], methods: list[Method]) -> str:
