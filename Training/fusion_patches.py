@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +183,7 @@ def patches_of_plane(
         return []
     raw = raw_planes(arrived, rivals, plane)
     depths = [0.0 if candidate is None else candidate.depth for candidate in (arrived.lower, arrived.upper)]
-    numbers = torch.tensor([*depths, math.log(len(arrived.gap.targets) + 1) / 3])
+    numbers = torch.tensor([*depths, deep.gap_length(len(arrived.gap.targets))])
     patches = []
     for place in places[torch.from_numpy(generator.integers(len(places), size=count))]:
         window = []

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from . import files
 from .annotation import AXIS_NAMES, bearing_planes, check_image, coarsest_axis, find_axis, intensities
 from .errors import InputError
-from .preprocessing import normalise, percentiles, robust_range
+from .preprocessing import normalise, percentiles, robust_range, square_grid
 from .registration.pretraining import TrainingVolume
 from .tables import read_records
 
@@ -130,9 +130,7 @@ def prepare(
         slice(int(used[0]), int(used[-1]) + 1) for used in (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
     )
     image = image[:, rows, columns]
-    extent = [n * s for n, s in zip(image.shape[1:], plane_spacing, strict=True)]
-    pixel = max(min(plane_spacing), max(extent) / PIXELS)
-    size = tuple(max(8, round(e / pixel)) for e in extent)
+    size, _ = square_grid(image.shape[1:], plane_spacing, PIXELS)
     images = normalise(image, size, *robust_range(image))[:, None].half()
     if labels is None:
         return TrainingVolume(name, images)

@@ -19,6 +19,7 @@ from .registration.fields import identity, sample
 DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
 SURROUND = 8.0  # pixels; how far around a label its surround goes
 INTENSITY_BINS = 32  # of INTENSITY_RANGE
+HISTOGRAM_SMOOTHING = 1.5  # bins, standard deviation of the Gaussian that smooths histograms of intensities
 
 
 def computed_once(method: Callable) -> Callable:

@@ -8,6 +8,7 @@ back.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from .registration.fields import sample
 MARGIN_FRACTION = 0.15  # of the labels' extent
 MARGIN_MM = 12.0
 MOST_MARGIN = 40.0  # pixels, at most, for MARGIN_MM: in the scan of a mouse those would be the whole plane
+LEAST_SIZE = 8  # pixels along a side of a working plane
 ROUNDING = 1e-6  # of voxels, by which spacings from a matrix of directions may be off
 INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images
 OUTLINE_WINDOW = 2.0  # pixels, standard deviation of the Gaussian that evens an outline
@@ -122,9 +124,7 @@ def prepare(
     first, last = scribbled_range(annotation, core)
     inner = slice(core[0] - first, core[1] - first + 1)
     box = box or crop_box(annotation)
-    extent = [(s.stop - s.start) * mm for s, mm in zip(box, annotation.plane_spacing, strict=True)]
-    pixel = max(min(annotation.plane_spacing), max(extent) / pixels)
-    size = tuple(max(8, round(e / pixel)) for e in extent)
+    size, pixel = square_grid([part.stop - part.start for part in box], annotation.plane_spacing, pixels)
     channels, intensities = [], []
     for volume in filter(lambda volume: volume is not None, (annotation.image, annotation.second_image)):
         planes = np.moveaxis(volume, annotation.axis, 0)[first : last + 1, box[0], box[1]]
@@ -142,6 +142,18 @@ def prepare(
         pixel=pixel,
         slice_spacing=annotation.slice_spacing,
     )
+
+
+def square_grid(shape: Sequence[int], plane_spacing: tuple[float, float], pixels: int) -> tuple[tuple[int, int], float]:
+    """(H, W) of a grid of square pixels over planes of `shape` (rows, columns), and mm of its pixels.
+
+    Pixels are as large as the smaller of the plane's spacings (mm), or so large that at most `pixels` lie along the
+    longer side.
+    """
+    extent = [count * mm for count, mm in zip(shape, plane_spacing, strict=True)]
+    pixel = max(min(plane_spacing), max(extent) / pixels)
+    height, width = (max(LEAST_SIZE, round(length / pixel)) for length in extent)
+    return (height, width), pixel
 
 
 def scribbled_range(annotation: SparseAnnotation, core: tuple[int, int]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .filters import NOISE_WINDOW, masked_correlation, smooth
-from .label_planes import INTENSITY_BINS
+from .label_planes import HISTOGRAM_SMOOTHING, INTENSITY_BINS
 from .preprocessing import INTENSITY_RANGE
 
 if TYPE_CHECKING:  # candidates ask for this module
@@ -30,7 +30,7 @@ def middles_of_bins(counts: torch.Tensor) -> torch.Tensor:
 def log_odds(candidates: list[Candidate], images: torch.Tensor) -> torch.Tensor:
     """log p(I | inside) - log p(I | around) at the pixels of `images`, histograms smoothed and never empty."""
     inside, around = (
-        smooth(torch.stack([getattr(candidate, region) for candidate in candidates]).sum(dim=0)[None], 1.5)[0] + 1
+        smooth(sum(getattr(candidate, region) for candidate in candidates)[None], HISTOGRAM_SMOOTHING)[0] + 1
         for region in ("inside", "around")
     )
     table = (inside / inside.sum()).log() - (around / around.sum()).log()

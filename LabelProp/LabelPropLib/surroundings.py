@@ -34,7 +34,7 @@ from . import boxes
 from .annotation import BACKGROUND, SparseAnnotation, exclude, stack_order
 from .boxes import Box
 from .confidence import bridge
-from .label_planes import DISTANCE_LIMIT, INTENSITY_BINS, SURROUND, computed_once
+from .label_planes import DISTANCE_LIMIT, HISTOGRAM_SMOOTHING, INTENSITY_BINS, SURROUND, computed_once
 from .labelmaps import FusedScore
 from .preprocessing import INTENSITY_RANGE, Stack
 from .visibility import LEAST_DEVIATION
@@ -49,7 +49,6 @@ SIGHT = CUT_OFF * NEIGHBOURHOOD + 4.0  # pixels, beyond which nothing matters to
 LEAST_SLOPE = 0.01  # of a margin, per pixel; where it is less, there is no contour
 LEAST_CONTOUR, USUAL_SHARPNESS = 1e-4, 0.1  # share of the neighbourhood below which the usual sharpness is assumed
 LEAST_SHARPNESS = 0.005
-HISTOGRAM_SMOOTHING = 1.5  # bins
 BREAK = 4  # voxels that a stroke may be interrupted for
 NOT_SCRIBBLED = -1
 

@@ -30,6 +30,10 @@ from .subnets import DeepLabelFusion, resized
 DISTANCE_SCALE = 4.0  # pixels; the networks see distances in this unit
 MOST_DISTANCE = 3.0  # of these units
 MOST_DEVIATIONS = 4.0  # of intensities from those in and around the label
+ADDED_DEVIATION = 0.02  # of normalised intensities, so that the deviation is never zero
+ODDS_SCALE = 2.0  # log-odds; the networks see those of intensities in this unit
+MOST_ODDS = 2.0  # of these units
+LENGTH_SCALE = 3.0  # by which the log of the hops across a gap is divided
 LABEL_DEPTH = 8.0  # of the networks' pixels, to which a label's depth from contour to middle is scaled
 SCALES = (0.8, 1.4)  # least and most of the networks' pixels along a pixel
 LEAST_SIZE = 8  # of the networks' pixels along a window
@@ -60,8 +64,8 @@ class Features:
     scale: of the grid's pixels along a pixel. lower, upper: signed distances of the candidates in pixels of the grid,
     -DISTANCE_LIMIT times the scale where the label is absent.
     target, lower_image, upper_image: the slices and the carried images, intensities relative to those in and around the
-    label. odds: of the slices' intensities, see `presence`. way: distance weight of the upper side.
-    length: log of the hops across the gap, over 3.
+    label. odds: of the slices' intensities, see `presence`, in units of ODDS_SCALE. way: distance weight of the upper
+    side. length: see `gap_length`.
     """
 
     scale: float
@@ -223,9 +227,9 @@ def features(arrivals: Arrivals, window: LabelWindow, scale: float) -> Features:
         target=target,
         lower_image=lower_image,
         upper_image=upper_image,
-        odds=resized(log_odds(arrivals.present, slices)[None].clamp(-4, 4) / 2, size)[0],
+        odds=resized((log_odds(arrivals.present, slices)[None] / ODDS_SCALE).clamp(-MOST_ODDS, MOST_ODDS), size)[0],
         way=distance_way(arrivals).expand_as(target),
-        length=torch.full_like(target, math.log(len(slices) + 1) / 3),
+        length=torch.full_like(target, gap_length(len(slices))),
     )
 
 
@@ -259,11 +263,16 @@ def relative(images: torch.Tensor, intensity: tuple[float, float]) -> torch.Tens
     return ((images - mean) / deviation).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
 
+def gap_length(planes: int) -> float:
+    """Log of the hops across a gap of so many planes, in units of LENGTH_SCALE."""
+    return math.log(planes + 1) / LENGTH_SCALE
+
+
 def label_intensity(arrivals: Arrivals) -> tuple[float, float]:
-    """Mean and standard deviation of the intensities in and around the label, the latter never quite zero."""
+    """Mean and standard deviation of the intensities in and around the label, the latter with ADDED_DEVIATION."""
     counts = torch.stack([candidate.inside + candidate.around for candidate in arrivals.present]).sum(dim=0)
     values = middles_of_bins(counts)
     total = counts.sum().clamp(min=1)
     mean = (counts * values).sum() / total
     deviation = ((counts * (values - mean) ** 2).sum() / total).sqrt()
-    return float(mean), float(deviation) + 0.02
+    return float(mean), float(deviation) + ADDED_DEVIATION
