@@ -137,7 +137,7 @@ class Memory:
         self.taken_over: Update | None = None  # by a run's first plan; later plans start from what that found
 
     def recall(self, annotation: SparseAnnotation, settings: Settings) -> Remembered | None:
-        """What is remembered of the annotation's scan; and be ready to keep what a run on it finds."""
+        """What is remembered of the annotation's scan; what is kept next belongs to it."""
         key = fingerprint(annotation, settings)
         if key != self._key:
             self._key, self._remembered, self._fusion = key, None, None

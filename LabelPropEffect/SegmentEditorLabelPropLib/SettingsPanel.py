@@ -56,7 +56,10 @@ class SettingsPanel:
         fusion = self._addComboBox("Fusion", _("How the outlines that reach a slice from the drawn ones are combined."))
         missing = self._addComboBox(
             "Missing",
-            _("How to read a slice that was drawn for other segments, but not for this one. Automatic: by all slices."),
+            _(
+                "How to read a slice that was drawn for other segments, but not for this one. Automatic: this one ends"
+                " there, unless some segment is missing on a slice between its own first and last one."
+            ),
         )
         graphCut = self._addCheckBox(
             "GraphCut",
