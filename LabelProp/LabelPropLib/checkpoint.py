@@ -76,7 +76,7 @@ def load(path: Path, kind: str) -> tuple[Tensors, Metadata]:
 
 
 def check_kind(checkpoint: str, needed: Collection[str]) -> str | None:
-    """Raise InputError if a file is for another network than all those `needed`, if any are, or cannot be read.
+    """Raise InputError if the file cannot be read, or is for none of the networks that are `needed`, if any are.
 
     checkpoint: as in `choose`. needed: kinds. A file for one of several is no mistake: it can hold only one.
     Returns the file's kind, None where `checkpoint` names no file.

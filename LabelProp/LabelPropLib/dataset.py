@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """For metadata that others may read: image and axis, but not where on this computer the image lies.
+        """A name for metadata that others may read: image and axis, but not where on this computer the image lies.
 
         The path from the table's folder where the image lies below it, else the last folder and the file.
         """
@@ -53,7 +53,7 @@ class Entry:
 
 
 def read_table(path: Path, say: Callable[[str], None] = lambda text: None) -> list[Entry]:
-    """The rows of the table. say: told which of its columns are not used, if any.
+    """The rows of the table. say: called with a line about the columns that are not used, if there are any.
 
     Raises InputError if it is no such table, or names a file that is not there.
     """
@@ -108,7 +108,7 @@ def load(entry: Entry) -> TrainingVolume:
 
 
 def choose_axis(labels: np.ndarray | None, spacing: tuple[float, float, float]) -> int:
-    """The array axis across the slices: the one of sparse annotations, else that of the largest spacing, rather k."""
+    """The array axis across the slices: that of sparse annotations, else that of the largest spacing."""
     if labels is not None:
         axis = find_axis(labels)
         bearing = bearing_planes(labels, axis)

@@ -41,7 +41,7 @@ class Growth:
 
     @classmethod
     def of(cls, annotation: SparseAnnotation, label: int, plane: int, upwards: bool) -> Growth:
-        """plane: of the volume. upwards: whether the gap lies above it."""
+        """The growth of a label up to a plane of the volume. upwards: whether the gap lies above it."""
         known = annotation.known_planes(label)
         before = [other for other in known if (other < plane if upwards else other > plane)]
         if not before:

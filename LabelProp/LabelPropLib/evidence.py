@@ -63,7 +63,7 @@ class Ending:
     growth: Growth
 
     def by_plane(self, values: np.ndarray) -> np.ndarray:
-        """Values (T, ...) in the order of the planes; and back."""
+        """Values (T, ...) from this order to that of the planes, or back."""
         return values if self.upwards else values[::-1]
 
 

@@ -98,7 +98,7 @@ class LabelPlanes:
 def far_ends(
     annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, size: tuple[int, int] | None = None
 ) -> FarEnds | None:
-    """The labels drawn on both planes of every gap of theirs, see `shared_gaps`; None where there are none.
+    """For every gap the labels drawn on both planes that bound it, see `shared_gaps`; None without any gap.
 
     Masks are softened over a pixel, sigmoid(signed distance), so that they have a gradient. size: of the grid that they
     are averaged onto, the working grid by default; with many labels they take most of the memory.

@@ -63,7 +63,7 @@ def exclusive_layers(labels: tuple[int, ...], overlapping: set[tuple[int, int]])
 
 
 class LabelMaps:
-    """The best label so far of every voxel, one map a layer of labels that exclude each other."""
+    """The best label so far of every voxel: one map for each layer of labels that exclude each other."""
 
     def __init__(self, annotation: SparseAnnotation, stack: Stack):
         self._axis = annotation.axis

@@ -107,7 +107,7 @@ def save_doubtful_slice(
     report: Mapping,
     against_view: tuple[bool, bool],
 ):
-    """Write a small square picture (.png) of the slice that needs a look most, with the outlines found on it.
+    """Write a small square picture (.png) of the slice that most needs a look, with the outlines found on it.
 
     On it the Dice that is expected there, the mean and that of the labels for which it is least.
     label_maps, report: of a propagation, see `Propagation`; the report may name the labels.
@@ -305,7 +305,7 @@ def draw_expected(
 
 
 def shortened(name: str) -> str:
-    """The name, in its middle cut out what is too long: names often differ in their ends, left and right."""
+    """The name, its middle cut out if it is too long: names often differ at their ends, as left and right."""
     half = LONGEST // 2
     return name if len(name) <= LONGEST else f"{name[:half]}…{name[1 - half :]}"
 

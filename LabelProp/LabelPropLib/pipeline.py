@@ -301,7 +301,7 @@ def messages(
 
 
 def unused_weights(settings: Settings, kind: str | None) -> list[str]:
-    """For the user: that the file of weights makes no difference to the registration or fusion that was chosen."""
+    """A sentence for the user if the chosen registration or fusion does not use the file of weights."""
     users = {"registration": ("network", "pretrained"), "fusion": ("auto", "deep")}
     if kind is None or getattr(settings, kind) in users[kind]:
         return []

@@ -157,7 +157,7 @@ def release_memory(device: torch.device):
 
 
 def describe_device(device: torch.device) -> str:
-    """For the user: the device's name, and the graphics card's."""
+    """The device's name, with that of the graphics card, for the user."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return device.type

@@ -88,11 +88,11 @@ class BackgroundPropagation:
             self._process.start(sys.executable, ["-u", str(worker), str(self._folder)])
 
     def wake(self):
-        """Somebody is there who may want the process: keep it."""
+        """Keep the process: somebody is there who may use it."""
         self._rest = None
 
     def rest(self):
-        """Nobody is there any more: give the process up after a while, but not before its job is done."""
+        """Nobody is there any more: end the process after a while, but not before its job is done."""
         self._rest = rest = object()
         self._call_later(int(IDLE_MINUTES * 60 * 1000), lambda: self._give_up(rest))
 

@@ -220,7 +220,7 @@ def hand_over(voxels: np.ndarray, label: int, window: Window):
 
 
 def contradictions(annotation: SparseAnnotation, maps: LabelMaps) -> list[str]:
-    """Sentences for the user about scribbled voxels that do not bear their label, for what else was said of them."""
+    """Sentences for the user about scribbled voxels that another scribble or a slice keeps from bearing their label."""
     contradicted, twice = Counter(), 0
     for label, voxels in annotation.scribbles.items():
         lost = voxels[~maps.bears(label, voxels)]

@@ -375,7 +375,7 @@ def at(voxels: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def length_of(points: np.ndarray) -> float:
-    """From end to end of a stroke (N, 3), mm: four standard deviations along its main direction."""
+    """Length of a stroke (N, 3) from end to end, mm: four standard deviations along its main direction."""
     offsets = points - points.mean(axis=0)
     return 4 * float(np.sqrt(np.linalg.eigvalsh(offsets.T @ offsets / len(points)).max().clip(0)))
 

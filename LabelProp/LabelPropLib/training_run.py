@@ -181,7 +181,7 @@ def origin_of(start: str) -> str | dict[str, str]:
 
 
 def describe(entries: Sequence[Entry], plan: PretrainingPlan, sampling: Sampling, start: str) -> dict[str, Any]:
-    """What makes a training this one and no other, as plain values: a state of another one is not gone on with."""
+    """What identifies a training, as plain values: it goes on only from a state of the same training."""
     rows = [[str(e.image), str(e.annotations), str(e.axis)] for e in entries]
     paths = [path for entry in entries for path in (entry.image, entry.annotations) if path is not None]
     paths += weights_of(start)

@@ -216,7 +216,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self.slicesPanel.observe()
 
     def _observeInputs(self):
-        """Know when what the job works on, or the preview belongs to, is gone; also while another effect is active."""
+        """Notice when what job or preview belong to is gone; also while another effect is active."""
         self.removeObservers()
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self._onNodeAboutToBeRemoved)
@@ -240,7 +240,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self.reset()
 
     def _onEditorModified(self, _caller, _event):
-        """The segmentation or the volume was exchanged or removed: the job and the preview were for the other one."""
+        """Give up job and preview if the segmentation or the volume that they are for was exchanged or removed."""
         nodes = self.slicesPanel.nodes()
         if nodes != self._saidOf:
             self._say()
@@ -256,7 +256,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._fail(_("Cancelled: the segmentation or the source volume was changed or removed."))
 
     def _onApplicationQuits(self):
-        """The first module is about to be unloaded: while all others are still there, leave nothing of this effect."""
+        """Remove all traces of the effect when the first module is about to be unloaded: all others are still there."""
         self._removePreview()
         if self.scriptedEffect.active():
             self.scriptedEffect.selectEffect("")
@@ -532,7 +532,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             slicer.mrmlScene.RemoveNode(previewNode)
 
     def _letGoOfPreview(self, previewNode):
-        """Make a node the editor's preview no more, and show its segments as they were shown before."""
+        """Make a node no longer the editor's preview, and show the segments as they were shown before."""
         inputNode = previewNode.GetNodeReference(PREVIEW_INPUT)
         if inputNode is None:
             inputNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()

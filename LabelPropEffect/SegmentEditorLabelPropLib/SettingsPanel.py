@@ -1,4 +1,4 @@
-"""How to propagate: the controls of the effect, and the effect's parameters that they show."""
+"""The controls of the effect that say how to propagate, and the effect's parameters that they show."""
 
 import ctk
 import qt
@@ -124,7 +124,7 @@ class SettingsPanel:
 
     def setDirections(self, planes):
         """
-        Call the directions what they are in this segmentation.
+        Name the directions by the planes of this segmentation.
 
         :param planes: axis -> 'axial', 'coronal' or 'sagittal'.
         """

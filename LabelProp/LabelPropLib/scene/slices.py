@@ -282,7 +282,7 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
 
 
 def _renumber(segmentation_node, segment_id: str, noted: slicer.vtkSegment, earlier) -> list[str]:
-    """Number what is known of a segment's slices by the work grid, no more by an earlier geometry; in tags of `noted`.
+    """Number what is known of a segment's slices by the work grid instead of an earlier geometry; in tags of `noted`.
 
     Nothing changes where the geometry was moved together with the voxels, as by a transform that was hardened: it has
     the same extent, and more of what was found lies as it did on the new one. Without anything found that is as it was
