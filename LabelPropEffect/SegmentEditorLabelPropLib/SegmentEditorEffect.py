@@ -216,7 +216,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self.slicesPanel.observe()
 
     def _observeInputs(self):
-        """Notice when what job or preview belong to is gone; also while another effect is active."""
+        """Notice when a node that the job or the preview belongs to is removed, also while another effect is active."""
         self.removeObservers()
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self._onNodeAboutToBeRemoved)

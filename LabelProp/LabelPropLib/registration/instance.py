@@ -187,7 +187,8 @@ def optimise(
     """Adam (Kingma & Ba, 2015) on one level: a new velocity (Z - 1, 2, h, w) from `velocity`, for planes (Z, C, H, W).
 
     pairs: indices of those to optimise, all by default; the others are held, and still pull on those coupled to them.
-    Without `ends`, pairs leave the batch as they converge; with them, the pairs of a gap depend on each other and stay.
+    Without `ends`, pairs leave the batch as they converge, which torch.optim.Adam does not provide for; with them, the
+    pairs of a gap depend on each other and stay.
     Labels are compared on the fields' own grid: at a quarter of the planes' cost, and measured no worse.
     """
     velocity = velocity.clone()
