@@ -538,7 +538,7 @@ def installPyTorchIfMissing():
     with _installing:
         try:
             return logic.installTorch(askConfirmation=True, torchVersionRequirement=">=2.1") is not None
-        except Exception as error:  # whatever pip ends with, and whatever what it installed does when it is loaded
+        except Exception as error:  # whatever pip raises, or what it installed when it is loaded
             raise RuntimeError(_("PyTorch could not be installed: {reason}").format(reason=error)) from error
 
 

@@ -58,7 +58,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str,
 
 def write_plain(content: Mapping[str, Any], path: Path):
     """Write a dictionary of tensors and plain values for `read_plain`. Raises OSError."""
-    stream = io.BytesIO()  # PyTorch's own writing tells of a full disk by errors of all kinds
+    stream = io.BytesIO()  # on a full disk PyTorch's own writing raises errors of all kinds
     torch.save(content, stream)
     path.write_bytes(stream.getbuffer())
 

@@ -45,7 +45,7 @@ class Entry:
 
         The path from the table's folder where the image lies below it, else the last folder and the file.
         """
-        image = Path(os.path.abspath(self.image))  # without .., but not where a link in the table's folder leads
+        image = Path(os.path.abspath(self.image))  # resolves '..', but no links
         folder = None if self.folder is None else Path(os.path.abspath(self.folder))
         below = folder is not None and image.is_relative_to(folder)
         short = image.relative_to(folder) if below else Path(image.parent.name, image.name)

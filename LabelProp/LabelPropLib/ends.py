@@ -19,7 +19,7 @@ import torch
 from .annotation import SparseAnnotation
 from .filters import masked_correlation
 
-EXTENT = 0.65  # of the gap, where the shape has closed
+EXTENT = 0.65  # share of the gap after which the shape has closed
 EXPONENT = 4.0
 FURTHEST = 0.999  # largest way: at 1 the shape would have no weight left, and there would be none to close
 AROUND = 5.0  # pixels outside the label that count as around it

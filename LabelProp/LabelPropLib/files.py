@@ -288,7 +288,7 @@ def check_whole(path: Path):
     """
     try:
         check_readable(path)
-        if not path.name.lower().endswith((".nii", ".nii.gz")):  # of which all voxels have been looked at by that
+        if not path.name.lower().endswith((".nii", ".nii.gz")):  # of these `check_readable` has read all voxels
             sitk.ReadImage(str(path))
     except (InputError, RuntimeError) as error:
         raise not_written(path) from error
@@ -337,7 +337,7 @@ def first_clash(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
 def place_of(path: Path) -> Path:
     """A path that is the same for all names of a file, on macOS also in whatever case, which its disks ignore."""
     place = path.resolve()
-    return Path(str(place).casefold()) if sys.platform == "darwin" else place  # on Windows paths know it themselves
+    return Path(str(place).casefold()) if sys.platform == "darwin" else place  # Windows' paths ignore case anyway
 
 
 def writable_folder(path: str | os.PathLike) -> Path:

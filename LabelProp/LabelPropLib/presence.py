@@ -15,7 +15,7 @@ from .filters import NOISE_WINDOW, masked_correlation, smooth
 from .label_planes import HISTOGRAM_SMOOTHING, INTENSITY_BINS
 from .preprocessing import INTENSITY_RANGE
 
-if TYPE_CHECKING:  # candidates ask for this module
+if TYPE_CHECKING:  # candidates import this module
     from .candidates import Arrivals, Candidate, Carried
 
 MOST_ODDS = 3.0

@@ -278,7 +278,7 @@ class BackgroundPropagation:
         if "No module named 'torch'" in self._log:
             return "PyTorch is not installed: install it with the PyTorch extension, then try again."
         last_line = self._log.strip().rpartition("\n")[2]
-        if exit_code == 1 and "Traceback" in self._log:  # it had not come to the job, in which it catches all
+        if exit_code == 1 and "Traceback" in self._log:  # it did not get to a job, in which it catches all errors
             return f"The background process could not work: {last_line}. Reinstall PyTorch if it is about torch."
         return (
             f"The background process ended unexpectedly (exit code {exit_code}), most often for want of memory."

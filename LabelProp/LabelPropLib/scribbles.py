@@ -32,9 +32,9 @@ RISKS = ((0.2, 0.0007), (1.4, 0.006))  # so that few strokes cost more than 0.00
 # Background takes from labels and gives to none: a stroke of it through a small one could take most of that.
 RISK_OF_BACKGROUND = (np.inf, 0.015)
 BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
-THRESHOLDS = (-1.5, 1.0)  # log-odds from that of what was chosen, between which the one of the graph cut is looked for
+THRESHOLDS = (-1.5, 1.0)  # log-odds, from the lowest one chosen, between which that of the graph cut is sought
 HALVINGS = 8  # of that range
-LEAST_CORRECTED = 0.9  # by a graph cut, of what is expected to be put right without it
+LEAST_CORRECTED = 0.9  # share of what would be put right without the graph cut that the cut must correct
 MOST_VOXELS = 20_000  # in a graph cut, so that a stroke takes less than a second
 MARGIN = 0.5  # pixels by which what is corrected is put on its side of the contour
 

@@ -223,7 +223,7 @@ def write_state(run: RunFiles, state: dict[str, Any]):
     """Write the state and the log up to it."""
     with files.replacing([run.state]) as staged:
         checkpoint.write_plain(state, staged[run.state])
-    with contextlib.suppress(PermissionError):  # on Windows while somebody looks at it; the next one holds it all
+    with contextlib.suppress(PermissionError):  # on Windows while somebody looks at it; the next log holds all rows
         write_log(state["progress"]["log"], run.log)
 
 

@@ -129,7 +129,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.messageLabel.setVisible(False)
 
         self.settingsPanel.addAdvancedGroup()
-        # Not earlier: what is only there to be cloned is deleted without being told.
+        # Not earlier: an effect that only serves to be cloned is deleted without a call of `cleanup`.
         slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onApplicationQuits)
 
     def updateGUIFromMRML(self):
@@ -593,7 +593,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             segmentationNode.RemoveClosedSurfaceRepresentation()  # else made anew for each segment
             scene.write_masks(segmentationNode, masks, grid)
             mark_propagated(segmentationNode, overview)
-            for segmentId in segmentIds:  # Undo takes back this, even where nothing changed, and not what was before
+            for segmentId in segmentIds:  # so Undo takes back this step, not the one before, even if nothing changed
                 segmentation.GetSegment(segmentId).Modified()
             if showIn3D:
                 segmentationNode.CreateClosedSurfaceRepresentation()

@@ -19,7 +19,7 @@ LANES_HEIGHT = 96  # what all lanes may take: the more there are, the lower they
 SELECTED_LANE, SUMMARY_LANE, HIGHEST_LANE, LOWEST_LANE = 14, 10, 12, 3
 NARROWEST_MARK = 3
 LARGEST_SYMBOL = 8  # a ring or a cross
-ARROW = 6  # how high the one at the slice to draw next is
+ARROW = 6  # height of the arrow at the slice to draw next
 SNAP = 5  # a click this near to a mark means its slice
 
 # Colours of the expected Dice, and those in between; they differ in brightness too, for the colour-blind.
