@@ -17,6 +17,7 @@ from .settings import MISSING_CHOICES
 
 BACKGROUND = 0
 SCRIBBLE_FILE_BACKGROUND = 255
+NOTHING_DRAWN = "No annotated slice: draw at least one segment on at least one slice."
 MOST_COVERED = 0.75  # share of a label on a plane that one which excludes it may cover without a message
 FURTHEST = 1000  # most that intensities may lie from 0, in multiples of their range: float32 holds 7 digits
 AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical images are (k, j, i), i fastest in the file
@@ -98,7 +99,7 @@ class SparseAnnotation:
                 f" {' and '.join(flat)}: give a volume of several slices along every axis."
             )
         if not self.planes:
-            raise InputError("No annotated slice: draw at least one segment on at least one slice.")
+            raise InputError(NOTHING_DRAWN)
         if not self.unknown_planes:
             raise InputError(
                 f"All {self.plane_count} slices along axis {AXIS_NAMES[self.axis]} are annotated, so there is nothing"
@@ -323,8 +324,7 @@ def find_axis(labels: np.ndarray) -> int:
     Raises InputError if it bears no label.
     """
     if not labels.any():
-        raise InputError("No annotated slice: draw at least one segment on at least one slice.")
-
+        raise InputError(NOTHING_DRAWN)
     return min(range(3), key=lambda axis: run_length(bearing_planes(labels, axis)))
 
 

@@ -202,9 +202,7 @@ def read_table(path: Path, say: Callable[[str], None]) -> list[Row]:
     Whether the files are there is not asked: a volume that cannot be read must not keep the others from running.
     Raises InputError if this is no such table.
     """
-    records, unused = read_records(path, COLUMNS, REQUIRED)
-    if unused:
-        say(f"Columns of the table that are not used: {', '.join(unused)}.")
+    records = read_records(path, COLUMNS, REQUIRED, say)
     rows = [read_row(path, record.number, record.cells) for record in records]
     return with_names(path, rows)
 

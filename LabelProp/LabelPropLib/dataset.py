@@ -53,13 +53,11 @@ class Entry:
 
 
 def read_table(path: Path, say: Callable[[str], None] = lambda text: None) -> list[Entry]:
-    """The rows of the table. say: called with a line about the columns that are not used, if there are any.
+    """The rows of the table. say: see `tables.read_records`.
 
     Raises InputError if it is no such table, or names a file that is not there.
     """
-    records, unused = read_records(path, COLUMNS, required=("image",))
-    if unused:
-        say(f"Columns of the table that are not used: {', '.join(unused)}.")
+    records = read_records(path, COLUMNS, ("image",), say)
     return [read_row(record.cells, record.number, path) for record in records]
 
 
