@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from .errors import InputError
-from .files import replacing
+from .files import check_is_file, replacing
 from .settings import AUTO, NAMED_CHECKPOINTS, NONE
 
 FORMAT = "LabelProp checkpoint"
@@ -163,10 +163,7 @@ def read(path: Path | str) -> tuple[Tensors, Metadata]:
 
 def read_plain(path: Path) -> dict:
     """The dictionary of tensors and plain values in a file of PyTorch's, tensors on the CPU. Raises InputError."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give a file.")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: check the path.")
+    check_is_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # PyTorch itself does not compare checksums

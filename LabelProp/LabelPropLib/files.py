@@ -97,12 +97,17 @@ def read_labels(path: Path) -> sitk.Image:
     return integers
 
 
-def check_readable(path: Path):
-    """Raise InputError unless the file is there, is an image, and is whole as far as can be told without its voxels."""
+def check_is_file(path: Path):
+    """Raise InputError unless the path leads to a file."""
     if path.is_dir():
         raise InputError(f"{path} is a folder: give a file.")
     if not path.is_file():
         raise InputError(f"{path}: no such file: check the path.")
+
+
+def check_readable(path: Path):
+    """Raise InputError unless the file is there, is an image, and is whole as far as can be told without its voxels."""
+    check_is_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
