@@ -94,21 +94,9 @@ def add_propagate(subparsers):
     """The verb `propagate`."""
     verb = subparsers.add_parser("propagate", help="carry the labels drawn on some slices through the volume")
     add = verb.add_argument
-    add("image", metavar="IMAGE", type=Path, help="the scan (.nii.gz, .nrrd, .mha, ...)")
-    add(
-        "annotations",
-        metavar="ANNOTATIONS",
-        type=Path,
-        help="label volume on the scan's grid, in which 0 means 'not annotated' and a slice that bears a label is drawn"
-        " completely for it; or a segmentation of Slicer's (.seg.nrrd)",
-    )
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="label volume or .seg.nrrd to write")
-    add(
-        "--second-image",
-        metavar="FILE",
-        type=Path,
-        help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
-    )
+    add_annotated_scan(add)
+    add_further_inputs(add)
     add(
         "--atlas",
         metavar=("IMAGE", "LABELS"),
@@ -119,8 +107,6 @@ def add_propagate(subparsers):
         dest="atlases",
         help="a finished volume of another subject with the same labels, used where it helps; may be repeated",
     )
-    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
-    add("--axis", choices=AXIS_CHOICES, default="auto", help="axis of the file across the slices; i varies fastest")
     add_settings(add)
     add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
     add("--uncertainty", metavar="FILE", type=Path, help="map of uncertainty to write, from 0 (sure) to 1 (a toss-up)")
@@ -133,8 +119,6 @@ def add_suggest(subparsers):
     verb = subparsers.add_parser("suggest", help="which slice to annotate next, and what it would gain")
     verb.set_defaults(atlases=())
     add = verb.add_argument
-    add("image", metavar="IMAGE", type=Path, help="the scan")
-    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
     add(
         "--count",
         metavar="N",
@@ -142,9 +126,8 @@ def add_suggest(subparsers):
         default=1,
         help="slices to suggest, each as if those before it were drawn (1)",
     )
-    add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
-    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
-    add("--axis", choices=AXIS_CHOICES, default="auto", help="axis of the file across the slices")
+    add_annotated_scan(add)
+    add_further_inputs(add)
     add_settings(add)
     add("--report", metavar="FILE.json", type=Path, help="report to write: suggestions and their grounds, as JSON")
 
@@ -180,6 +163,30 @@ def add_demo(subparsers):
     verb = subparsers.add_parser("demo", help="try it on a synthetic scan")
     folder = Path("labelprop-demo")
     verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
+
+
+def add_annotated_scan(add: Callable):
+    """The scan and its annotations, which `propagate`, `suggest` and `train` read; `add`: a parser's `add_argument`."""
+    add("image", metavar="IMAGE", type=Path, help="the scan (.nii.gz, .nrrd, .mha, ...)")
+    add(
+        "annotations",
+        metavar="ANNOTATIONS",
+        type=Path,
+        help="label volume on the scan's grid, in which 0 means 'not annotated' and a slice that bears a label is drawn"
+        " completely for it; or a segmentation of Slicer's (.seg.nrrd)",
+    )
+    add("--axis", choices=AXIS_CHOICES, default="auto", help="axis of the file across the slices; i varies fastest")
+
+
+def add_further_inputs(add: Callable):
+    """What `propagate` and `suggest` can read besides; `add` is a parser's `add_argument`."""
+    add(
+        "--second-image",
+        metavar="FILE",
+        type=Path,
+        help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
+    )
+    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
 
 
 def add_settings(add: Callable):
@@ -229,9 +236,7 @@ def add_train(subparsers):
     verb = subparsers.add_parser("train", help="train the registration network on one scan and keep it")
     verb.set_defaults(scribbles=None, second_image=None, atlases=())
     add = verb.add_argument
-    add("image", metavar="IMAGE", type=Path, help="the scan")
-    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
-    add("--axis", choices=AXIS_CHOICES, default="auto", help="axis of the file across the slices")
+    add_annotated_scan(add)
     add("--missing", choices=MISSING_CHOICES, default="auto", help="as for propagate")
     add("--preset", choices=PRESETS, default="balanced", help="as for propagate; here it sets the size of planes")
     add_training_options(add)
