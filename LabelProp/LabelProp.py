@@ -270,7 +270,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     @property
     def _parameters(self):
-        """What is chosen, also after another module was opened, as can be while PyTorch is installed."""
+        """The parameters, also after another module was opened, as can happen while PyTorch is installed."""
         return self._parameterNode or self.logic.getParameterNode()
 
     def initializeParameterNode(self):
@@ -418,7 +418,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui.resultText.appendPlainText(_("Cancelled. The segments are as they were."))
 
     def _clearText(self):
-        """Begin anew below the buttons, unless something that runs is telling there how it goes."""
+        """Clear the text below the buttons, unless something that runs is reporting there."""
         if not (self._job.running or self._batch.running):
             self.ui.resultText.plainText = ""
 
@@ -453,7 +453,7 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         slicer.util.errorDisplay(text)
 
     def _tellOfInput(self):
-        """Say what was noticed when the input was read, which is said once, though there is no result of it."""
+        """Say what was noticed when the input was read: it is noticed only once, and there is no report to say it."""
         collected, self._collected = self._collected, None
         for message in collected.messages if collected is not None else ():
             self.ui.resultText.appendPlainText(message)
@@ -523,7 +523,7 @@ _installing = threading.Lock()
 
 
 def installPyTorchIfMissing():
-    """Whether PyTorch is there, if need be because the user agreed to install it. Raises RuntimeError."""
+    """Whether PyTorch is there; if it is not, the user is asked to install it first. Raises RuntimeError."""
     if _installing.locked():  # pip's output is shown between events, so buttons work meanwhile
         raise RuntimeError(_("PyTorch is being installed, which takes some minutes: try again then."))
     if importlib.util.find_spec("torch") is not None:
@@ -538,7 +538,7 @@ def installPyTorchIfMissing():
     with _installing:
         try:
             return logic.installTorch(askConfirmation=True, torchVersionRequirement=">=2.1") is not None
-        except Exception as error:  # whatever pip ends with, and whatever what it installed does when it is loaded
+        except Exception as error:  # whatever pip raises, or what it installed when it is loaded
             raise RuntimeError(_("PyTorch could not be installed: {reason}").format(reason=error)) from error
 
 
@@ -595,7 +595,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         :param progress: called as progress(fraction, message).
         :param isCancelled: called now and then; the work stops when it returns True.
         :param secondVolumeNode: another contrast of the same anatomy, for instance the fat image of a Dixon scan; on a
-            grid of its own, if it likes. Registration and fusion look at both.
+            grid of its own, if need be. Registration and fusion look at both.
         :param atlases: (volumeNode, segmentationNode) of other subjects, finished, their segments named as those of
             `segmentationNode`. They are used for the segments that they help to find.
         :param checkpoint: weights of networks: "auto" for those that come with LabelProp, "none", or a file.
@@ -713,7 +713,7 @@ class LabelPropLogic(ScriptedLoadableModuleLogic):
         return report
 
     def _logInputMessages(self, collected):
-        """Say what was noticed when the input was read, which is noticed once, where there is no report to say it."""
+        """Say what was noticed when the input was read: it is noticed only once, and there is no report to say it."""
         for message in collected.messages:
             logging.warning(f"LabelProp: {message}")
 

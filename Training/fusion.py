@@ -33,7 +33,7 @@ VOTING_LOSS = 0.4  # of the consensus, against that of the final score: deep sup
 
 @dataclass
 class Patches:
-    """As `fusion_patches.Patches`."""
+    """Patches, see `fusion_patches.Patches`."""
 
     planes: torch.Tensor
     numbers: torch.Tensor
@@ -58,9 +58,7 @@ def main():
     command.add_argument("--epochs", type=int, default=5)
     command.add_argument("--seed", type=int, default=0)
     options = command.parse_args()
-    paths = [
-        path for path in sorted(options.patches.glob("*.pt")) if path.stem.rsplit("-", 1)[0] not in options.without
-    ]
+    paths = [path for path in sorted(options.patches.glob("*.pt")) if volume_of(path) not in options.without]
     choose_kernels()
     torch.manual_seed(options.seed)
     patches = read(paths)

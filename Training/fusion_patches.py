@@ -4,15 +4,14 @@
 
 Every row of the table is a stack of planes of a volume under DATA. In each episode some labels are drawn on a few
 planes of a part of the stack, the planes between are registered, and patches are taken where the similarity rule is
-unsure or wrong. So it is with volumes of synthetic shapes. One file a row, named by the volume, is written to the
-folder PATCHES.
+unsure or wrong. The same is done with volumes of synthetic shapes. For each row, and for each group of such volumes, a
+file named after it is written to the folder PATCHES.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +42,11 @@ FINE = instance.Schedule(levels=(instance.Level(1, 20, rate=0.1),))
 
 @dataclass
 class Patches:
-    """planes: (N, 9, SIZE, SIZE) float16, see `raw_planes`; numbers: (N, 3) float32, depth of the lower and the upper
+    """Patches of labels on planes between annotated ones.
 
-    candidate (0: absent) and length of the gap; truth, valid: (N, SIZE, SIZE) bool.
+    planes: (N, 9, SIZE, SIZE) float16, see `raw_planes`. numbers: (N, 3) float32, depth of the lower and the upper
+    candidate (0: absent), and length of the gap as in `deep.Features`. truth: (N, SIZE, SIZE) bool, whether a pixel is
+    of the label. valid: (N, SIZE, SIZE) bool, false beyond the label's box.
     """
 
     planes: torch.Tensor
@@ -182,7 +183,7 @@ def patches_of_plane(
         return []
     raw = raw_planes(arrived, rivals, plane)
     depths = [0.0 if candidate is None else candidate.depth for candidate in (arrived.lower, arrived.upper)]
-    numbers = torch.tensor([*depths, math.log(len(arrived.gap.targets) + 1) / 3])
+    numbers = torch.tensor([*depths, deep.gap_length(len(arrived.gap.targets))])
     patches = []
     for place in places[torch.from_numpy(generator.integers(len(places), size=count))]:
         window = []
@@ -204,9 +205,10 @@ def padded(raw: torch.Tensor, right: torch.Tensor, numbers: torch.Tensor) -> tup
 
 
 def raw_planes(arrived: Arrivals, rivals: torch.Tensor, plane: int) -> torch.Tensor:
-    """(9, h, w) of one plane: lower and upper distances, slice, carried images, rivals, odds of the intensities,
+    """(9, h, w) of one plane.
 
-    log-odds of the similarity rule's way, way by distance.
+    Distances of the lower and the upper candidate, the slice, the images carried from below and from above, the best
+    rival's score, log-odds of the intensities, the similarity rule's way as log-odds, and the way by distance.
     """
     whole = deep.LabelWindow(slice(None), slice(None), torch.ones(len(arrived.gap.targets), 1, 1, dtype=torch.bool))
     told = deep.features(arrived, whole, scale=1.0)

@@ -5,8 +5,8 @@
 
 import os
 
-# Read by OpenMP when PyTorch is loaded, GNU's and LLVM's: how long threads that wait spin before they sleep. By default
-# long enough that every parallel loop stalls where other programs keep the cores busy (Slicer's rendering, a second
-# job), at tens of times the time; without any spinning, idle cores take nearly twice as long.
+# How long waiting threads spin before they sleep; GNU's and LLVM's OpenMP read this when PyTorch is loaded. By default
+# they spin so long that every parallel loop stalls where other programs keep the cores busy (Slicer's rendering, a
+# second job), and takes tens of times as long; without any spinning, work on idle cores takes nearly twice as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ.setdefault("KMP_BLOCKTIME", "1")

@@ -17,8 +17,9 @@ from .settings import MISSING_CHOICES
 
 BACKGROUND = 0
 SCRIBBLE_FILE_BACKGROUND = 255
-MOST_COVERED = 0.75  # of a label on a plane, by another one that is taken to exclude it
-FURTHEST = 1000  # times their range that intensities may lie from 0: float32 tells 7 digits apart
+NOTHING_DRAWN = "No annotated slice: draw at least one segment on at least one slice."
+MOST_COVERED = 0.75  # share of a label on a plane that one which excludes it may cover without a message
+FURTHEST = 1000  # most that intensities may lie from 0, in multiples of their range: float32 holds 7 digits
 AXIS_NAMES = ("k", "j", "i")  # of the array axes: numpy arrays of medical images are (k, j, i), i fastest in the file
 
 
@@ -28,7 +29,7 @@ class AtlasVolume:
 
     image: (K, J, I) float32; labels: (K, J, I) integers, of the same values as the labels to be found, 0 elsewhere.
     matrix: (4, 4), from voxel indices (k, j, i) of the atlas to mm along the array axes of the annotated scan's grid,
-    which are (k, j, i) of that times its spacing. Only directions and spacing count: subjects never lie alike.
+    that is, its indices (k, j, i) times its spacing. Only directions and spacing count: no two subjects lie alike.
 
     Raises InputError when the image or the labels cannot be used.
     """
@@ -61,7 +62,7 @@ class SparseAnnotation:
     absent: label -> plane indices on which the label is known not to be.
     scribbles: label (or BACKGROUND) -> (N, 3) int, (k, j, i) indices of scribbled voxels, in any plane.
     missing: how labels missing on annotated planes were read, 'absent' or 'unknown'; for the report.
-    some_missing: whether there are such, on planes that the user has not marked for them.
+    some_missing: whether any label is missing on an annotated plane that the user has not marked for it.
     second_image: (K, J, I), another contrast of the same anatomy on the same grid, where there is one.
     atlases: finished volumes of other subjects.
     names: label -> name of its segment, where there are segments; for messages.
@@ -98,7 +99,7 @@ class SparseAnnotation:
                 f" {' and '.join(flat)}: give a volume of several slices along every axis."
             )
         if not self.planes:
-            raise InputError("No annotated slice: draw at least one segment on at least one slice.")
+            raise InputError(NOTHING_DRAWN)
         if not self.unknown_planes:
             raise InputError(
                 f"All {self.plane_count} slices along axis {AXIS_NAMES[self.axis]} are annotated, so there is nothing"
@@ -318,22 +319,22 @@ def read_missing(drawn: Mapping[int, Set[int]], said: Mapping[int, Set[int]]) ->
 
 
 def find_axis(labels: np.ndarray) -> int:
-    """The array axis whose planes bear the annotations (K, J, I), 0 where there are none; see `run_length`.
+    """The array axis across which the slices of a (K, J, I) label volume were drawn, see `run_length`.
 
-    Raises InputError without any.
+    Raises InputError if it bears no label.
     """
     if not labels.any():
-        raise InputError("No annotated slice: draw at least one segment on at least one slice.")
+        raise InputError(NOTHING_DRAWN)
+    return min(range(3), key=lambda axis: run_length(bearing_planes(labels, axis)))
 
-    def likeness(axis: int) -> tuple[float, int]:
-        others = tuple(a for a in range(3) if a != axis)
-        return run_length(np.flatnonzero(labels.any(axis=others)))
 
-    return min(range(3), key=likeness)
+def bearing_planes(labels: np.ndarray, axis: int) -> np.ndarray:
+    """Indices of the planes of a (K, J, I) label volume across the array axis that bear a label, ascending."""
+    return np.flatnonzero(labels.any(axis=tuple(other for other in range(3) if other != axis)))
 
 
 def coarsest_axis(spacing: Sequence[float]) -> int:
-    """The array axis of the largest spacing (mm), rather k; what differs by rounding in a header is the same."""
+    """The array axis of the largest spacing (mm); the first of several that are equal but for rounding in a header."""
     return int(np.argmax(np.round(np.array(spacing) / max(spacing), 3)))
 
 
@@ -350,7 +351,7 @@ def run_length(planes: np.ndarray) -> tuple[float, int]:
 def intensities(image: np.ndarray) -> np.ndarray:
     """The (K, J, I) image as it is if its numbers are float32 or take less memory than that, else as float32.
 
-    Intensities that lie so far from 0 that float32 would hardly tell them apart come as what they are above the least.
+    Intensities that lie so far from 0 that float32 would hardly tell them apart are counted from the lowest one.
     """
     if image.dtype.kind in "iu" and image.dtype.itemsize <= 2:
         return image

@@ -1,11 +1,11 @@
 """Finished volumes of other subjects: a further opinion on every slice, as in multi-atlas segmentation.
 
 An atlas is aligned with the scan once: the boxes of the labels that both bear, then affine on mutual information, then
-diffeomorphic demons (SimpleITK). Its labels come along as signed distances. They never fit as the drawn slices do, so
-what they miss there is taken off again, in proportion to the way between two of them: what remains is how a shape
-changes from slice to slice in another subject, where the scan's own slices may say little, as at the ends of a label.
+diffeomorphic demons (SimpleITK). Its labels come along as signed distances. They never quite fit the drawn slices, so
+what they are off by there is subtracted, interpolated linearly in between: what remains is how a shape changes from
+slice to slice in another subject, where the scan's own slices may say little, as at the ends of a label.
 
-How much an atlas counts, label by label, is decided by hidden annotated slices: nothing, unless it helps there.
+Whether atlases count for a label is decided on annotated slices that are hidden: only if they help there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHRINKING = (4, 2)  # of the affine alignment's levels
 AFFINE_STEPS = 60
 DEMONS_STEPS = 30
 DEMONS_SIGMA = 2.0  # voxels, of the Gaussian that smooths the displacement in every step
-ABSENT = -2.0  # pixels; the least that an atlas' label is brought outside where the label is known not to be
+ABSENT = -2.0  # pixels; highest distance that an atlas' label keeps on a plane known to be without the label
 
 
 def helpful(
@@ -128,7 +128,7 @@ def align(annotation: SparseAnnotation, atlas: AtlasVolume, labels: list[int]) -
 
 
 def _align_affinely(fixed: sitk.Image, moving: sitk.Image, start: sitk.AffineTransform) -> sitk.AffineTransform:
-    """By mutual information, which asks only that tissues differ, not how (Mattes et al., IEEE TMI 2003)."""
+    """Align by mutual information, which asks only that tissues differ, not how (Mattes et al., IEEE TMI 2003)."""
     affine = sitk.AffineTransform(start)
     registration = sitk.ImageRegistrationMethod()
     registration.SetNumberOfThreads(1)  # sums in the same order each time: the same voxels

@@ -19,7 +19,7 @@ EFFECT_LEAST_MARGIN = 3  # ... and by these voxels at least
 
 
 def copy_nearest(annotations: np.ndarray, axis: int) -> np.ndarray:
-    """Every slice between the outermost drawn ones as a copy of the nearest drawn one, the lower one of two as near.
+    """Every slice between the outermost drawn ones as a copy of the nearest drawn one; of two equally near, the lower.
 
     annotations: (K, J, I) label volume, 0 is "not annotated"; axis: array axis of the stack. Returns the same dtype.
     """

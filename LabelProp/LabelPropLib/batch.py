@@ -82,7 +82,7 @@ class Job:
         return [*command, "--axis", self.row.axis, "--missing", self.missing, *self.settings.arguments()]
 
     def result(self, failure: str = "") -> Result:
-        """What there is of the row after it has ended."""
+        """The result of the row once it has ended."""
         return Result(
             name=self.row.name,
             inputs=self.row.inputs,
@@ -202,9 +202,7 @@ def read_table(path: Path, say: Callable[[str], None]) -> list[Row]:
     Whether the files are there is not asked: a volume that cannot be read must not keep the others from running.
     Raises InputError if this is no such table.
     """
-    records, unused = read_records(path, COLUMNS, REQUIRED)
-    if unused:
-        say(f"Columns of the table that are not used: {', '.join(unused)}.")
+    records = read_records(path, COLUMNS, REQUIRED, say)
     rows = [read_row(path, record.number, record.cells) for record in records]
     return with_names(path, rows)
 
@@ -262,7 +260,7 @@ def read_json(path: Path) -> Any:
 
 
 def describe(result: Result) -> str:
-    """One line for the user."""
+    """A result in one line, for the user."""
     if result.failure:
         return f"{result.name}: failed: {result.failure}"
     quality = "" if result.quality is None else f", expected Dice {result.quality:.2f}"

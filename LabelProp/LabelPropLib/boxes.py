@@ -30,7 +30,7 @@ def of_whole(part: Sequence[slice], box: Sequence[slice]) -> tuple[slice, ...]:
     return tuple(slice(p.start + b.start, p.stop + b.start) for p, b in zip(part, box, strict=True))
 
 
-def around(parts: Sequence[Box]) -> Box:
+def around(parts: Sequence[Sequence[slice]]) -> tuple[slice, ...]:
     """The smallest box that holds all of these; those of no size do not count."""
     parts = [part for part in parts if size(part)] or [(slice(0, 0),) * 3]
     return tuple(slice(min(p.start for p in along), max(p.stop for p in along)) for along in zip(*parts, strict=True))

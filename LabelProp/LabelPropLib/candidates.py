@@ -7,13 +7,14 @@ signed distance. A mask interpolated anew at every hop would blur by 1/6 pixel^2
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
 import torch
 
+from . import boxes
 from .ends import Growth
 from .filters import channel_weights, local_contrast_normalise, smooth
 from .gaps import Gap
@@ -26,7 +27,7 @@ SQUARINGS = 5
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
 CONTRAST = 0.2  # weight of local contrast against raw intensity, where carried images are compared with slices
 COMPARED_WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which they are compared
-SHAPE_HOPS = 3  # hops of a chain that err as much as one of a shape that knows no image
+SHAPE_HOPS = 3  # hops of a chain that err as much as one hop of the interpolated shape, which ignores the images
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
     """Sample the signed distances of `label` on the planes that bound the gap and bear it."""
     sides = [side for side in (crossing.lower, crossing.upper) if side is not None]
     bearing = [side for side in sides if planes.bears(label, side.source)]
-    around = hull([_within_reach(label, side, planes) for side in bearing])
+    around = boxes.around([_within_reach(label, side, planes) for side in bearing])
     carried = {side.source: _candidate(label, side, around, planes) for side in bearing}
     nearest = torch.stack([candidate.distances.amax(dim=0) for candidate in carried.values()]).amax(dim=0)
     inner = bounding_box(nearest > -BOX_MARGIN)
@@ -337,15 +338,10 @@ def _shape(label: int, gap: Gap, box: tuple[slice, slice], planes: LabelPlanes) 
     return [Atlas(("shape", gap.lower, gap.upper), hops, channels, distances, depth)]
 
 
-def hull(boxes: Sequence[tuple[slice, slice]]) -> tuple[slice, slice]:
-    """The smallest (rows, columns) that hold all of `boxes`."""
-    return tuple(slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes))
-
-
 def bounding_box(mask: torch.Tensor) -> tuple[slice, slice]:
-    """Rows and columns of an (H, W) mask that hold all of it; all of them if it is empty.
+    """Rows and columns that hold all of an (H, W) mask; the whole plane if it is empty.
 
-    Masks of labels that were carried out of the plane are.
+    The mask of a label that was carried out of the plane is empty.
     """
     if not mask.any():
         return slice(0, mask.shape[0]), slice(0, mask.shape[1])

@@ -17,14 +17,15 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from .errors import InputError
-from .files import replacing
+from .files import check_is_file, replacing
 from .settings import AUTO, NAMED_CHECKPOINTS, NONE
 
 FORMAT = "LabelProp checkpoint"
@@ -35,6 +36,7 @@ SHIPPED_FOLDER = Path(__file__).parent / "Resources"
 
 Tensors = dict[str, torch.Tensor]
 Metadata = dict[str, Any]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]):
@@ -56,7 +58,7 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str,
 
 def write_plain(content: Mapping[str, Any], path: Path):
     """Write a dictionary of tensors and plain values for `read_plain`. Raises OSError."""
-    stream = io.BytesIO()  # PyTorch's own writing tells of a full disk by errors of all kinds
+    stream = io.BytesIO()  # on a full disk PyTorch's own writing raises errors of all kinds
     torch.save(content, stream)
     path.write_bytes(stream.getbuffer())
 
@@ -74,7 +76,7 @@ def load(path: Path, kind: str) -> tuple[Tensors, Metadata]:
 
 
 def check_kind(checkpoint: str, needed: Collection[str]) -> str | None:
-    """Raise InputError if a file is for another network than all those `needed`, if any are, or cannot be read.
+    """Raise InputError if the file cannot be read, or is for none of the networks that are `needed`, if any are.
 
     checkpoint: as in `choose`. needed: kinds. A file for one of several is no mistake: it can hold only one.
     Returns the file's kind, None where `checkpoint` names no file.
@@ -106,6 +108,35 @@ def choose(checkpoint: str, kind: str) -> tuple[Tensors, Metadata] | None:
     return load(shipped, kind) if shipped.is_file() else None
 
 
+def load_network(
+    make: Callable[[], Network],
+    checkpoint: str,
+    kind: str,
+    architecture: Mapping[str, Any],
+    preprocessing: Mapping[str, Any],
+) -> Network | None:
+    """The network that `make` returns with the weights of the chosen checkpoint; None for none.
+
+    checkpoint, kind: as in `choose`. architecture, preprocessing: those of the network, which the metadata have to
+    state. Raises InputError if they state others, if the tensors do not fit, and where `load` does.
+    """
+    chosen = choose(checkpoint, kind)
+    if chosen is None:
+        return None
+    tensors, metadata = chosen
+    if metadata["architecture"] != architecture or metadata["preprocessing"] != preprocessing:
+        raise InputError(
+            f"{checkpoint}: weights for another network or other preprocessing than this LabelProp's: give another"
+            " checkpoint."
+        )
+    network = make()
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{checkpoint}: weights that do not fit the network: give another checkpoint.") from error
+    return network
+
+
 def read(path: Path | str) -> tuple[Tensors, Metadata]:
     """Tensors, on the CPU, floating ones as float32, and metadata of a checkpoint of any kind. Raises InputError."""
     content = read_plain(Path(path))
@@ -132,10 +163,7 @@ def read(path: Path | str) -> tuple[Tensors, Metadata]:
 
 def read_plain(path: Path) -> dict:
     """The dictionary of tensors and plain values in a file of PyTorch's, tensors on the CPU. Raises InputError."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give a file.")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: check the path.")
+    check_is_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # PyTorch itself does not compare checksums

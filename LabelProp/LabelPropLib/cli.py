@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see '{self.prog} --help')")
 
     def parse_known_args(self, args=None, namespace=None):
-        """As the base class; but a verb says itself what it does not know, so that its own help is pointed to."""
+        """As the base class, but a verb itself rejects what it does not know, so that its own help is named."""
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -94,21 +94,9 @@ def add_propagate(subparsers):
     """The verb `propagate`."""
     verb = subparsers.add_parser("propagate", help="carry the labels drawn on some slices through the volume")
     add = verb.add_argument
-    add("image", metavar="IMAGE", type=Path, help="the scan (.nii.gz, .nrrd, .mha, ...)")
-    add(
-        "annotations",
-        metavar="ANNOTATIONS",
-        type=Path,
-        help="label volume on the scan's grid, in which 0 is 'not annotated' and a slice that bears a label is complete"
-        " for it; or a segmentation of Slicer's (.seg.nrrd)",
-    )
     add("-o", "--output", metavar="OUT", type=Path, required=True, help="label volume or .seg.nrrd to write")
-    add(
-        "--second-image",
-        metavar="FILE",
-        type=Path,
-        help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
-    )
+    add_annotated_scan(add)
+    add_further_inputs(add)
     add(
         "--atlas",
         metavar=("IMAGE", "LABELS"),
@@ -119,13 +107,11 @@ def add_propagate(subparsers):
         dest="atlases",
         help="a finished volume of another subject with the same labels, used where it helps; may be repeated",
     )
-    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
-    add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices; i is fastest")
     add_settings(add)
     add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
-    add("--uncertainty", metavar="FILE", type=Path, help="map of uncertainty to write, 0 sure to 1 a toss-up")
+    add("--uncertainty", metavar="FILE", type=Path, help="map of uncertainty to write, from 0 (sure) to 1 (a toss-up)")
     add("--report", metavar="FILE.json", type=Path, help="report to write: what was done, as JSON")
-    add("--picture", metavar="FILE.png", type=Path, help="picture to write, of the slice that needs a look most")
+    add("--picture", metavar="FILE.png", type=Path, help="picture to write, of the slice that most needs a look")
 
 
 def add_suggest(subparsers):
@@ -133,12 +119,15 @@ def add_suggest(subparsers):
     verb = subparsers.add_parser("suggest", help="which slice to annotate next, and what it would gain")
     verb.set_defaults(atlases=())
     add = verb.add_argument
-    add("image", metavar="IMAGE", type=Path, help="the scan")
-    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
-    add("--count", metavar="N", type=positive, default=1, help="slices to suggest, as if each were drawn in turn (1)")
-    add("--second-image", metavar="FILE", type=Path, help="another contrast of the same anatomy")
-    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
-    add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices")
+    add(
+        "--count",
+        metavar="N",
+        type=positive,
+        default=1,
+        help="slices to suggest, each as if those before it were drawn (1)",
+    )
+    add_annotated_scan(add)
+    add_further_inputs(add)
     add_settings(add)
     add("--report", metavar="FILE.json", type=Path, help="report to write: suggestions and their grounds, as JSON")
 
@@ -151,12 +140,12 @@ def add_batch(subparsers):
         "table",
         metavar="TABLE.csv",
         type=Path,
-        help="a line for each volume; columns image, annotations and, if need be, second_image, scribbles, axis, name;"
+        help="a line for each volume; columns image, annotations and, optionally, second_image, scribbles, axis, name;"
         " paths are relative to the table's folder",
     )
     add("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results and their overview")
     where = verb.add_mutually_exclusive_group()
-    where.add_argument("--jobs", metavar="N", type=positive, help="volumes at once (one for every 8 processors)")
+    where.add_argument("--jobs", metavar="N", type=positive, help="volumes to run at once (one for every 8 processors)")
     where.add_argument("--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler")
     add_settings(add)
 
@@ -166,7 +155,7 @@ def add_evaluate(subparsers):
     verb = subparsers.add_parser("evaluate", help="Dice and distances in mm of each label")
     verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
     verb.add_argument("reference", metavar="REFERENCE", type=Path, help="label volume of the whole scan")
-    verb.add_argument("--annotations", metavar="A", type=Path, help="label volume whose slices are left out")
+    verb.add_argument("--annotations", metavar="A", type=Path, help="label volume whose drawn slices are not scored")
 
 
 def add_demo(subparsers):
@@ -176,35 +165,59 @@ def add_demo(subparsers):
     verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
 
 
+def add_annotated_scan(add: Callable):
+    """The scan and its annotations, which `propagate`, `suggest` and `train` read; `add`: a parser's `add_argument`."""
+    add("image", metavar="IMAGE", type=Path, help="the scan (.nii.gz, .nrrd, .mha, ...)")
+    add(
+        "annotations",
+        metavar="ANNOTATIONS",
+        type=Path,
+        help="label volume on the scan's grid, in which 0 means 'not annotated' and a slice that bears a label is drawn"
+        " completely for it; or a segmentation of Slicer's (.seg.nrrd)",
+    )
+    add("--axis", choices=AXIS_CHOICES, default="auto", help="axis of the file across the slices; i varies fastest")
+
+
+def add_further_inputs(add: Callable):
+    """What `propagate` and `suggest` can read besides; `add` is a parser's `add_argument`."""
+    add(
+        "--second-image",
+        metavar="FILE",
+        type=Path,
+        help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
+    )
+    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
+
+
 def add_settings(add: Callable):
     """The options of a propagation that do not depend on its files; `add` is a parser's `add_argument`."""
     add(
         "--missing",
         choices=MISSING_CHOICES,
         default="auto",
-        help="how to read a label that is missing on an annotated slice; auto: as absent, unless some label is missing"
-        " between its own first and last slice",
+        help="how to read a label that is missing on an annotated slice; auto: as absent, or as unknown if some label"
+        " is missing on a slice between its own first and last one",
     )
     add("--extrapolate", action="store_true", help="go on beyond the outermost annotated slices")
     add(
         "--graph-cut",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="snap what a scribble corrects to edges of the image (default), or do not",
+        help="whether what a scribble corrects snaps to edges of the image (by default it does)",
     )
     add(
         "--registration",
         choices=REGISTRATIONS,
         default="auto",
-        help="how slices are matched: optimised for this scan (instance, which is auto), by a network trained on this"
-        " scan (network), or by one as it comes (pretrained)",
+        help="how slices are matched: optimised for this scan (instance, which is also auto), by a network trained on"
+        " this scan (network), or by a network as it comes, without training on this scan (pretrained)",
     )
     add(
         "--fusion",
         choices=FUSIONS,
         default="auto",
-        help="how the outlines that reach a slice are weighed; auto: for each label the best of deep, similarity and"
-        " appearance, as far as hidden slices tell",
+        help="how the outlines that reach a slice are weighed; auto: deep for each label, unless annotated slices that"
+        " are hidden are found clearly better by similarity or appearance",
     )
     add("--preset", choices=PRESETS, default="balanced", help="how much time to spend")
     add(
@@ -214,7 +227,7 @@ def add_settings(add: Callable):
         help="weights to start from; auto: those that come with LabelProp",
     )
     add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
-    add("--memory", dest="memory_gb", metavar="GB", type=float, help="memory to use at most, in GB (all that is free)")
+    add("--memory", dest="memory_gb", metavar="GB", type=float, help="most memory to use, in GB (all that is free)")
     add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
 
 
@@ -223,11 +236,9 @@ def add_train(subparsers):
     verb = subparsers.add_parser("train", help="train the registration network on one scan and keep it")
     verb.set_defaults(scribbles=None, second_image=None, atlases=())
     add = verb.add_argument
-    add("image", metavar="IMAGE", type=Path, help="the scan")
-    add("annotations", metavar="ANNOTATIONS", type=Path, help="label volume or .seg.nrrd, as for propagate")
-    add("--axis", choices=AXIS_CHOICES, default="auto", help="file axis across the slices")
+    add_annotated_scan(add)
     add("--missing", choices=MISSING_CHOICES, default="auto", help="as for propagate")
-    add("--preset", choices=PRESETS, default="balanced", help="as for propagate; here it is the size of the planes")
+    add("--preset", choices=PRESETS, default="balanced", help="as for propagate; here it sets the size of planes")
     add_training_options(add)
 
 

@@ -12,7 +12,10 @@ Progress = Callable[[float, str], None]
 
 
 def portion(on_step: Callable[[float], None], done: float, cost: float, total: float) -> Callable[[float], None]:
-    """For a part of a work of the cost `total`, after `done` of it: told the part's fraction, it tells the whole's."""
+    """A callback for a part of some work, which turns the fraction done of the part into that of the whole.
+
+    on_step: called with the latter. done: cost of what came before; cost: of the part; total: of the whole.
+    """
     return lambda fraction: on_step((done + fraction * cost) / total)
 
 
@@ -35,7 +38,7 @@ class Clock:
         self.seconds[name.lower()] = round(time.perf_counter() - started, 3)
 
     def tell(self, fraction: float):
-        """Tell the progress; raises Cancelled if the caller has had enough."""
+        """Tell the progress. Raises Cancelled if the caller has cancelled."""
         if self._is_cancelled():
             raise Cancelled
         self._fraction = fraction

@@ -69,7 +69,7 @@ def run_here(commands: Mapping[str, list[str]], jobs: int, threads: int) -> Iter
     try:
         names = {pool.submit(run, command, threads, stopped.is_set): name for name, command in commands.items()}
         while names:
-            done, _ = wait(names, POLL_SECONDS, FIRST_COMPLETED)  # on Windows Ctrl+C interrupts no longer wait
+            done, _ = wait(names, POLL_SECONDS, FIRST_COMPLETED)  # on Windows, Ctrl+C does not interrupt a longer wait
             for future in done:
                 yield names.pop(future), future.result()
     finally:
@@ -81,7 +81,7 @@ def run_on_cluster(commands: Mapping[str, list[str]], scheduler: str, threads: i
     """Run the commands on the workers of a dask cluster, `threads` processors each; yields their names as they end.
 
     scheduler: its address. The files have to lie where all workers see them, by the same paths, and LabelProp has to be
-    installed there. What a worker was at when it died is run on another one. Raises InputError if nobody answers.
+    installed there. What a worker was running when it died is run on another one. Raises InputError if nobody answers.
     """
     distributed = import_distributed()
     try:
@@ -142,8 +142,8 @@ def run_once(command: list[str], threads: int, is_stopped: Callable[[], bool]) -
             stdout=subprocess.DEVNULL,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            start_new_session=True,  # Ctrl+C is for the process that waits for this one
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # so on Windows
+            start_new_session=True,  # so that Ctrl+C reaches only the process that waits for this one
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
         )
         try:
             while process.poll() is None and not is_stopped():
@@ -153,7 +153,7 @@ def run_once(command: list[str], threads: int, is_stopped: Callable[[], bool]) -
             stop(process)
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
-    complaints = [line for line in lines if line.startswith(COMPLAINT)]  # the application has a last word of its own
+    complaints = [line for line in lines if line.startswith(COMPLAINT)]  # Slicer prints a last line of its own
     return Ended(process.returncode, (complaints or lines or [""])[-1].strip())
 
 

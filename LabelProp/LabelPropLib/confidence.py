@@ -31,7 +31,7 @@ from .preprocessing import Stack
 LEAST_SHARPNESS = 0.02  # of a contour
 INSET = 1.5  # area goes with depth to the power of this: 2 for a disc, 1 for a band
 FINEST_PIXEL = 0.75  # mm; `PRIOR` was fitted to scans with larger ones
-LEAST_DICE, HIGHEST_DICE = 0.01, 0.995  # that are taken seriously
+LEAST_DICE, HIGHEST_DICE = 0.01, 0.995  # to which Dice and probabilities are clipped
 CROFTON = np.pi / 4  # length of a contour per length of its pixels' edges, for contours of all directions
 
 
@@ -46,7 +46,7 @@ class Prior:
         the end that was found; and the log of its spread.
     presence: log-odds that a label is on a slice: 1, intensities in it, and there likeness to this side more than to
         the other.
-    own: what the hidden slices of the label count in scaling its drift.
+    own: how much the hidden slices of the label count in scaling its drift.
     growth: exponent of the drift over the bridge alone, for gaps that are not there yet.
     surface: mean surface distance per drift.
     dice_of_one: of the logit of the Dice to expect where one side bears the label: 1, and what `terms_of_one` gives.
@@ -119,14 +119,14 @@ class Stretch:
 
 
 def bridge(below: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """sqrt(a b / (a + b)): standard deviation, up to a factor, of a random walk tied at both ends: sqrt(mm) of mm."""
+    """sqrt(a b / (a + b)), sqrt(mm) of mm: standard deviation, up to a factor, of a random walk tied at both ends."""
     return np.sqrt(below * above / (below + above))
 
 
 def drift_mm(prior: Prior, evidence: Evidence) -> np.ndarray:
     """(T,) mean distance, mm, of the found contour from the true one where the label is there.
 
-    A scan of smaller pixels than those it was fitted to is looked at as one of FINEST_PIXEL.
+    A scan with smaller pixels than those that were fitted to is treated as if its pixels had FINEST_PIXEL.
     """
     enlarged = max(1.0, FINEST_PIXEL / evidence.pixel)
     if evidence.ending is not None:
@@ -228,7 +228,7 @@ def terms_of_one(evidence: Evidence, kept: np.ndarray, nested: np.ndarray, ends:
 
 
 def logit(dice: np.ndarray) -> np.ndarray:
-    """Of Dice or probabilities that are taken seriously."""
+    """Logit of Dice or probabilities, clipped to LEAST_DICE and HIGHEST_DICE."""
     return special.logit(np.clip(dice, LEAST_DICE, HIGHEST_DICE))
 
 
@@ -336,10 +336,10 @@ class Confidence:
     layers: Mapping[int, np.ndarray]
 
     def expected_dice(self) -> dict[int, dict[int, float]]:
-        """Label -> plane -> Dice to expect, for the planes on which it was drawn, 1, or carried to and found.
+        """Label -> plane -> expected Dice: 1 where the label was drawn, else for planes on which it was found.
 
-        And 0 where nothing was found although the drawn slices on both sides bear the label. Nothing for planes to
-        which the label was not carried, on which a stroke alone says that it is.
+        It is 0 where nothing was found although the drawn planes on both sides bear the label. Planes to which the
+        label was not carried, so that a stroke alone says that it is there, are left out.
         """
         return self._by_plane("dice", 1.0, lambda stretch: (stretch.found > 0) | (stretch.ends is None))
 
@@ -357,10 +357,10 @@ class Confidence:
         return {label: dict(sorted(planes.items())) for label, planes in values.items()}
 
     def expected_mean_dice(self) -> float | None:
-        """Dice to expect of all planes together that labels were carried to, their mean; None if nothing is on any.
+        """Expected Dice over all planes that labels were carried to, mean over the labels; None if there is nothing.
 
-        A label all of which was drawn has no part in it, and one of which nothing was found counts as far as it is
-        likely to be on any of these planes: where it is on none, there is nothing to find.
+        A label that is known on all its planes does not count. One of which nothing was found counts by the probability
+        that it is on any of these planes: where it is on none, there is nothing to find.
         """
         overlap, total, found = Counter(), Counter(), Counter()
         nowhere = dict.fromkeys(self.annotation.labels, 1.0)

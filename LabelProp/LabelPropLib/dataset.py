@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from . import files
-from .annotation import AXIS_NAMES, check_image, coarsest_axis, find_axis, intensities
+from .annotation import AXIS_NAMES, bearing_planes, check_image, coarsest_axis, find_axis, intensities
 from .errors import InputError
-from .preprocessing import normalise, percentiles, robust_range
+from .preprocessing import normalise, percentiles, robust_range, square_grid
 from .registration.pretraining import TrainingVolume
 from .tables import read_records
 
@@ -41,11 +41,11 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """For metadata that others may read: image and axis, but not where on this computer the image lies.
+        """A name for metadata that others may read: image and axis, but not where on this computer the image lies.
 
         The path from the table's folder where the image lies below it, else the last folder and the file.
         """
-        image = Path(os.path.abspath(self.image))  # without .., but not where a link in the table's folder leads
+        image = Path(os.path.abspath(self.image))  # resolves '..', but no links
         folder = None if self.folder is None else Path(os.path.abspath(self.folder))
         below = folder is not None and image.is_relative_to(folder)
         short = image.relative_to(folder) if below else Path(image.parent.name, image.name)
@@ -53,13 +53,11 @@ class Entry:
 
 
 def read_table(path: Path, say: Callable[[str], None] = lambda text: None) -> list[Entry]:
-    """The rows of the table. say: told which of its columns are not used, if any.
+    """The rows of the table. say: see `tables.read_records`.
 
     Raises InputError if it is no such table, or names a file that is not there.
     """
-    records, unused = read_records(path, COLUMNS, required=("image",))
-    if unused:
-        say(f"Columns of the table that are not used: {', '.join(unused)}.")
+    records = read_records(path, COLUMNS, ("image",), say)
     return [read_row(record.cells, record.number, path) for record in records]
 
 
@@ -108,10 +106,10 @@ def load(entry: Entry) -> TrainingVolume:
 
 
 def choose_axis(labels: np.ndarray | None, spacing: tuple[float, float, float]) -> int:
-    """The array axis across the slices: the one of sparse annotations, else that of the largest spacing, rather k."""
+    """The array axis across the slices: that of sparse annotations, else that of the largest spacing."""
     if labels is not None:
         axis = find_axis(labels)
-        bearing = np.flatnonzero((labels != 0).any(axis=tuple(a for a in range(3) if a != axis)))
+        bearing = bearing_planes(labels, axis)
         if len(bearing) <= (bearing[-1] - bearing[0] + 1) / 2:
             return axis
     return coarsest_axis(spacing)
@@ -130,9 +128,7 @@ def prepare(
         slice(int(used[0]), int(used[-1]) + 1) for used in (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
     )
     image = image[:, rows, columns]
-    extent = [n * s for n, s in zip(image.shape[1:], plane_spacing, strict=True)]
-    pixel = max(min(plane_spacing), max(extent) / PIXELS)
-    size = tuple(max(8, round(e / pixel)) for e in extent)
+    size, _ = square_grid(image.shape[1:], plane_spacing, PIXELS)
     images = normalise(image, size, *robust_range(image))[:, None].half()
     if labels is None:
         return TrainingVolume(name, images)

@@ -24,7 +24,7 @@ from .report_text import format_stages
 from .scene import storage
 
 STACK_AXIS = 0
-VOLUMES = ("image", "annotations", "labelprop", "truth")  # that are written, and what else is
+VOLUMES = ("image", "annotations", "labelprop", "truth")  # that are written; the other files are named below
 SEGMENTATION, PICTURE = "labelprop.seg.nrrd", "demo.png"
 
 

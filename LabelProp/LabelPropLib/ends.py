@@ -19,21 +19,21 @@ import torch
 from .annotation import SparseAnnotation
 from .filters import masked_correlation
 
-EXTENT = 0.65  # of the gap, where the shape has closed
+EXTENT = 0.65  # share of the gap after which the shape has closed
 EXPONENT = 4.0
-FURTHEST = 0.999  # way; at 1 nothing of the shape's weight would be left, and no shape to be closed
+FURTHEST = 0.999  # largest way: at 1 the shape would have no weight left, and there would be none to close
 AROUND = 5.0  # pixels outside the label that count as around it
-MOST_TREND = (-1.5, 2.3)  # that is taken seriously; the most is that of a label absent on the plane before
+MOST_TREND = (-1.5, 2.3)  # lowest and highest trend; the highest is that of a label absent on the plane before
 PERSISTENCE_OF_FIRST = 1.0  # log-odds, of a label with no known plane before
 PERSISTENCE = (-0.4, 0.3)  # log-odds, of a label that does not grow, and per trend
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How a label came to the plane that bears it, of the two around a gap the only one that does.
+    """How a label came to the only one of the two planes around a gap that bears it.
 
-    trend: log ratio of its area there to that on the known plane before it, seen from the gap, damped so that one that
-    was absent before gives a number. known_before: whether there is such a plane; 0 is the trend without.
+    trend: log ratio of its area there to that on the known plane before it, seen from the gap, damped so that it is
+    finite for a label that was absent before. known_before: whether there is such a plane; without, the trend is 0.
     """
 
     trend: float
@@ -41,7 +41,7 @@ class Growth:
 
     @classmethod
     def of(cls, annotation: SparseAnnotation, label: int, plane: int, upwards: bool) -> Growth:
-        """plane: of the volume. upwards: whether the gap lies above it."""
+        """The growth of a label up to a plane of the volume. upwards: whether the gap lies above it."""
         known = annotation.known_planes(label)
         before = [other for other in known if (other < plane if upwards else other > plane)]
         if not before:

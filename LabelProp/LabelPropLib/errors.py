@@ -12,5 +12,5 @@ class Cancelled(Exception):
 
 
 def out_of_memory(text: str) -> str:
-    """What to tell the user when memory ran out; text: of the error that told so."""
+    """What to tell the user when memory ran out; text: the message of the error."""
     return f"There was not enough memory ({text}). {MEMORY_ADVICE}"

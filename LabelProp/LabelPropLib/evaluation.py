@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from . import boxes, files
-from .annotation import AXIS_NAMES, coarsest_axis, find_axis
+from .annotation import AXIS_NAMES, bearing_planes, coarsest_axis, find_axis
 from .boxes import Box
 from .errors import InputError
 from .patches import patches_of_plane
@@ -77,7 +77,7 @@ def label_boxes(*volumes: np.ndarray) -> dict[int, Box]:
 def score_mask(predicted: np.ndarray, reference: np.ndarray, plane_spacing: tuple[float, float]) -> Score:
     """Score of one structure; predicted, reference: (slices, H, W) bool, `reference` not empty; plane_spacing: mm.
 
-    Both cut to the box that holds them: what is around costs time and does not count.
+    Both are cut to the box that holds them: what is around it costs time and does not count.
     """
     distances = np.concatenate([contour_distances(*pair, plane_spacing) for pair in zip(predicted, reference)])
     sliced = [dice(p, r) for p, r in zip(predicted, reference) if r.sum() >= FEWEST_PIXELS]
@@ -189,8 +189,7 @@ def segment_names(labels: sitk.Image) -> dict[int, str]:
 def annotated_slices(annotations: np.ndarray) -> tuple[int, list[int]]:
     """Array axis of the stack and its slices that bear a label, of a (K, J, I) label volume. Raises InputError."""
     axis = find_axis(annotations)
-    others = tuple(other for other in range(3) if other != axis)
-    return axis, np.flatnonzero(annotations.any(axis=others)).tolist()
+    return axis, bearing_planes(annotations, axis).tolist()
 
 
 def format_scores(scores: dict[int, Score], names: dict[int, str]) -> str:

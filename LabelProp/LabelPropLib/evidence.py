@@ -63,7 +63,7 @@ class Ending:
     growth: Growth
 
     def by_plane(self, values: np.ndarray) -> np.ndarray:
-        """Values (T, ...) in the order of the planes; and back."""
+        """Values (T, ...) from this order to that of the planes, or back."""
         return values if self.upwards else values[::-1]
 
 
@@ -175,7 +175,7 @@ def implied_dice(score: torch.Tensor) -> np.ndarray:
 def disagreement_between(lower: torch.Tensor, upper: torch.Tensor) -> np.ndarray:
     """(T,) pixels that two signed distances (T, h, w) differ by, in the mean within BAND of the contour half-way.
 
-    From LEAST_DISAGREEMENT for none, so that it has a logarithm; MOST_DISAGREEMENT more where there is no contour.
+    LEAST_DISAGREEMENT is added, so that it has a logarithm. Without a contour they differ by MOST_DISAGREEMENT.
     """
     band = (((lower + upper) / 2).abs() < BAND).float()
     difference = (lower - upper).abs().clamp(max=MOST_DISAGREEMENT)

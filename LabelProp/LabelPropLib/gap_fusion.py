@@ -54,7 +54,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Fusion:
-    """What was made of all gaps, before scribbles have their say and what was given is put in.
+    """What was fused in all gaps, before scribbles correct it and what was given is put in.
 
     rules: label -> name; factors: see `choose_rules`; priors: see `atlases.helpful`. scores: of all labels and gaps, if
     kept.
@@ -76,7 +76,7 @@ def choose_rules(scan: Scan, networks: DeepLabelFusion | None, fusion: str) -> t
     """The fusion rule of every label; with 'auto' the first choice, unless another finds hidden slices clearly better.
 
     Every slice that bears a label between two that do is hidden once and found from them, over twice the usual gap.
-    Returns the factors of the labels' expected drift too, from what was seen there; none if the rule was given.
+    Also returns factors of the labels' expected drift, from what was seen there; none if the rule was given.
     """
     if fusion != "auto":
         return dict.fromkeys(scan.annotation.labels, fusion), {}
@@ -93,7 +93,7 @@ def choose_rules(scan: Scan, networks: DeepLabelFusion | None, fusion: str) -> t
 def hide_slices(scan: Scan) -> list[list[Arrivals]]:
     """What arrives on annotated slices that are hidden, each from the next ones that bear the label.
 
-    Between two slices that bear the label: to hide the last one that does would only praise rules that carry it far.
+    Only those between two others that bear the label: hiding the last one would favour rules that carry it far.
     """
     planes = scan.planes
     hidden: dict[Gap, list[int]] = {}
@@ -182,9 +182,9 @@ def fuse_gaps(
     clock: Clock,
     keep_scores: bool = True,
 ) -> Fusion:
-    """Choose the rules and fuse what arrives in all gaps; what leads to a scribble alone stays as it was carried.
+    """Choose the rules and fuse what arrives in all gaps; what only leads to a scribble stays as it was carried.
 
-    keep_scores: whether anybody will ask for the scores again, as scribbles do, once they are in the maps.
+    keep_scores: whether the scores are still needed once they are in the maps, as scribbles need them.
     """
     annotation, stack = scan.annotation, scan.stack
     with clock.stage("Choosing"):
@@ -201,7 +201,7 @@ def fuse_gaps(
     labels_of = gaps(annotation, stack, settings.extrapolate)
 
     def fuse_gap(gap: Gap, labels: Sequence[int]):
-        """What arrives in a gap is given up at its end, before anything arrives in the next one."""
+        """Fuse what arrives in a gap, and release it before anything arrives in the next one."""
         arrived = arrive(labels, scan.chains.cross(gap), scan.planes)
         found = with_priors(arrived, scores(arrived, rules, networks, scan.overlapping), priors, scan.planes)
         evidence.extend(observe_all(arrived, found, stack, settings.uncertainty))

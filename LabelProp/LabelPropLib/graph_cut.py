@@ -1,12 +1,12 @@
 """Graph cut: of all ways to draw a region, the one of least energy, whose border runs along edges of the image.
 
-To each voxel i speaks a number u_i for the region, or against it; x_i is 1 in the region and 0 outside. The energy
+At each voxel i a number u_i speaks for the region, or against it; x_i is 1 in the region and 0 outside. The energy
 
     E(x) = - sum_i u_i x_i + sum_ij w_ij |x_i - x_j|,    w_ij = STRENGTH exp(-(I_i - I_j)^2 / (2 SIGMA^2)) a_ij / a
 
 over the neighbours ij that share a face, of area a_ij (a: of the face of a cube of the same volume), makes a border
-expensive where it is large and where intensities are alike on both sides. Its minimum is the minimum cut of a graph, so
-that it is found for certain (Boykov & Jolly, Interactive graph cuts for optimal boundary & region segmentation, ICCV
+expensive where it is large and where intensities are alike on both sides. Its minimum is the minimum cut of a graph,
+which can be found exactly (Boykov & Jolly, Interactive graph cuts for optimal boundary & region segmentation, ICCV
 2001).
 """
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 def interruptible(interrupted: list[int]):
     """SIGTERM and SIGHUP end the work as Ctrl+C does, by KeyboardInterrupt, so that what is half written is removed.
 
-    interrupted: the signals that came; no Event, whose lock the handler would wait for where it interrupts itself.
+    interrupted: takes the signals that came. Not an Event: a handler that interrupts itself would wait for its lock.
     """
 
     def interrupt(number, frame):
@@ -29,9 +29,9 @@ def interruptible(interrupted: list[int]):
 
 @contextlib.contextmanager
 def uninterrupted():
-    """An interruption comes afterwards: files that belong together take their places together.
+    """Hold interruptions back until the end, so that files that belong together take their places together.
 
-    And Slicer's libraries crash when they are interrupted while they load.
+    Slicer's libraries would also crash if they were interrupted while they load.
     """
     came = []
     with on_interruption(lambda number, frame: came.append(number)):
@@ -48,7 +48,7 @@ def on_interruption(handler: Callable):
         numbers.append(signal.SIGHUP)
     if threading.current_thread() is not threading.main_thread():
         numbers = []  # no signal is handled there
-    # What an application does that is not written in Python could not be put back.
+    # A handler that was not set from Python could not be put back.
     handled = [number for number in numbers if signal.getsignal(number) is not None]
     before = {number: signal.signal(number, handler) for number in handled}
     try:

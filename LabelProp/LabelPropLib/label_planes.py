@@ -19,6 +19,7 @@ from .registration.fields import identity, sample
 DISTANCE_LIMIT = 24.0  # pixels; further from the contour only the side matters
 SURROUND = 8.0  # pixels; how far around a label its surround goes
 INTENSITY_BINS = 32  # of INTENSITY_RANGE
+HISTOGRAM_SMOOTHING = 1.5  # bins, standard deviation of the Gaussian that smooths histograms of intensities
 
 
 def computed_once(method: Callable) -> Callable:
@@ -65,7 +66,7 @@ class LabelPlanes:
 
     @computed_once
     def unevenness(self, label: int, plane: int) -> float:
-        """Of the outline of `label` on `plane`, on the working grid; see `preprocessing`."""
+        """How uneven the outline of `label` is on `plane`, on the working grid; see `preprocessing`."""
         return unevenness(self.distances(label, plane)[None] > 0)
 
     @computed_once
@@ -97,7 +98,7 @@ class LabelPlanes:
 def far_ends(
     annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, size: tuple[int, int] | None = None
 ) -> FarEnds | None:
-    """The labels drawn on both planes of every gap of theirs, see `shared_gaps`; None where there are none.
+    """For every gap the labels drawn on both planes that bound it, see `shared_gaps`; None without any gap.
 
     Masks are softened over a pixel, sigmoid(signed distance), so that they have a gradient. size: of the grid that they
     are averaged onto, the working grid by default; with many labels they take most of the memory.

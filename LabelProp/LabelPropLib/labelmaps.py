@@ -21,7 +21,7 @@ class FusedScore:
     """What the fusion rule made of one label on the planes of one gap.
 
     targets: stack indices of the planes. box: (rows, columns) of the working grid. values: (T, h, w) within the box,
-    see `fusion`. votes: (2, T, h, w) bool, those of its candidates, see `Arrivals.votes`; scribbles ask for them.
+    see `fusion`. votes: (2, T, h, w) bool, those of its candidates, see `Arrivals.votes`; scribbles need them.
     """
 
     label: int
@@ -63,7 +63,7 @@ def exclusive_layers(labels: tuple[int, ...], overlapping: set[tuple[int, int]])
 
 
 class LabelMaps:
-    """The best label so far of every voxel, one map a layer of labels that exclude each other."""
+    """The best label so far of every voxel: one map for each layer of labels that exclude each other."""
 
     def __init__(self, annotation: SparseAnnotation, stack: Stack):
         self._axis = annotation.axis
@@ -98,7 +98,7 @@ class LabelMaps:
         self._enter(fused.label, values, [scores[index] for scores in self._scores], maps)
 
     def settle(self):
-        """All labels are entered: give up the scores by which they contend for a voxel."""
+        """Release the scores by which labels compete for a voxel, once all labels are entered."""
         self._scores.clear()
 
     def decide_again(self, box: Box, scores: Mapping[int, np.ndarray], where: np.ndarray):

@@ -96,7 +96,7 @@ def _available() -> int | None:
 
 
 def _left_in_control_group() -> int | None:
-    """Of the limit that a container or a batch system sets, version 2 or 1 of control groups; None without a limit.
+    """Bytes left of what a container or a batch system allows, by control groups version 2 or 1; None without a limit.
 
     Files that were read some time ago are counted as used by the group, but given up where memory is short.
     """

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
+from . import boxes
 from .annotation import SparseAnnotation
 from .clock import portion
 from .gap_fusion import Fusion
@@ -31,7 +32,7 @@ KEPT_MARGIN = 0.5  # of the margin around the labels; with less of it left the c
 LEAST_OVERLAP = 0.5  # of a new crop with the one that was registered
 REFINING_STEPS = 0.5  # of the steps of the finest level: it begins near its goal
 
-# What of the settings changes nothing about the fields, and about what is fused from them before scribbles have a say.
+# Settings that change nothing about the fields, and about what is fused from them before scribbles correct it.
 NOT_OF_REGISTRATION = (
     "fusion",
     "device",
@@ -62,7 +63,7 @@ class Update:
 
     @property
     def pair_count(self) -> int:
-        """Of all pairs of neighbouring planes."""
+        """The number of all pairs of neighbouring planes."""
         return len(self.velocity)
 
     def register(
@@ -107,7 +108,7 @@ class Remembered:
 
     def update(self, annotation: SparseAnnotation, stack: Stack) -> Update | None:
         """What to do for a stack, None if too little is known of it to save time."""
-        if overlap(stack.box, self.box) < LEAST_OVERLAP:
+        if boxes.size(boxes.overlap(stack.box, self.box)) < LEAST_OVERLAP * boxes.size(stack.box):
             return None
         pair_count = len(stack.images) - 1
         fields = resample(self.velocity, self.box, stack.box, instance.field_size(stack.images))
@@ -127,16 +128,16 @@ class Remembered:
 
 
 class Memory:
-    """Of one scan at a time; another scan, or another way of registration, takes its place."""
+    """What is remembered of one scan at a time; another scan or another way of registration replaces it."""
 
     def __init__(self):
         self._key: tuple | None = None
         self._remembered: Remembered | None = None
         self._fusion: tuple[tuple, Fusion] | None = None
-        self.taken_over: Update | None = None  # by the first plan of a run; one after it takes over what that has found
+        self.taken_over: Update | None = None  # by a run's first plan; later plans start from what that found
 
     def recall(self, annotation: SparseAnnotation, settings: Settings) -> Remembered | None:
-        """What is remembered of the annotation's scan; and be ready to keep what a run on it finds."""
+        """What is remembered of the annotation's scan; what is kept next belongs to it."""
         key = fingerprint(annotation, settings)
         if key != self._key:
             self._key, self._remembered, self._fusion = key, None, None
@@ -187,7 +188,7 @@ def fusion_fingerprint(annotation: SparseAnnotation, settings: Settings, stack: 
 
 
 def digest(*parts: object) -> str:
-    """Of arrays, and of values that are equal where their text is."""
+    """A digest of arrays, and of values that are equal if their texts are."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -199,17 +200,9 @@ def digest(*parts: object) -> str:
 
 
 def chosen(settings: Settings, unimportant: Collection[str]) -> tuple:
-    """The other settings, and what is known of the file of weights."""
+    """The settings but for the unimportant ones, and what is known of the file of weights."""
     values = {name: value for name, value in asdict(settings).items() if name not in unimportant}
     return tuple(values.items()), repr(identify_weights(settings))
-
-
-def overlap(box: tuple[slice, slice], other: tuple[slice, slice]) -> float:
-    """The share of `box` (rows, columns) that lies in the other one."""
-    share = 1.0
-    for one, two in zip(box, other, strict=True):
-        share *= max(0, min(one.stop, two.stop) - max(one.start, two.start)) / (one.stop - one.start)
-    return share
 
 
 def resample(

@@ -41,7 +41,7 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Of computing."""
+        """Seconds of computing."""
         return sum(self.report.get("seconds", {}).values())
 
     @property

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """PyTorch with `count` threads inside, as before outside."""
+    """Let PyTorch use `count` threads inside, and afterwards as many as before."""
     choose_kernels()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -74,5 +74,5 @@ def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part], device: 
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """Kept from one call to the next: each new thread would have memory of its own set aside."""
+    """The threads, kept from one call to the next: each new one would have memory of its own set aside."""
     return ThreadPoolExecutor(workers, thread_name_prefix="LabelProp")

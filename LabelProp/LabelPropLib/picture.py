@@ -20,7 +20,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
-from .annotation import AXIS_NAMES, SparseAnnotation
+from .annotation import AXIS_NAMES, SparseAnnotation, bearing_planes
 from .evaluation import dice
 from .preprocessing import robust_range
 
@@ -107,7 +107,7 @@ def save_doubtful_slice(
     report: Mapping,
     against_view: tuple[bool, bool],
 ):
-    """Write a small square picture (.png) of the slice that needs a look most, with the outlines found on it.
+    """Write a small square picture (.png) of the slice that most needs a look, with the outlines found on it.
 
     On it the Dice that is expected there, the mean and that of the labels for which it is least.
     label_maps, report: of a propagation, see `Propagation`; the report may name the labels.
@@ -143,7 +143,7 @@ def most_doubtful_slice(report: Mapping, found: np.ndarray, axis: int, drawn: Se
     expected = expected_on_slices(report)
     if expected:
         return min(expected, key=lambda index: np.mean(list(expected[index].values())))
-    borne = np.flatnonzero(np.moveaxis(found, axis, 0).any(axis=(1, 2)))
+    borne = bearing_planes(found, axis)
     return int(max(borne, key=lambda index: min(abs(index - other) for other in drawn)))
 
 
@@ -171,7 +171,7 @@ def only_planes(labels: np.ndarray, axis: int, planes: Sequence[int]) -> np.ndar
 def choose_slices(found: np.ndarray, axis: int, drawn: Sequence[int], wanted: int) -> list[int]:
     """Up to `wanted` slices, ascending: the outermost that bear a label, the drawn ones, and then the middle of the
     widest gap between the chosen, again and again."""
-    borne = np.flatnonzero(np.moveaxis(found, axis, 0).any(axis=(1, 2)))
+    borne = bearing_planes(found, axis)
     chosen = sorted({int(borne[0]), int(borne[-1]), *drawn})
     if len(chosen) > wanted:
         chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, wanted).round().astype(int)]
@@ -305,7 +305,7 @@ def draw_expected(
 
 
 def shortened(name: str) -> str:
-    """The name, in its middle cut out what is too long: names often differ in their ends, left and right."""
+    """The name, its middle cut out if it is too long: names often differ at their ends, as left and right."""
     half = LONGEST // 2
     return name if len(name) <= LONGEST else f"{name[:half]}…{name[1 - half :]}"
 

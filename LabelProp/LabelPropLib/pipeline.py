@@ -43,12 +43,12 @@ def propagate(
 ) -> Propagation:
     """Carry the annotated labels through the volume.
 
-    progress: told the fraction done and the stage. is_cancelled: asked often; yes ends the work.
-    memory: of runs on the same scan; what has not changed since the last one is not registered again. It is filled
-    here: hand in the same one each time.
-    The same annotation, settings and seed give the same voxels on the same kind of CPU. With a memory that holds for
-    its first run; a later one gives other voxels, as good, depending on the runs before.
-    Raises InputError for a device that is not there or a checkpoint that cannot be used, Cancelled.
+    progress: called with the fraction done and the name of the stage. is_cancelled: called often; True ends the work.
+    memory: of earlier runs on the same scan; what has not changed since the last one is not registered again. It is
+    updated here, so pass the same one each time.
+    The same annotation, settings and seed give the same voxels on the same kind of CPU. With a memory this holds for
+    its first run; the voxels of later ones are as good, but depend on the runs before.
+    Raises InputError if the device is not there or the checkpoint cannot be used, and Cancelled.
     """
     clock = Clock(progress, is_cancelled)
     *plans, last = planner.plans(planner.choose_device(settings.device))
@@ -69,7 +69,7 @@ def propagate(
 def compute(
     annotation: SparseAnnotation, settings: Settings, clock: Clock, memory: Memory | None, plan: Plan
 ) -> Propagation:
-    """`propagate` by a plan. Raises what `is_out_of_memory` knows where there is not enough."""
+    """`propagate` by a plan. If memory runs out, raises an error that `is_out_of_memory` recognises."""
     device = plan.device
     kind = checkpoint.check_kind(settings.checkpoint, settings.networks)
     network = load_network(settings.checkpoint)
@@ -157,7 +157,7 @@ def corrected(
 def drawn_ends(
     annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, settings: Settings, update: Update | None
 ) -> FarEnds | None:
-    """The labels at the ends of the gaps, on the grid on which the registration compares them; None if it does not."""
+    """The labels at the ends of the gaps, on the grid on which registration compares them; None if it compares none."""
     if update is not None and not update.pairs:
         return None
     size = stack.size if settings.registration == "network" else instance.field_size(stack.images)
@@ -195,11 +195,11 @@ def register(
     on_step: Callable[[float], None],
     update: Update | None = None,
 ) -> torch.Tensor:
-    """Velocity fields of all neighbouring planes; 'auto' is the registration that measured better, instance.
+    """Velocity fields of all neighbouring planes. The registration 'auto' is 'instance', which measured better.
 
     network: pretrained, None for none; 'network' trains it on the scan, 'pretrained' takes it as it is.
-    update: what is known of them from a run before, and what is left to do.
-    Planes that only lead to a scribble are registered on their own: a scribble changes nothing of the other fields.
+    update: the fields that are known from the run before, and what is left to do.
+    Planes that only lead to a scribble are registered on their own, so that a scribble does not change other fields.
     """
     free = planner.memory_to_use(plan.device, settings.memory_gb)
     schedule = instance.Schedule(levels=effort.levels_for(stack.size), batch_pixels=planner.batch_pixels(plan, free))
@@ -246,7 +246,7 @@ def register_core(
 
 
 def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:
-    """Millilitres of each label in label maps (K, J, I), to six digits: in the scan of a mouse they are few."""
+    """Volume of each label in label maps (K, J, I), ml; to six digits, because in the scan of a mouse it is tiny."""
     voxel = math.prod(annotation.spacing) / 1000
     return {
         str(label): float(f"{voxel * sum(np.count_nonzero(p == label) for planes in label_maps for p in planes):.6g}")
@@ -261,9 +261,9 @@ def messages(
     kind: str | None = None,
     update: Update | None = None,
 ) -> list[str]:
-    """Sentences for the user about how the input was read, and what was taken over from a run before.
+    """Sentences for the user about how the input was read, and what was reused from the run before.
 
-    weights: (C,) of mean 1, of the images. kind: of the file of networks' weights, if one was given.
+    weights: (C,) of the images, of mean 1. kind: the kind of network that a given file of weights is for, None without.
     """
     said = []
     if annotation.some_missing:
@@ -291,7 +291,7 @@ def messages(
         )
     if weights.min() < LEAST_SHARE * len(weights):
         weak, strong = ("image", "second image") if weights[0] < weights[1] else ("second image", "image")
-        said.append(f"The {weak} varies like noise from slice to slice: the {strong} counts for almost all.")
+        said.append(f"The {weak} varies like noise from slice to slice, so the {strong} decides almost alone.")
     if update is not None:
         said.append(
             f"The registration of the last run was reused: {len(update.pairs)} of {update.pair_count} pairs of"
@@ -301,7 +301,7 @@ def messages(
 
 
 def unused_weights(settings: Settings, kind: str | None) -> list[str]:
-    """For the user: that the file of weights makes no difference to the registration or fusion that was chosen."""
+    """A sentence for the user if the chosen registration or fusion does not use the file of weights."""
     users = {"registration": ("network", "pretrained"), "fusion": ("auto", "deep")}
     if kind is None or getattr(settings, kind) in users[kind]:
         return []

@@ -41,9 +41,9 @@ class Effort:
     levels: tuple[Level, ...]
 
     def levels_for(self, size: tuple[int, int]) -> tuple[Level, ...]:
-        """The levels for planes of `size`: fewer steps on the finest one as pixels are more, so that it costs the same.
+        """The levels for planes of `size`: the more pixels, the fewer steps on the finest one, at the same cost.
 
-        Measured: finer planes gain more than the steps that they take the time of.
+        Measured: finer planes gain more than the steps for which there is no time then.
         """
         *coarse, finest = self.levels
         share = min(1.0, self.side / max(size)) ** 2
@@ -70,7 +70,7 @@ def choose_device(name: str) -> torch.device:
 
 @cache
 def can_use_mps() -> bool:
-    """Whether there is Apple's GPU, and PyTorch can warp images on it, and differentiate that: not before 2.13."""
+    """Whether there is an Apple GPU on which PyTorch can warp images and differentiate that, as from 2.13 on."""
     if not torch.backends.mps.is_available():
         return False
     try:
@@ -84,7 +84,7 @@ def can_use_mps() -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """device; share: of the free memory that a batch may fill; why: it is not the first plan, for the user."""
+    """share: of the free memory that a batch may fill. why: for the user, why it is not the first plan; else empty."""
 
     device: torch.device
     share: float = BATCH_SHARE
@@ -150,14 +150,14 @@ def messages(plan: Plan, size: tuple[int, int], pixels: int, effort: Effort) -> 
 
 
 def release_memory(device: torch.device):
-    """Give back what PyTorch keeps for later, so that the next plan finds it free."""
+    """Give back the memory that PyTorch keeps for later, so that it is free for the next plan."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def describe_device(device: torch.device) -> str:
-    """For the user: the device's name, and the graphics card's."""
+    """The device's name, with that of the graphics card, for the user."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return device.type

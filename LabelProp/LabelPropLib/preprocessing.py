@@ -8,6 +8,7 @@ back.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,11 @@ from .registration.fields import sample
 
 MARGIN_FRACTION = 0.15  # of the labels' extent
 MARGIN_MM = 12.0
-MOST_MARGIN = 40.0  # pixels that MARGIN_MM may come to: in the scan of a mouse it is the whole plane
+MOST_MARGIN = 40.0  # pixels, at most, for MARGIN_MM: in the scan of a mouse those would be the whole plane
+LEAST_SIZE = 8  # pixels along a side of a working plane
 ROUNDING = 1e-6  # of voxels, by which spacings from a matrix of directions may be off
 INTENSITY_RANGE = (-0.2, 1.2)  # of normalised images
-OUTLINE_WINDOW = 2.0  # pixels, standard deviation of the Gaussian that takes away what is uneven of an outline
+OUTLINE_WINDOW = 2.0  # pixels, standard deviation of the Gaussian that evens an outline
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,13 @@ def prepare(
     pixels: the most that the longer side of a working plane may have.
     extrapolate: keep the planes beyond the outermost annotated ones. device: where the stack's images go.
     box: rows and columns to crop to, `crop_box` by default.
-    What is scribbled changes nothing of it but that planes up to scribbles beyond the annotated ones come on top.
+    Scribbles only add planes, up to those scribbled beyond the annotated ones, and change nothing else.
     """
     core = (0, annotation.plane_count - 1) if extrapolate else (annotation.planes[0], annotation.planes[-1])
     first, last = scribbled_range(annotation, core)
     inner = slice(core[0] - first, core[1] - first + 1)
     box = box or crop_box(annotation)
-    extent = [(s.stop - s.start) * mm for s, mm in zip(box, annotation.plane_spacing, strict=True)]
-    pixel = max(min(annotation.plane_spacing), max(extent) / pixels)
-    size = tuple(max(8, round(e / pixel)) for e in extent)
+    size, pixel = square_grid([part.stop - part.start for part in box], annotation.plane_spacing, pixels)
     channels, intensities = [], []
     for volume in filter(lambda volume: volume is not None, (annotation.image, annotation.second_image)):
         planes = np.moveaxis(volume, annotation.axis, 0)[first : last + 1, box[0], box[1]]
@@ -144,6 +144,18 @@ def prepare(
     )
 
 
+def square_grid(shape: Sequence[int], plane_spacing: tuple[float, float], pixels: int) -> tuple[tuple[int, int], float]:
+    """(H, W) of a grid of square pixels over planes of `shape` (rows, columns), and mm of its pixels.
+
+    Pixels are as large as the smaller of the plane's spacings (mm), or so large that at most `pixels` lie along the
+    longer side.
+    """
+    extent = [count * mm for count, mm in zip(shape, plane_spacing, strict=True)]
+    pixel = max(min(plane_spacing), max(extent) / pixels)
+    height, width = (max(LEAST_SIZE, round(length / pixel)) for length in extent)
+    return (height, width), pixel
+
+
 def scribbled_range(annotation: SparseAnnotation, core: tuple[int, int]) -> tuple[int, int]:
     """The first and the last plane of `core`, moved out to the outermost scribbles of labels."""
     scribbled = [strokes[:, annotation.axis] for label, strokes in annotation.scribbles.items() if label != BACKGROUND]
@@ -152,11 +164,10 @@ def scribbled_range(annotation: SparseAnnotation, core: tuple[int, int]) -> tupl
 
 
 def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[slice, slice]:
-    """Rows and columns of a plane that hold all drawn labels with a margin, 15 % of their extent or 12 mm if more.
+    """Rows and columns of a plane that hold all drawn labels with a margin.
 
-    12 mm are no more than 40 pixels, however small these are.
-
-    margin_share: of that margin, to be taken.
+    The margin is 15 % of their extent or, if that is more, 12 mm (but at most 40 pixels). margin_share: the part of it
+    to be taken.
     """
     height, width = (n for a, n in enumerate(annotation.image.shape) if a != annotation.axis)
     marked = np.zeros((height, width), bool)
@@ -176,8 +187,8 @@ def crop_box(annotation: SparseAnnotation, margin_share: float = 1.0) -> tuple[s
 def robust_range(planes: np.ndarray) -> tuple[float, float]:
     """The 1st and 99th percentile of the intensities of all planes together.
 
-    A least value further below these than they lie apart marks voxels without data, as around a CT's field of view, and
-    is left out.
+    A lowest value that lies further below these than they lie apart marks voxels without data, as around a CT's field
+    of view, and is left out.
     """
     low, high = percentiles(planes, (0.01, 0.99))
     least = planes.min()
@@ -206,7 +217,7 @@ def _rescale(intensities: torch.Tensor, low: float, high: float) -> torch.Tensor
 
 
 def hardly_any_between(planes: np.ndarray, least: float, middle: float) -> bool:
-    """Whether at most about 1 % of the intensities above the least lie up to a middle: a quick look before sorting."""
+    """Whether at most about 1 % of the intensities above `least` lie up to `middle`: a quick check before sorting."""
     rest = np.count_nonzero(planes > least)
     return rest - np.count_nonzero(planes > math.floor(middle)) <= math.ceil(0.01 * (rest - 1))
 
@@ -221,7 +232,7 @@ def percentiles(values: np.ndarray, shares: tuple[float, ...]) -> list[float]:
 
 
 def unevenness(masks: torch.Tensor) -> float:
-    """Pixels that a Gaussian takes from masks (T, H, W) or adds to them, per edge of a pixel along their outlines."""
+    """How uneven outlines of masks (T, H, W) are: pixels that a Gaussian adds or removes, per pixel edge along them."""
     changed = (smooth(masks.float(), OUTLINE_WINDOW) > 0.5) != masks
     edges = (masks[:, 1:] != masks[:, :-1]).sum() + (masks[..., 1:] != masks[..., :-1]).sum()
     return float(changed.sum() / edges.clamp(min=1))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from .filters import NOISE_WINDOW, masked_correlation, smooth
-from .label_planes import INTENSITY_BINS
+from .label_planes import HISTOGRAM_SMOOTHING, INTENSITY_BINS
 from .preprocessing import INTENSITY_RANGE
 
-if TYPE_CHECKING:  # candidates ask for this module
+if TYPE_CHECKING:  # candidates import this module
     from .candidates import Arrivals, Candidate, Carried
 
 MOST_ODDS = 3.0
@@ -30,7 +30,7 @@ def middles_of_bins(counts: torch.Tensor) -> torch.Tensor:
 def log_odds(candidates: list[Candidate], images: torch.Tensor) -> torch.Tensor:
     """log p(I | inside) - log p(I | around) at the pixels of `images`, histograms smoothed and never empty."""
     inside, around = (
-        smooth(torch.stack([getattr(candidate, region) for candidate in candidates]).sum(dim=0)[None], 1.5)[0] + 1
+        smooth(sum(getattr(candidate, region) for candidate in candidates)[None], HISTOGRAM_SMOOTHING)[0] + 1
         for region in ("inside", "around")
     )
     table = (inside / inside.sum()).log() - (around / around.sum()).log()
@@ -42,7 +42,7 @@ def log_odds(candidates: list[Candidate], images: torch.Tensor) -> torch.Tensor:
 
 
 def intensity_odds(candidate: Candidate, arrivals: Arrivals) -> torch.Tensor:
-    """(T,) mean log-odds of the intensities where the label was carried to, 0 half-way from what is around it."""
+    """(T,) mean log-odds of the intensities where the label was carried to; 0 is half-way between inside and around."""
     rows, columns = arrivals.box
     intensities = smooth(arrivals.crossing.targets[:, rows, columns], NOISE_WINDOW)
     odds = log_odds([candidate], intensities).clamp(-MOST_ODDS, MOST_ODDS)

@@ -23,7 +23,7 @@ from .exchange import read_propagation, write_annotation_in_parts
 from .settings import Settings
 
 CANCEL_TIMEOUT_MS = 1000
-IDLE_MINUTES = 10  # without anybody there, after which the process is given up, and its memory with it
+IDLE_MINUTES = 10  # without use, after which the process is ended, so that its memory is free again
 LOG_CHARACTERS = 2000  # of what the process printed, for the message when it ends unexpectedly
 
 
@@ -71,7 +71,7 @@ class BackgroundPropagation:
 
     @property
     def process_id(self) -> int:
-        """0 when there is no process."""
+        """ID of the process, 0 when there is none."""
         return self._process.processId()
 
     def start(self):
@@ -88,11 +88,11 @@ class BackgroundPropagation:
             self._process.start(sys.executable, ["-u", str(worker), str(self._folder)])
 
     def wake(self):
-        """Somebody is there who may want the process: keep it."""
+        """Keep the process: somebody is there who may use it."""
         self._rest = None
 
     def rest(self):
-        """Nobody is there any more: give the process up after a while, but not before its job is done."""
+        """Nobody is there any more: end the process after a while, but not before its job is done."""
         self._rest = rest = object()
         self._call_later(int(IDLE_MINUTES * 60 * 1000), lambda: self._give_up(rest))
 
@@ -136,7 +136,7 @@ class BackgroundPropagation:
             self._send(train=folder.name, settings=asdict(settings), checkpoint=checkpoint)
 
     def _write_part(self, job: str):
-        """Write one part, and see to it that the next one follows."""
+        """Write one part of the job's input, and see to it that the next one follows."""
         if job != self._job or self._unwritten is None:
             return
         try:
@@ -236,7 +236,7 @@ class BackgroundPropagation:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _seconds_left(self, fraction: float) -> float | None:
-        """From the speed since the first sign of progress, which leaves the loading of PyTorch out."""
+        """By the speed since the first sign of progress, so that loading PyTorch does not count."""
         now = time.monotonic()
         if self._first_progress is None:
             self._first_progress = now, fraction
@@ -244,7 +244,7 @@ class BackgroundPropagation:
         return seconds * (1 - fraction) / done if done > 0 else None
 
     def _kill_unless_answered(self, job: str):
-        """A process that is still loading PyTorch will find the job cancelled, and is not to blame."""
+        """Kill the process if it still works on a cancelled job; one that is loading PyTorch will find it cancelled."""
         if job in self._unanswered and self._ready:
             self._process.kill()
 
@@ -278,7 +278,7 @@ class BackgroundPropagation:
         if "No module named 'torch'" in self._log:
             return "PyTorch is not installed: install it with the PyTorch extension, then try again."
         last_line = self._log.strip().rpartition("\n")[2]
-        if exit_code == 1 and "Traceback" in self._log:  # it had not come to the job, in which it catches all
+        if exit_code == 1 and "Traceback" in self._log:  # it did not get to a job, in which it catches all errors
             return f"The background process could not work: {last_line}. Reinstall PyTorch if it is about torch."
         return (
             f"The background process ended unexpectedly (exit code {exit_code}), most often for want of memory."

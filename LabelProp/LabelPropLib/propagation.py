@@ -1,4 +1,4 @@
-"""What comes out of the pipeline. Apart from it, so that code that only reads a result need not load PyTorch."""
+"""The result of the pipeline, in a module of its own so that code that only reads a result need not load PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass
 class Propagation:
-    """What came out, on the grid of the annotation's image.
+    """The result of a propagation, on the grid of the annotation's image.
 
     label_maps: volumes (K, J, I) of label values, 0 elsewhere. One, unless annotated labels overlap each other: labels
         that may overlap lie in different maps. Every label lies in exactly one map.

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from . import checkpoint
-from .errors import InputError
 from .filters import CONTRAST_WINDOW, LEAST_CONTRAST
 from .registration.instance import INTENSITY_WEIGHT
 from .registration.network import DECODER, ENCODER, RegistrationNetwork
@@ -34,21 +33,7 @@ PREPROCESSING = {
 
 def load_network(choice: str) -> RegistrationNetwork | None:
     """The network of a checkpoint, None for none; choice: see `checkpoint.choose`. Raises InputError."""
-    found = checkpoint.choose(choice, KIND)
-    if found is None:
-        return None
-    tensors, metadata = found
-    if metadata["architecture"] != ARCHITECTURE or metadata["preprocessing"] != PREPROCESSING:
-        raise InputError(
-            f"{choice}: weights for another network or other preprocessing than this LabelProp's: train anew, or give"
-            " another checkpoint."
-        )
-    network = RegistrationNetwork()
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{choice}: weights that do not fit the network: give another checkpoint.") from error
-    return network
+    return checkpoint.load_network(RegistrationNetwork, choice, KIND, ARCHITECTURE, PREPROCESSING)
 
 
 def save_network(

@@ -27,7 +27,7 @@ def format_weakest(report: dict) -> list[str]:
     means = {label: float(np.mean(list(planes.values()))) for label, planes in found_dice(report).items()}
     chosen = sorted(means, key=means.get)[:MOST_NAMED]
     said = ", ".join(f"{named(report, label)} {means[label]:.3f}" for label in chosen)
-    return [f"Lowest, as means over their slices: label {said}."] if len(means) > 1 else []
+    return [f"Lowest by label, on average over its slices: {said}."] if len(means) > 1 else []
 
 
 def format_slices(report: dict, most: int | None = None) -> list[str]:
@@ -43,7 +43,7 @@ def format_slices(report: dict, most: int | None = None) -> list[str]:
         more = f" and {len(suggested['labels']) - most} more" if most and len(suggested["labels"]) > most else ""
         lines.append(
             f"{which}: {suggested['plane']} across {report['axis']}, for an expected Dice higher by"
-            f" {suggested['gain']:.4f}; {suggested['boundary_mm']:.0f} mm to trace, labels {labels}{more}."
+            f" {suggested['gain']:.4f}, with {suggested['boundary_mm']:.0f} mm to trace of labels {labels}{more}."
         )
     return lines
 

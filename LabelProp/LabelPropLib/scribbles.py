@@ -27,21 +27,21 @@ from .preprocessing import Stack
 from .surroundings import NOT_SCRIBBLED, REACH, SIGHT, Surroundings, Window, around_strokes, at
 
 SHARE = 0.9  # of all voxels that are expected to be wrong, to be put right
-Risk = tuple[float, float]  # log-odds by which all voxels may be overrated; Dice, mean over the labels, to lose then
-RISKS = ((0.2, 0.0007), (1.4, 0.006))  # so that a stroke costs 0.002 at most
+Risk = tuple[float, float]  # log-odds by which all voxels may be overrated; mean Dice over the labels to lose then
+RISKS = ((0.2, 0.0007), (1.4, 0.006))  # so that few strokes cost more than 0.002
 # Background takes from labels and gives to none: a stroke of it through a small one could take most of that.
 RISK_OF_BACKGROUND = (np.inf, 0.015)
 BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
-THRESHOLDS = (-1.5, 1.0)  # log-odds from that of what was chosen, between which the one of the graph cut is looked for
+THRESHOLDS = (-1.5, 1.0)  # log-odds, from the lowest one chosen, between which that of the graph cut is sought
 HALVINGS = 8  # of that range
-LEAST_CORRECTED = 0.9  # by a graph cut, of what is expected to be put right without it
+LEAST_CORRECTED = 0.9  # share of what would be put right without the graph cut that the cut must correct
 MOST_VOXELS = 20_000  # in a graph cut, so that a stroke takes less than a second
 MARGIN = 0.5  # pixels by which what is corrected is put on its side of the contour
 
 
 @dataclass(frozen=True)
 class Region:
-    """Strokes near each other, and the box of the volume with all that they may change, and what is looked at for it.
+    """Strokes near each other, and the box of the volume with all that they may change and all that decides on it.
 
     strokes: (T, R, C) label of each voxel in the box, BACKGROUND or NOT_SCRIBBLED.
     """
@@ -220,7 +220,7 @@ def hand_over(voxels: np.ndarray, label: int, window: Window):
 
 
 def contradictions(annotation: SparseAnnotation, maps: LabelMaps) -> list[str]:
-    """Sentences for the user about scribbled voxels that do not bear their label, for what else was said of them."""
+    """Sentences for the user about scribbled voxels that another scribble or a slice keeps from bearing their label."""
     contradicted, twice = Counter(), 0
     for label, voxels in annotation.scribbles.items():
         lost = voxels[~maps.bears(label, voxels)]
@@ -235,7 +235,7 @@ def contradictions(annotation: SparseAnnotation, maps: LabelMaps) -> list[str]:
     ]
     if twice:
         said.append(
-            f"{twice} voxels are scribbled twice, with different labels: background counts, or else the larger label."
+            f"{twice} voxels are scribbled twice, with different labels: background wins, or else the larger label."
         )
     return said
 

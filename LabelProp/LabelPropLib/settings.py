@@ -26,8 +26,8 @@ class Settings:
     extrapolate: carry labels beyond the outermost annotated slices too.
     graph_cut: let what a stroke corrects end along edges of the image, see `graph_cut`.
     directions: return the upward and the downward propagation as well; uncertainty: return its map.
-    memory_gb: GB that the process may hold, of those that are free; None for all.
-    checkpoint: 'auto' for the shipped weights, 'none', or a file, which takes the place of those of its kind.
+    memory_gb: most memory that the process may hold, GB; None for all that is free.
+    checkpoint: 'auto' for the shipped weights, 'none', or a file, which replaces the shipped weights of its kind.
     suggestions: how many slices to draw next are suggested, each as if those before it had been drawn.
     """
 
@@ -68,7 +68,7 @@ class Settings:
     def arguments(self) -> Iterator[str]:
         """What is not the default, as arguments of `labelprop propagate`.
 
-        For settings without `uncertainty`, for which that wants a file, and `suggestions`, which it does not know.
+        For settings that leave out `uncertainty`, for which it takes a file, and `suggestions`, which it does not have.
         """
         for field in fields(self):
             value = getattr(self, field.name)

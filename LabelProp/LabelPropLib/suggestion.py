@@ -73,7 +73,7 @@ class Span:
 
     @classmethod
     def of(cls, stretch: Stretch) -> Span:
-        """As the propagation left it."""
+        """The span as the propagation left it."""
         evidence, ending = stretch.evidence, stretch.evidence.ending
         upwards = ending is None or ending.upwards
         order = slice(None, None, 1 if upwards else -1)
@@ -224,7 +224,7 @@ class Unseen:
 
     @classmethod
     def of(cls, annotation: SparseAnnotation) -> Unseen:
-        """As labels on one drawn plane alone let it be expected."""
+        """What the labels that are on one drawn plane alone let expect."""
         once = sum(len(planes) == 1 for planes in annotation.complete.values())
         gaps = list(itertools.pairwise(annotation.planes))
         squares = [(upper - lower) ** 2 for lower, upper in gaps]

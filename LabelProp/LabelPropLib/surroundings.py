@@ -34,7 +34,7 @@ from . import boxes
 from .annotation import BACKGROUND, SparseAnnotation, exclude, stack_order
 from .boxes import Box
 from .confidence import bridge
-from .label_planes import DISTANCE_LIMIT, INTENSITY_BINS, SURROUND, computed_once
+from .label_planes import DISTANCE_LIMIT, HISTOGRAM_SMOOTHING, INTENSITY_BINS, SURROUND, computed_once
 from .labelmaps import FusedScore
 from .preprocessing import INTENSITY_RANGE, Stack
 from .visibility import LEAST_DEVIATION
@@ -47,9 +47,8 @@ NEIGHBOURHOOD = 4.0  # pixels, standard deviation of the Gaussian within which t
 CUT_OFF = 2.0  # deviations, where that Gaussian ends
 SIGHT = CUT_OFF * NEIGHBOURHOOD + 4.0  # pixels, beyond which nothing matters to a voxel: slopes and SMOOTHING see 4
 LEAST_SLOPE = 0.01  # of a margin, per pixel; where it is less, there is no contour
-LEAST_CONTOUR, USUAL_SHARPNESS = 1e-4, 0.1  # share of the neighbourhood, below which none is seen; what is taken then
+LEAST_CONTOUR, USUAL_SHARPNESS = 1e-4, 0.1  # share of the neighbourhood below which the usual sharpness is assumed
 LEAST_SHARPNESS = 0.005
-HISTOGRAM_SMOOTHING = 1.5  # bins
 BREAK = 4  # voxels that a stroke may be interrupted for
 NOT_SCRIBBLED = -1
 
@@ -376,7 +375,7 @@ def at(voxels: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def length_of(points: np.ndarray) -> float:
-    """From end to end of a stroke (N, 3), mm: four standard deviations along its main direction."""
+    """Length of a stroke (N, 3) from end to end, mm: four standard deviations along its main direction."""
     offsets = points - points.mean(axis=0)
     return 4 * float(np.sqrt(np.linalg.eigvalsh(offsets.T @ offsets / len(points)).max().clip(0)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,14 @@ class Record:
     cells: dict[str, str]
 
 
-def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) -> tuple[list[Record], list[str]]:
-    """The records of a table, with the cells of `columns`, and the names of its other columns.
+def read_records(
+    path: Path, columns: Sequence[str], required: Sequence[str], say: Callable[[str], None]
+) -> list[Record]:
+    """The records of a table, with the cells of `columns`.
 
-    Case of the columns' names and blanks around cells do not matter. Raises InputError if the file is no such table,
-    has no record, or lacks one of the columns that are required.
+    Case of the columns' names and blanks around cells do not matter. say: called with a line about the columns that are
+    not used, if there are any. Raises InputError if the file is no such table, has no record, or lacks one of the
+    columns that are required.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -46,4 +49,7 @@ def read_records(path: Path, columns: Sequence[str], required: Sequence[str]) ->
         raise InputError(f"{path}: no column {' and no column '.join(absent)}: its first line has to name the columns.")
     if not records:
         raise InputError(f"{path}: no rows: give a line for each volume.")
-    return records, [column for column in reader.fieldnames if column and column not in columns]
+    unused = [column for column in reader.fieldnames if column and column not in columns]
+    if unused:
+        say(f"Columns of the table that are not used: {', '.join(unused)}.")
+    return records

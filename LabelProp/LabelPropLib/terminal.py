@@ -15,8 +15,8 @@ ALLOCATIONS = 50_000  # of objects between two searches for garbage
 
 
 def allow_letters_of_any_script():
-    """Print them, and have ITK open files named with them, on Windows, too, where both know few as it comes."""
-    if hasattr(sys.stdout, "reconfigure"):  # Slicer's console has it not
+    """Let them be printed, and be in names of files that ITK opens; on Windows both know few of them by default."""
+    if hasattr(sys.stdout, "reconfigure"):  # Slicer's console has no such method
         sys.stdout.reconfigure(errors="backslashreplace")
     if sys.platform == "win32":
         with contextlib.suppress(locale.Error):  # Windows 10 before 2018
@@ -24,7 +24,7 @@ def allow_letters_of_any_script():
 
 
 def open_closed_streams():
-    """Let stdout and stderr lead nowhere where they are closed, before a file that is written takes their place."""
+    """Where stdout or stderr is closed, let it lead nowhere, so that no other file takes its descriptor."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
@@ -65,9 +65,9 @@ class StageLines:
 
 @contextlib.contextmanager
 def seldom_collecting():
-    """Python looks for garbage less often meanwhile, and not at all when the process ends.
+    """Let Python look for garbage less often inside, and not at all when the process ends.
 
-    PyTorch and Slicer load 330 000 objects that stay, and to look through them time and again takes 0.6 s.
+    PyTorch and Slicer load 330 000 objects that stay; looking through them time and again takes 0.6 s.
     """
     before = gc.get_threshold()
     gc.set_threshold(ALLOCATIONS, *before[1:])

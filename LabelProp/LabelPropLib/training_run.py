@@ -181,7 +181,7 @@ def origin_of(start: str) -> str | dict[str, str]:
 
 
 def describe(entries: Sequence[Entry], plan: PretrainingPlan, sampling: Sampling, start: str) -> dict[str, Any]:
-    """What makes a training this one and no other, as plain values: a state of another one is not gone on with."""
+    """What identifies a training, as plain values: it goes on only from a state of the same training."""
     rows = [[str(e.image), str(e.annotations), str(e.axis)] for e in entries]
     paths = [path for entry in entries for path in (entry.image, entry.annotations) if path is not None]
     paths += weights_of(start)
@@ -197,7 +197,7 @@ def describe(entries: Sequence[Entry], plan: PretrainingPlan, sampling: Sampling
 
 
 def process_count() -> int:
-    """That share the training, as torchrun tells each of them."""
+    """How many processes share the training, as torchrun tells each of them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -223,7 +223,7 @@ def write_state(run: RunFiles, state: dict[str, Any]):
     """Write the state and the log up to it."""
     with files.replacing([run.state]) as staged:
         checkpoint.write_plain(state, staged[run.state])
-    with contextlib.suppress(PermissionError):  # on Windows while somebody looks at it; the next one holds it all
+    with contextlib.suppress(PermissionError):  # on Windows while somebody looks at it; the next log holds all rows
         write_log(state["progress"]["log"], run.log)
 
 
@@ -237,7 +237,7 @@ def load_volumes(entries: Sequence[Entry], progress: Progress) -> list[TrainingV
 
 
 def training_message(pretraining: Pretraining) -> str:
-    """For the user: how it stands."""
+    """How the training stands, for the user."""
     if not pretraining.progress.log:
         return "Training"
     last = pretraining.progress.log[-1]
@@ -253,10 +253,10 @@ def summarise(
     validation: list[TrainingVolume],
     origin: str | dict[str, str],
 ) -> dict[str, Any]:
-    """For the metadata of the checkpoint.
+    """What the metadata of the checkpoint tell of the training.
 
-    trained_on: the rows of `training`, in which a scan is several times if it is looked at across several axes; origin:
-    see `origin_of`.
+    trained_on: the rows of `training`; a scan has several of them if it is looked at across several axes. origin: see
+    `origin_of`.
     """
     return {
         "scans": len({entry.image for entry in trained_on}),

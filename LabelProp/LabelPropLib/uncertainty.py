@@ -75,7 +75,7 @@ def _doubt_end(stretch: Stretch, labels: np.ndarray, wrong: np.ndarray, stack: S
 
 
 def _trust_scribbles(confidence: Confidence, label: int, voxels: np.ndarray, wrong: np.ndarray):
-    """What was scribbled (N, 3) and kept is right."""
+    """Take the voxels (N, 3) that were scribbled and kept for right."""
     places = voxels[:, stack_order(confidence.annotation)] - [part.start for part in confidence.stack.crop]
     places = tuple(places[((0 <= places) & (places < wrong.shape)).all(axis=1)].T)
     if label == BACKGROUND:

@@ -176,7 +176,7 @@ def write_outputs(
 
 
 def suggest(options):
-    """labelprop suggest: propagate, write nothing of it, and say which slices to draw."""
+    """labelprop suggest: propagate without writing the result, and say which slices to draw."""
     settings = settings_of(options, suggestions=options.count)
     if options.report:
         files.check_suffix(options.report, (".json",))

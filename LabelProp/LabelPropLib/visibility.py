@@ -11,7 +11,7 @@ import torch
 from .filters import NOISE_WINDOW, smooth
 
 CONTOUR = 1.0  # pixels from the contour that count as on it
-STEEPEST = 3.0  # score next to a contour, of a rule that is surer than a distance
+STEEPEST = 3.0  # highest score next to a contour: some rules are steeper than a distance
 NEIGHBOURHOOD = 6.0  # pixels from the contour within which intensities are taken to vary
 RIM = 3.0  # pixels inside the contour and outside it whose intensities are compared
 LEAST_DEVIATION = 1e-3  # of normalised intensities, see `preprocessing`

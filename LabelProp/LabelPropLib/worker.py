@@ -48,7 +48,7 @@ SIGNALS_TO_ALL = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl+C, end of the session, 
 
 
 class Worker:
-    """Takes jobs from lines of text, writes what becomes of them to a stream, one at a time."""
+    """Takes jobs from lines of text, one at a time, and writes to a stream what becomes of them."""
 
     def __init__(self, folder: Path, requests, replies):
         self._folder = folder

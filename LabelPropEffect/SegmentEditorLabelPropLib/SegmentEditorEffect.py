@@ -129,7 +129,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.messageLabel.setVisible(False)
 
         self.settingsPanel.addAdvancedGroup()
-        # Not earlier: what is only there to be cloned is deleted without being told.
+        # Not earlier: an effect that only serves to be cloned is deleted without a call of `cleanup`.
         slicer.app.moduleManager().connect("moduleAboutToBeUnloaded(QString)", self._onApplicationQuits)
 
     def updateGUIFromMRML(self):
@@ -216,7 +216,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self.slicesPanel.observe()
 
     def _observeInputs(self):
-        """Know when what the job works on, or the preview belongs to, is gone; also while another effect is active."""
+        """Notice when a node that the job or the preview belongs to is removed, also while another effect is active."""
         self.removeObservers()
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self._onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self._onNodeAboutToBeRemoved)
@@ -232,7 +232,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _onNodeAboutToBeRemoved(self, _caller, _event, node):
-        """Of the preview, by the user in the Data module for example: there is nothing left to apply."""
+        """If it is the preview, removed in the Data module for example, there is nothing left to apply."""
         if node.GetAttribute(INPUT_OPACITY) and node is self.getPreviewNode():
             self._letGoOfPreview(node)
             self.slicesPanel.showQuality(None)
@@ -240,7 +240,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self.reset()
 
     def _onEditorModified(self, _caller, _event):
-        """The segmentation or the volume was exchanged or removed: the job and the preview were for the other one."""
+        """Give up job and preview if the segmentation or the volume that they are for was exchanged or removed."""
         nodes = self.slicesPanel.nodes()
         if nodes != self._saidOf:
             self._say()
@@ -256,7 +256,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             self._fail(_("Cancelled: the segmentation or the source volume was changed or removed."))
 
     def _onApplicationQuits(self):
-        """The first module is about to be unloaded: while all others are still there, leave nothing of this effect."""
+        """Remove all traces of the effect when the first module is about to be unloaded: all others are still there."""
         self._removePreview()
         if self.scriptedEffect.active():
             self.scriptedEffect.selectEffect("")
@@ -292,7 +292,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
 
     @property
     def processId(self):
-        """Of the background process, 0 when there is none."""
+        """ID of the background process, 0 when there is none."""
         return self._background.process_id if self._background else 0
 
     @property
@@ -318,7 +318,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         return self._chosenSegmentIds if previewed else self.selectedSegmentIds
 
     def onPreviewButton(self):
-        """The button starts, and while it runs stops."""
+        """Start a preview, or stop the one that is being computed."""
         if self.running:
             self._cancelJob()
             self.updateGUIFromMRML()
@@ -326,7 +326,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._previewForUser()
 
     def _previewForUser(self):
-        """What scripts get as an exception is read in the panel."""
+        """As `onPreview`; what scripts get as an exception, the user reads in the panel."""
         with contextlib.suppress(InputError, RuntimeError):
             self.onPreview()
 
@@ -481,7 +481,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._updateAutomatically()
 
     def _updateAutomatically(self):
-        """In a moment, if that is wished, and the segments were edited since they were read."""
+        """Update the preview in a moment, if that is wished and the segments were edited since they were read."""
         read = self._running or self._previewed
         if self.autoUpdateCheckBox.isChecked() and read is not None and not read.unchanged:
             self.delayedAutoUpdateTimer.start()
@@ -524,7 +524,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.updateGUIFromMRML()
 
     def _removePreviewNode(self):
-        """Whichever effect it belongs to: the editor has one preview at a time."""
+        """Remove the editor's preview, whichever effect it belongs to: there is one at a time."""
         previewNode = self.scriptedEffect.nodeReference(ResultPreviewNodeReferenceRole)
         self._previewed = None
         if previewNode is not None:
@@ -532,7 +532,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             slicer.mrmlScene.RemoveNode(previewNode)
 
     def _letGoOfPreview(self, previewNode):
-        """Make a node the editor's preview no more, and show its segments as they were shown before."""
+        """Make a node no longer the editor's preview, and show the segments as they were shown before."""
         inputNode = previewNode.GetNodeReference(PREVIEW_INPUT)
         if inputNode is None:
             inputNode = self.scriptedEffect.parameterSetNode().GetSegmentationNode()
@@ -542,7 +542,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self.scriptedEffect.setCommonParameter("SegmentationResultPreviewOwnerEffect", "")
 
     def onApplyButton(self):
-        """The user reads in the panel what scripts get as an exception."""
+        """As `onApply`; what scripts get as an exception, the user reads in the panel."""
         with contextlib.suppress(InputError, RuntimeError):
             self.onApply()
 
@@ -593,7 +593,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
             segmentationNode.RemoveClosedSurfaceRepresentation()  # else made anew for each segment
             scene.write_masks(segmentationNode, masks, grid)
             mark_propagated(segmentationNode, overview)
-            for segmentId in segmentIds:  # Undo takes back this, even where nothing changed, and not what was before
+            for segmentId in segmentIds:  # so Undo takes back this step, not the one before, even if nothing changed
                 segmentation.GetSegment(segmentId).Modified()
             if showIn3D:
                 segmentationNode.CreateClosedSurfaceRepresentation()

@@ -1,4 +1,4 @@
-"""How to propagate: the controls of the effect, and the effect's parameters that they show."""
+"""The controls of the effect that say how to propagate, and the effect's parameters that they show."""
 
 import ctk
 import qt
@@ -56,7 +56,10 @@ class SettingsPanel:
         fusion = self._addComboBox("Fusion", _("How the outlines that reach a slice from the drawn ones are combined."))
         missing = self._addComboBox(
             "Missing",
-            _("What it means that a segment is missing where others are drawn. Automatic: found from all slices."),
+            _(
+                "How to read a slice that was drawn for other segments, but not for this one. Automatic: this one ends"
+                " there, unless some segment is missing on a slice between its own first and last one."
+            ),
         )
         graphCut = self._addCheckBox(
             "GraphCut",
@@ -121,7 +124,7 @@ class SettingsPanel:
 
     def setDirections(self, planes):
         """
-        Call the directions what they are in this segmentation.
+        Name the directions by the planes of this segmentation.
 
         :param planes: axis -> 'axial', 'coronal' or 'sagittal'.
         """

@@ -19,7 +19,7 @@ LANES_HEIGHT = 96  # what all lanes may take: the more there are, the lower they
 SELECTED_LANE, SUMMARY_LANE, HIGHEST_LANE, LOWEST_LANE = 14, 10, 12, 3
 NARROWEST_MARK = 3
 LARGEST_SYMBOL = 8  # a ring or a cross
-ARROW = 6  # how high the one at the slice to draw next is
+ARROW = 6  # height of the arrow at the slice to draw next
 SNAP = 5  # a click this near to a mark means its slice
 
 # Colours of the expected Dice, and those in between; they differ in brightness too, for the colour-blind.
@@ -237,7 +237,7 @@ class SliceStrip:
         return rows
 
     def _bottom(self) -> int:
-        """Below the lanes."""
+        """Where the lanes end, pixels from the top."""
         *_, top, height = self._rows[-1] if self._rows else (HEADER, SELECTED_LANE)
         return top + height + LANE_GAP
 
@@ -247,7 +247,7 @@ class SliceStrip:
         return Lane("", (color.redF(), color.greenF(), color.blueF()), {}, quality=self._meanQuality())
 
     def _share(self, index: int) -> float:
-        """Of the segments that are drawn, scribbled or absent on a slice."""
+        """The share of the segments that are drawn, scribbled or absent on a slice."""
         return sum(lane.roles.get(index, IGNORED) != IGNORED for lane in self.lanes) / len(self.lanes)
 
     def _meanQuality(self) -> dict[int, float]:

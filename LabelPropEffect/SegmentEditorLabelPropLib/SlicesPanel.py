@@ -81,7 +81,7 @@ class SlicesPanel(VTKObservationMixin):
         self.qualityLabel = qt.QLabel()
         self.qualityLabel.objectName = "SegmentEditorLabelPropQuality"
         self.qualityLabel.setToolTip(
-            _("Overlap with the truth (Dice) to expect of the result, on the slices that segments were carried to.")
+            _("The overlap with the truth (Dice) to expect on the slices that segments were carried to.")
         )
         self.suggestedButton = qt.QPushButton()
         self.suggestedButton.objectName = "SegmentEditorLabelPropSuggested"
@@ -104,7 +104,7 @@ class SlicesPanel(VTKObservationMixin):
         self.backgroundCheckBox = qt.QCheckBox(_("Background"))
         self.backgroundCheckBox.objectName = "SegmentEditorLabelPropBackground"
         self.backgroundCheckBox.setToolTip(
-            _("The selected segment is no structure: what is drawn of it, on any slice, is background for all others.")
+            _("The selected segment is not a structure: what is drawn of it on any slice is background for all others.")
         )
         self.backgroundCheckBox.connect("clicked(bool)", self.setBackground)
         labelRow = qt.QHBoxLayout()
@@ -141,7 +141,7 @@ class SlicesPanel(VTKObservationMixin):
         self.refresh()
 
     def stopObserving(self):
-        """The effect is not being used."""
+        """Stop keeping up, while the effect is not in use."""
         self._timer.stop()
         self.removeObservers()
 
@@ -160,7 +160,7 @@ class SlicesPanel(VTKObservationMixin):
         self._refreshWhatChanged()
 
     def updateGUIFromMRML(self, deviceText):
-        """A parameter was changed: the direction, maybe, or what is computed on."""
+        """Follow a change of a parameter: of the direction, maybe, or of what is computed on."""
         if deviceText != self.deviceText:
             self.deviceText = deviceText
             self._refreshSoon()
@@ -179,7 +179,7 @@ class SlicesPanel(VTKObservationMixin):
         self._show()
 
     def setRole(self, role):
-        """Give the current slice a role for the selected segment; the role that it has already, to take it away."""
+        """Give the current slice a role for the selected segment, or take it away if it has that role already."""
         segmentId = self._selectedSegmentId()
         if role == self.overview.roles[segmentId].get(self.currentSlice):
             role = COMPLETE
@@ -208,13 +208,13 @@ class SlicesPanel(VTKObservationMixin):
         self._refreshWhatChanged()
 
     def forgetQuality(self):
-        """There is no result to expect something of."""
+        """Forget what was expected of a result: there is none any more."""
         self.quality = None  # ExpectedQuality of the last run
         self._qualityNodes = (None, None)  # the volume and the segmentation that it is of
         self._applied = {}  # segment ID -> what its tag said of the slices found, once they were applied
 
     def qualityIsOfSegments(self):
-        """The result was applied: what is expected of it holds until that is undone, or the segments are cleared."""
+        """The result was applied: keep what is expected of it until that is undone, or the segments are cleared."""
         self._applied = self._propagated()
 
     def _onSegmentsModified(self, _caller, _event):
@@ -420,7 +420,7 @@ class SlicesPanel(VTKObservationMixin):
     def _roleButton(self, role):
         toolTips = {
             COMPLETE: _("The selected segment is drawn completely on this slice: these voxels and no others."),
-            SCRIBBLE: _("What is drawn of the selected segment on this slice is a hint only: there may be more of it."),
+            SCRIBBLE: _("What is drawn of the selected segment on this slice is only a hint: there may be more of it."),
             ABSENT: _("The selected segment is not on this slice."),
             IGNORED: _("Do not read what the selected segment has on this slice."),
         }

@@ -23,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
+import markdown_tables  # noqa: E402
 from bench import add_bench_option, open_bench  # noqa: E402
 from csv_files import write_csv  # noqa: E402
 from scans import Scan, read_scan, spread_slices  # noqa: E402
@@ -58,7 +59,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a propagation: mean Dice of the labels on the slices to be scored, and the slice that is suggested."""
+    """What a propagation gives: mean Dice of the labels on the slices to be scored, and the suggested slice."""
 
     dice: float
     suggested: int | None
@@ -98,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def trim(scan: Scan, below: float, above: float) -> Scan:
-    """Without these parts of its slices."""
+    """The scan without these parts of its slices, at the beginning and at the end."""
     count = len(scan.labels)
     left_in = slice(round(below * count), count - round(above * count))
     return replace(scan, image=scan.image[left_in], labels=scan.labels[left_in])
@@ -193,12 +194,11 @@ def format_table(steps: Sequence[Step], preset: str) -> str:
         "",
         *format_means(steps),
         "",
-        f"| volume | {SUGGESTED}: Dice / mm | {BISECTED}: Dice / mm |",
-        "|---|---|---|",
+        *markdown_tables.head(["volume", f"{SUGGESTED}: Dice / mm", f"{BISECTED}: Dice / mm"]),
     ]
     for volume in dict.fromkeys(step.volume for step in first):
         last = [[s for s in first if (s.volume, s.strategy) == (volume, name)][-1] for name in (SUGGESTED, BISECTED)]
-        lines.append(f"| {volume} | {' | '.join(f'{step.dice:.3f} / {step.length:.0f}' for step in last)} |")
+        lines.append(markdown_tables.line([volume, *(f"{step.dice:.3f} / {step.length:.0f}" for step in last)]))
     return "\n".join(lines)
 
 
@@ -206,10 +206,12 @@ def format_means(steps: Sequence[Step]) -> list[str]:
     """Lines of a Markdown table, and what it comes to."""
     curves = {strategy: mean_curve(steps, strategy) for strategy in (SUGGESTED, BISECTED)}
     heads = [f"{name}: {what}" for name in (SUGGESTED, BISECTED) for what in ("mean Dice", "length traced")]
-    lines = [f"| slices drawn | {' | '.join(heads)} |", "|---" * 5 + "|"]
+    lines = markdown_tables.head(["slices drawn", *heads])
     for number in range(STEPS + 1):
-        cells = [f"{curves[name][1][number]:.3f} | {curves[name][0][number]:.2f}" for name in (SUGGESTED, BISECTED)]
-        lines.append(f"| {number} | {' | '.join(cells)} |")
+        cells = [str(number)]
+        for lengths, dice in curves.values():
+            cells += [f"{dice[number]:.3f}", f"{lengths[number]:.2f}"]
+        lines.append(markdown_tables.line(cells))
     needed = length_to_reach(curves[BISECTED][1][-1], *curves[SUGGESTED])
     said = f"with {100 * needed:.0f} % of its length" if np.isfinite(needed) else "not"
     return [*lines, "", f"What the largest gap reaches with {STEPS} slices, the suggested slices reach {said}."]

@@ -41,7 +41,7 @@ class Case:
 
     @property
     def annotated_share(self) -> float:
-        """Of its slices."""
+        """The share of its slices that is annotated."""
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(self.image))
         reader.ReadImageInformation()

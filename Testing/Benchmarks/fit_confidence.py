@@ -27,6 +27,7 @@ from scipy import optimize, special, stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
+import markdown_tables  # noqa: E402
 from bench import add_bench_option, open_bench  # noqa: E402
 from csv_files import write_csv  # noqa: E402
 from scans import Scan, read_scan, spread_slices  # noqa: E402
@@ -212,7 +213,7 @@ def propagate(scan: Scan, count: int, preset: str) -> Run:
 
 @contextmanager
 def standing_in(module: ModuleType, name: str, value: object):
-    """In place of what a module calls by that name another value."""
+    """Replace what a module calls by that name, inside."""
     original = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -367,7 +368,7 @@ def fit_blend(runs: Sequence[Run], prior: Prior) -> Prior:
 
 
 def format_fitted(fitted: Prior | Coefficients) -> str:
-    """As Python: the constant in the module, named as its class in capitals."""
+    """The constant as it stands in the module, named as its class in capitals."""
 
     def number(value: float) -> str:
         return f"{value:.3f}"
@@ -457,8 +458,7 @@ def format_summary(pairs: Sequence[Pair], voxels: np.ndarray, preset: str) -> st
         f" fitted without any scan of that kind. {ALSO_ELSEWHERE} Where nothing was found the Dice is 0, and so is the"
         " expected one.",
         "",
-        "| | pairs | mean absolute error | held out | Spearman | held out |",
-        "|---|---|---|---|---|---|",
+        *markdown_tables.head(["", "pairs", "mean absolute error", "held out", "Spearman", "held out"]),
     ]
     kinds = {
         "**all**": lambda pair: True,
@@ -474,10 +474,11 @@ def format_summary(pairs: Sequence[Pair], voxels: np.ndarray, preset: str) -> st
             stats.spearmanr([getattr(p, name) for p in own], [p.true for p in own])[0]
             for name in ("expected", "held_out")
         ]
-        lines.append(f"| {kind} | {len(own)} | {errors[0]:.3f} | {errors[1]:.3f} | {ranks[0]:.2f} | {ranks[1]:.2f} |")
-    lines += ["", "| case | expected, mean over labels and slices | held out | true |", "|---|---|---|---|"]
+        figures = [f"{errors[0]:.3f}", f"{errors[1]:.3f}", f"{ranks[0]:.2f}", f"{ranks[1]:.2f}"]
+        lines.append(markdown_tables.line([kind, str(len(own)), *figures]))
+    lines += ["", *markdown_tables.head(["case", "expected, mean over labels and slices", "held out", "true"])]
     means = case_means(pairs)
-    lines += [f"| {case} | {' | '.join(f'{value:.3f}' for value in values)} |" for case, values in means.items()]
+    lines += [markdown_tables.line([case, *(f"{value:.3f}" for value in values)]) for case, values in means.items()]
     errors = [np.mean([abs(values[n] - values[2]) for values in means.values()]) for n in (0, 1)]
     ranks = [stats.spearmanr(*np.array(list(means.values()))[:, [n, 2]].T)[0] for n in (0, 1)]
     lines += [

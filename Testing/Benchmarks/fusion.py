@@ -18,12 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
+import markdown_tables  # noqa: E402
 import numpy as np  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 import torch  # noqa: E402
 from bench import Case, add_bench_option, open_bench  # noqa: E402
 from csv_files import write_csv  # noqa: E402
-from tables import describe_machine  # noqa: E402
+from tables import ScoredCase, describe_machine  # noqa: E402
 
 from LabelPropLib.annotation import SparseAnnotation, annotate_from_label_volume  # noqa: E402
 from LabelPropLib.candidates import Arrivals, Atlas, Chains, arrivals  # noqa: E402
@@ -58,22 +59,11 @@ memory (beyond what is held before) of choosing and fusing; registration takes {
 
 
 @dataclass(frozen=True)
-class Row:
-    """A rule, a candidate alone or an oracle on a case: means over the labels of Dice, ASSD and HD95 (mm), and cost."""
+class Row(ScoredCase):
+    """A rule, a candidate alone or an oracle on a case: its scores, and the seconds and MB of choosing and fusing."""
 
-    case: str
-    method: str
-    dice: float
-    assd: float
-    hd95: float
-    worst_label_dice: float
     seconds: float = math.nan
     megabytes: float = math.nan
-
-    @property
-    def slice_count(self) -> int:
-        """How many slices were annotated."""
-        return int(self.case.rpartition("-k")[2])
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ class Subject:
 
     @classmethod
     def read(cls, case: Case) -> "Subject":
-        """From the files of the case."""
+        """Read the files of a case."""
         paths = (case.image, case.annotations, case.reference)
         image, drawn, reference = (sitk.ReadImage(str(path)) for path in paths)
         arrays = (sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(drawn))
@@ -261,19 +251,19 @@ def format_report(rows: list[Row], registration_seconds: float, machine: str) ->
 def dice_table(dice: dict[tuple[str, str], float], cases: list[str], many: list[str]) -> list[str]:
     """Lines of Markdown: Dice of every method on every case and the means of all, and of the `many` alone."""
     methods = (*RULES, *ABLATIONS, *CANDIDATES, *ORACLES)
-    lines = table_head(["Dice", *methods])
-    lines += [table_line([case, *(f"{dice[case, method]:.3f}" for method in methods)]) for case in cases]
+    lines = markdown_tables.head(["Dice", *methods])
+    lines += [markdown_tables.line([case, *(f"{dice[case, method]:.3f}" for method in methods)]) for case in cases]
     for title, group in (("mean", cases), (f"mean, {MANY_SLICES} slices or more", many)):
         if group:
             means = [np.mean([dice[case, method] for case in group]) for method in methods]
-            lines.append(table_line([f"**{title}**", *(f"{mean:.4f}" for mean in means)]))
+            lines.append(markdown_tables.line([f"**{title}**", *(f"{mean:.4f}" for mean in means)]))
     return lines
 
 
 def rule_table(rows: list[Row], dice: dict[tuple[str, str], float], cases: list[str], many: list[str]) -> list[str]:
     """Lines of Markdown: quality and cost of every rule."""
     head = ["rule", "Dice", "ASSD, mm", "HD95, mm", "worst label", "gap closed", f"gap closed, K>={MANY_SLICES}"]
-    lines = table_head([*head, "most below distance", "s", "MB"])
+    lines = markdown_tables.head([*head, "most below distance", "s", "MB"])
     digits = {"dice": 4, "assd": 2, "hd95": 1, "worst_label_dice": 3, "seconds": 2, "megabytes": 0}
     for rule in RULES:
         own = [row for row in rows if row.method == rule]
@@ -282,7 +272,9 @@ def rule_table(rows: list[Row], dice: dict[tuple[str, str], float], cases: list[
         closed = [f"{100 * gap_closed(dice, group, rule):.0f} %" if group else "-" for group in (cases, many)]
         below, where = max((dice[case, "distance"] - dice[case, rule], case) for case in cases)
         lines.append(
-            table_line([rule, *means.values(), *closed, f"{below:.3f} ({where})" if below > 0 else "-", *cost])
+            markdown_tables.line(
+                [rule, *means.values(), *closed, f"{below:.3f} ({where})" if below > 0 else "-", *cost]
+            )
         )
     return lines
 
@@ -292,16 +284,6 @@ def gap_closed(dice: dict[tuple[str, str], float], cases: list[str], rule: str) 
     best = {case: max(dice[case, candidate] for candidate in CANDIDATES) for case in cases}
     gained = sum(dice[case, rule] - best[case] for case in cases)
     return gained / sum(dice[case, "oracle"] - best[case] for case in cases)
-
-
-def table_head(titles: list[str]) -> list[str]:
-    """The first two lines of a Markdown table."""
-    return [table_line(titles), "|---" * len(titles) + "|"]
-
-
-def table_line(cells: list[str]) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

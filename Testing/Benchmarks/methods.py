@@ -46,7 +46,7 @@ class Method:
 
     @property
     def title(self) -> str:
-        """For the head of a table."""
+        """Its name in the head of a table."""
         titles = {**BASELINES, ORACLE: "oracle"}
         return titles.get(self.text, "LabelProp " + " ".join(self.choices.values())).strip()
 

@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
+import markdown_tables  # noqa: E402
 from bench import Bench, Case, add_bench_option, open_bench  # noqa: E402
 
 from LabelPropLib import pipeline  # noqa: E402
@@ -92,7 +93,7 @@ def registrations(network: RegistrationNetwork) -> dict[str, Register]:
 
 
 def schedule(images: torch.Tensor, share: float = 1.0) -> instance.Schedule:
-    """That of the preset `balanced` for planes (Z, C, H, W), with a share of its steps."""
+    """The schedule of the preset `balanced` for planes (Z, C, H, W), with a share of its steps."""
     levels = EFFORTS["balanced"].levels_for(images.shape[-2:])
     return instance.Schedule(levels=tuple(level.shortened(share) for level in levels))
 
@@ -122,10 +123,10 @@ def run(case: Case, ways: dict[str, Register]) -> dict[str, float]:
 def format_table(cases: list[str], rows: list[dict[str, float]]) -> str:
     """A Markdown table: a line for each case, and the mean."""
     columns = list(rows[0])
-    lines = [f"| Dice | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    lines = markdown_tables.head(["Dice", *columns])
     mean = {column: float(np.mean([row[column] for row in rows])) for column in columns}
     for name, row in [*zip(cases, rows), ("**mean**", mean)]:
-        lines.append(f"| {name} | {' | '.join(f'{row[column]:.3f}' for column in columns)} |")
+        lines.append(markdown_tables.line([name, *(f"{row[column]:.3f}" for column in columns)]))
     return "\n".join(lines)
 
 

@@ -28,6 +28,7 @@ from scipy.spatial import cKDTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "LabelProp"))
 
+import markdown_tables  # noqa: E402
 from bench import Case, add_bench_option, open_bench  # noqa: E402
 from csv_files import write_csv  # noqa: E402
 
@@ -92,7 +93,7 @@ def main():
 
 
 def add_comparison_option(parser: argparse.ArgumentParser):
-    """Whether to draw each stroke a second time."""
+    """Add the option to draw each stroke a second time."""
     parser.add_argument("--without-graph-cut", action="store_true", help="draw each stroke a second time, without it")
 
 
@@ -220,7 +221,7 @@ def far_changes(before: np.ndarray, after: np.ndarray, voxels: np.ndarray, spaci
 
 
 def dice_changes(labels, before: np.ndarray, after: np.ndarray, reference: np.ndarray) -> list[float]:
-    """Of each label, over the whole volume."""
+    """By how much the Dice of each label changes, over the whole volume."""
 
     def dice(found: np.ndarray, label: int) -> float:
         there = reference == label
@@ -235,21 +236,23 @@ def table(results: list[Result]) -> str:
     groups = {name: [r for r in cut if r.case == name] for name in dict.fromkeys(r.case for r in cut)}
     groups |= {kind: [r for r in cut if r.plane == kind] for kind in KINDS}
     groups |= {"all": cut, "all, without graph cut": without}
-    lines = [
-        "| | strokes | kept | corrected, mean | less than half corrected | changed beyond 15 mm | Dice, mean change"
-        f" | Dice, falls by more than {TOLERATED} | Dice, worst change | seconds, median |",
-        "|---" * 10 + "|",
+    columns = {
+        "strokes": len,
+        "kept": lambda rows: f"{np.mean([row.kept for row in rows]):.3f}",
+        "corrected, mean": lambda rows: f"{np.mean([row.corrected for row in rows]):.3f}",
+        "less than half corrected": lambda rows: sum(row.corrected < 0.5 for row in rows),
+        "changed beyond 15 mm": lambda rows: sum(row.far for row in rows),
+        "Dice, mean change": lambda rows: f"{np.mean([row.dice for row in rows]):+.4f}",
+        f"Dice, falls by more than {TOLERATED}": lambda rows: sum(row.dice < -TOLERATED for row in rows),
+        "Dice, worst change": lambda rows: f"{min(row.dice for row in rows):+.4f}",
+        "seconds, median": lambda rows: f"{np.median([row.seconds for row in rows]):.2f}",
+    }
+    lines = markdown_tables.head(["", *columns])
+    lines += [
+        markdown_tables.line([name, *(str(column(rows)) for column in columns.values())])
+        for name, rows in groups.items()
+        if rows
     ]
-    for name, rows in groups.items():
-        if rows:
-            share = np.array([row.corrected for row in rows])
-            lines.append(
-                f"| {name} | {len(rows)} | {np.mean([row.kept for row in rows]):.3f} | {share.mean():.3f}"
-                f" | {np.count_nonzero(share < 0.5)} | {sum(row.far for row in rows)}"
-                f" | {np.mean([row.dice for row in rows]):+.4f} | {sum(row.dice < -TOLERATED for row in rows)}"
-                f" | {min(row.dice for row in rows):+.4f}"
-                f" | {np.median([row.seconds for row in rows]):.2f} |"
-            )
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
+import markdown_tables
 import numpy as np
 from bench import Case
 from matplotlib.figure import Figure
@@ -17,8 +18,8 @@ OWN_LINES = (("#6fb1ea", "-", 5), ("#14532d", "-", 1.4), ("#8e44ad", "-", 2.2), 
 
 
 @dataclass(frozen=True)
-class Row:
-    """A method on a case: means over the labels of Dice, ASSD (mm) and HD95 (mm), the worst label's Dice, and cost."""
+class ScoredCase:
+    """A method on a case: means over the labels of Dice, ASSD (mm) and HD95 (mm), and the worst label's Dice."""
 
     case: str
     method: str
@@ -26,18 +27,6 @@ class Row:
     assd: float
     hd95: float
     worst_label_dice: float
-    annotated_slices_kept: bool
-    seconds: float
-    process_seconds: float
-    peak_gb: float
-
-    @classmethod
-    def of(cls, case: Case, method: Method, score: dict, cost: Cost) -> "Row":
-        """From a score and a cost."""
-        scores = {
-            field.name: score[field.name] for field in fields(cls) if field.name in score and field.name != "case"
-        }
-        return cls(case=case.name, method=method.text, **scores, **asdict(cost))
 
     @property
     def volume(self) -> str:
@@ -50,13 +39,31 @@ class Row:
         return int(self.case.rpartition("-k")[2])
 
 
+@dataclass(frozen=True)
+class Row(ScoredCase):
+    """A method on a case: its scores, whether it kept the annotated slices, and its cost, see `methods.Cost`."""
+
+    annotated_slices_kept: bool
+    seconds: float
+    process_seconds: float
+    peak_gb: float
+
+    @classmethod
+    def of(cls, case: Case, method: Method, score: dict, cost: Cost) -> "Row":
+        """A row from a score and a cost."""
+        scores = {
+            field.name: score[field.name] for field in fields(cls) if field.name in score and field.name != "case"
+        }
+        return cls(case=case.name, method=method.text, **scores, **asdict(cost))
+
+
 def format_table(rows: list[Row], methods: list[Method]) -> str:
     """A Markdown table: a line for each case and one for the means."""
     heads = ["case"]
     for method in methods:
         heads += [f"{method.title}: Dice / ASSD / HD95 / worst label", "s / whole process s / GB"]
         heads += [] if method.is_baseline else ["error"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = markdown_tables.head(heads)
     better = better_baseline(rows)
     for case in dict.fromkeys(row.case for row in rows):
         cells = [case]
@@ -64,13 +71,13 @@ def format_table(rows: list[Row], methods: list[Method]) -> str:
             (row,) = (row for row in rows if (row.case, row.method) == (case, method.text))
             cells += format_cells([row])
             cells += [] if method.is_baseline else [format_ratio([row], better)]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(markdown_tables.line(cells))
     cells = ["**mean**"]
     for method in methods:
         own = [row for row in rows if row.method == method.text]
         cells += format_cells(own)
         cells += [] if method.is_baseline else [format_ratio(own, better)]
-    lines.append(f"| {' | '.join(cells)} |")
+    lines.append(markdown_tables.line(cells))
     lines.append("")
     lines.append(
         "Dice, ASSD mm and HD95 mm are means over the labels, on the slices that were not annotated; worst label: its"
@@ -82,11 +89,11 @@ def format_table(rows: list[Row], methods: list[Method]) -> str:
 
 def format_overview(rows: list[Row], methods: list[Method]) -> str:
     """A narrow Markdown table: Dice of every case, and the means of all figures."""
-    lines = [f"| Dice | {' | '.join(method.title for method in methods)} |", "|---" * (len(methods) + 1) + "|"]
+    lines = markdown_tables.head(["Dice", *(method.title for method in methods)])
     own = {method.text: [row for row in rows if row.method == method.text] for method in methods}
     for case in dict.fromkeys(row.case for row in rows):
         cells = [f"{row.dice:.3f}" for method in methods for row in own[method.text] if row.case == case]
-        lines.append(f"| {case} | {' | '.join(cells)} |")
+        lines.append(markdown_tables.line([case, *cells]))
     figures = {
         "mean Dice": ("dice", 3),
         "mean ASSD, mm": ("assd", 2),
@@ -99,7 +106,7 @@ def format_overview(rows: list[Row], methods: list[Method]) -> str:
     for title, (name, digits) in figures.items():
         collect = np.max if name == "peak_gb" else np.mean
         cells = [f"{collect([getattr(row, name) for row in own[method.text]]):.{digits}f}" for method in methods]
-        lines.append(f"| **{title}** | {' | '.join(cells)} |")
+        lines.append(markdown_tables.line([f"**{title}**", *cells]))
     return "\n".join(lines)
 
 

@@ -250,21 +250,27 @@ def test_reference_geometry_finer_than_the_volume():
     assert collected.annotation.planes == [4, 5, 18, 19]
 
 
+def draw_beyond(node):
+    """Draw a segment on the third slice before the geometry begins; its (K, J, I) mask, and the volume it is on."""
+    volume = add_scan(ijk_to_ras=STRAIGHT @ shift(k=-4, j=0, i=0, ijk_to_ras=np.eye(4)), name="Volume beyond")
+    mask = np.zeros(SHAPE, bool)
+    mask[1, 3:7, 3:8] = True
+    node.GetSegmentation().AddEmptySegment("beyond", "beyond")
+    draw(node, "beyond", mask, volume)
+    return mask, volume
+
+
 def test_segment_beyond_the_reference_geometry_is_not_lost():
     masks = drawn_masks()
     volume = add_scan()
     node = add_segmentation(volume, masks)
-    above = add_scan(ijk_to_ras=STRAIGHT @ shift(k=-4, j=0, i=0, ijk_to_ras=np.eye(4)), name="Above")
-    beyond = np.zeros(SHAPE, bool)
-    beyond[1, 3:7, 3:8] = True
-    node.GetSegmentation().AddEmptySegment("beyond", "beyond")
-    draw(node, "beyond", beyond, above)
+    mask, volume_beyond = draw_beyond(node)
     collected = scene.collect(volume, node, ["left", "beyond"])
     assert collected.annotation.image.shape == (15, 20, 24)
     np.testing.assert_array_equal(collected.annotation.image[3:], noise())
     assert collected.annotation.planes == [0, 5, 12]
     propagate(collected)
-    np.testing.assert_array_equal(segment_array(node, "beyond", above), beyond)
+    np.testing.assert_array_equal(segment_array(node, "beyond", volume_beyond), mask)
     assert segment_array(node, "left", volume)[2:10].any(axis=(1, 2)).all()
 
 
@@ -610,11 +616,7 @@ def test_roles_count_along_the_reference_geometry():
     masks = drawn_masks(planes=(2, 5, 9))
     volume = add_scan()
     node = add_segmentation(volume, masks)
-    above = add_scan(ijk_to_ras=STRAIGHT @ shift(k=-4, j=0, i=0, ijk_to_ras=np.eye(4)), name="Above")
-    beyond = np.zeros(SHAPE, bool)
-    beyond[1, 3:7, 3:8] = True
-    node.GetSegmentation().AddEmptySegment("beyond", "beyond")
-    draw(node, "beyond", beyond, above)
+    draw_beyond(node)
     write_roles(node.GetSegmentation().GetSegment("left"), Roles(slices={"k": {"ignored": frozenset({5})}}))
     collected = scene.collect(volume, node)
     assert sorted(collected.annotation.complete[1]) == [2 + 3, 9 + 3]

@@ -2,9 +2,9 @@
 
 Xie et al., "Deep label fusion", Medical Image Analysis 2023, with candidates that come from the same scan: a voting
 subnet moves the weights of the candidates, a fine-tuning subnet corrects the consensus, and a label mask keeps the
-result near the candidates' votes. Both see thick labels reduced and thin ones enlarged, for they are best at those of
-middling size. What the networks say is added to what the similarity rule says, so networks that say nothing leave that
-rule as it is.
+result near the candidates' votes. Both see thick labels reduced and thin ones enlarged, because they work best on
+labels of medium size. What the networks say is added to what the similarity rule says, so networks that say nothing
+leave that rule as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from .subnets import DeepLabelFusion, resized
 DISTANCE_SCALE = 4.0  # pixels; the networks see distances in this unit
 MOST_DISTANCE = 3.0  # of these units
 MOST_DEVIATIONS = 4.0  # of intensities from those in and around the label
-LABEL_DEPTH = 8.0  # of the networks' pixels, from a label's contour to its middle, that it is scaled to
+ADDED_DEVIATION = 0.02  # of normalised intensities, so that the deviation is never zero
+ODDS_SCALE = 2.0  # log-odds; the networks see those of intensities in this unit
+MOST_ODDS = 2.0  # of these units
+LENGTH_SCALE = 3.0  # by which the log of the hops across a gap is divided
+LABEL_DEPTH = 8.0  # of the networks' pixels, to which a label's depth from contour to middle is scaled
 SCALES = (0.8, 1.4)  # least and most of the networks' pixels along a pixel
 LEAST_SIZE = 8  # of the networks' pixels along a window
 TIP_DEPTH = 3.0  # of the networks' pixels; what is thinner on its only drawn plane tells them too little
@@ -60,8 +64,8 @@ class Features:
     scale: of the grid's pixels along a pixel. lower, upper: signed distances of the candidates in pixels of the grid,
     -DISTANCE_LIMIT times the scale where the label is absent.
     target, lower_image, upper_image: the slices and the carried images, intensities relative to those in and around the
-    label. odds: of the slices' intensities, see `presence`. way: distance weight of the upper side.
-    length: log of the hops across the gap, over 3.
+    label. odds: of the slices' intensities, see `presence`, in units of ODDS_SCALE. way: distance weight of the upper
+    side. length: see `gap_length`.
     """
 
     scale: float
@@ -137,28 +141,18 @@ def load(choice: str, needed: bool, device: torch.device) -> DeepLabelFusion | N
 
     Raises InputError if the checkpoint cannot be used, or if there is none although deep fusion is `needed`.
     """
-    chosen = checkpoint.choose(choice, "fusion")
-    if chosen is None:
+    networks = checkpoint.load_network(DeepLabelFusion, choice, "fusion", ARCHITECTURE, PREPROCESSING)
+    if networks is None:
         if needed:
             raise InputError("Deep fusion needs weights: choose the checkpoint 'auto' or a file, or another fusion.")
         return None
-    tensors, metadata = chosen
-    if metadata["architecture"] != ARCHITECTURE or metadata["preprocessing"] != PREPROCESSING:
-        raise InputError(
-            f"{choice}: weights for other networks or other preprocessing than these: give another checkpoint."
-        )
-    networks = DeepLabelFusion()
-    try:
-        networks.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InputError(f"{choice}: weights that do not fit the networks: give another checkpoint.") from error
     return networks.eval().to(device, memory_format=torch.channels_last)
 
 
 def fuse(
     arrivals: Sequence[Arrivals], networks: DeepLabelFusion, overlapping: Collection[tuple[int, int]] = ()
 ) -> list[torch.Tensor]:
-    """Scores (T, h, w), one an arrival, of all labels of one gap, each in its own box.
+    """Scores (T, h, w) of all labels of one gap, one for each of `arrivals`, in its box.
 
     All labels of the gap are needed, because where one may go depends on the others; overlapping: pairs of labels,
     ascending, that do not exclude each other. The similarity rule stands beyond the outermost annotated planes, where
@@ -233,9 +227,9 @@ def features(arrivals: Arrivals, window: LabelWindow, scale: float) -> Features:
         target=target,
         lower_image=lower_image,
         upper_image=upper_image,
-        odds=resized(log_odds(arrivals.present, slices)[None].clamp(-4, 4) / 2, size)[0],
+        odds=resized((log_odds(arrivals.present, slices)[None] / ODDS_SCALE).clamp(-MOST_ODDS, MOST_ODDS), size)[0],
         way=distance_way(arrivals).expand_as(target),
-        length=torch.full_like(target, math.log(len(slices) + 1) / 3),
+        length=torch.full_like(target, gap_length(len(slices))),
     )
 
 
@@ -259,7 +253,7 @@ def best_rival(
 
 
 def bounded(distances: torch.Tensor) -> torch.Tensor:
-    """Distances in units of DISTANCE_SCALE, at most three."""
+    """Distances in units of DISTANCE_SCALE, clipped to MOST_DISTANCE of them."""
     return (distances / DISTANCE_SCALE).clamp(-MOST_DISTANCE, MOST_DISTANCE)
 
 
@@ -269,11 +263,16 @@ def relative(images: torch.Tensor, intensity: tuple[float, float]) -> torch.Tens
     return ((images - mean) / deviation).clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
 
+def gap_length(planes: int) -> float:
+    """Log of the hops across a gap of so many planes, in units of LENGTH_SCALE."""
+    return math.log(planes + 1) / LENGTH_SCALE
+
+
 def label_intensity(arrivals: Arrivals) -> tuple[float, float]:
-    """Mean and standard deviation of the intensities in and around the label, the latter never quite zero."""
+    """Mean and standard deviation of the intensities in and around the label, the latter with ADDED_DEVIATION."""
     counts = torch.stack([candidate.inside + candidate.around for candidate in arrivals.present]).sum(dim=0)
     values = middles_of_bins(counts)
     total = counts.sum().clamp(min=1)
     mean = (counts * values).sum() / total
     deviation = ((counts * (values - mean) ** 2).sum() / total).sqrt()
-    return float(mean), float(deviation) + 0.02
+    return float(mean), float(deviation) + ADDED_DEVIATION

@@ -20,7 +20,7 @@ BATCH = 2**14  # pixels whose patches are held at once
 
 @dataclass(frozen=True)
 class Parameters:
-    """Of joint label fusion, in the notation of its paper.
+    """Parameters of joint label fusion, in the notation of its paper.
 
     alpha: error of a source that images do not show, relative to the mean of M's diagonal; with large values weights
     go with 1 / hops alone. beta: exponent of the expected joint errors; large values make weights sharp. patch_radius:

@@ -1,9 +1,9 @@
 """The two networks of deep label fusion: one weighs the candidates, one corrects what they agree on.
 
 After Xie et al., "Deep label fusion", Medical Image Analysis 2023, reduced to what runs on a laptop's processor within
-a second: planes instead of volumes, one binary problem a label with weights shared by all labels (so any number of
-labels, in any order), most of the work at half the resolution. Both end in a convolution that starts at
-zero: before training they change nothing.
+a second: planes instead of volumes, one binary problem for each label with weights shared by all labels (so any number
+of labels, in any order), most of the work at half the resolution. Both end in a convolution that starts at zero: before
+training they change nothing.
 """
 
 from __future__ import annotations

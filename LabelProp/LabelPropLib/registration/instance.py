@@ -25,12 +25,12 @@ from .regularisation import diffusion
 from .similarity import robust_difference
 
 PLANES_AT_ONCE = 16  # that are filtered, which bounds the memory
-LABEL_INTERVAL = 2  # steps from one look at the labels to the next; to look at each of them gained nothing
+LABEL_INTERVAL = 2  # steps from one look at the labels to the next; looking in every step gained nothing
 FEWEST_STEPS = 4  # on a level: with fewer, what the finest one adds is lost
 INTENSITY_WEIGHT = 4.0  # of raw intensity against local contrast
 ADAM = (0.9, 0.99)  # decay of the first and the second moment
-ANTIALIASING = 0.4  # pixels per pixel of a coarser grid, standard deviation of the Gaussian before
-LEAST_SHARE = 2**16  # pixels of planes for a processor, below which it is not worth to begin
+ANTIALIASING = 0.4  # standard deviation of the Gaussian before a reduction, in pixels of the coarser grid
+LEAST_SHARE = 2**16  # fewest pixels of planes that are worth a processor of their own
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Level:
     def rate_at(self, step: int) -> float:
         """`rate` up to the middle of the steps, counted from 1, then falling evenly towards 0.
 
-        Where nothing is to be seen Adam still takes whole steps, along noise as small as that of rounding. With a rate
-        that falls fewer steps are as good, and less of the Dice depends on how the processor rounds.
+        Where the images show nothing, Adam still takes full steps, along noise as small as that of rounding. With a
+        falling rate fewer steps are as good, and the Dice depends less on how the processor rounds.
         """
         return self.rate * min(1.0, 2 * (1 - (step - 1) / self.steps))
 
@@ -83,7 +83,7 @@ def register(
     """Velocity fields of all neighbouring planes.
 
     images: (Z, C, H, W), about 0 to 1. ends: labels on annotated planes, for the finest level. start: fields to begin
-    with, of any size, for instance the network's. on_step: told the fraction done; may raise to end the optimisation.
+    with, of any size, for instance the network's. on_step: called with the fraction done; may raise to end the work.
     Returns (Z - 1, 2, h, w) in pixels of its own grid.
     """
     velocity = start
@@ -186,8 +186,9 @@ def optimise(
 ) -> torch.Tensor:
     """Adam (Kingma & Ba, 2015) on one level: a new velocity (Z - 1, 2, h, w) from `velocity`, for planes (Z, C, H, W).
 
-    pairs: indices of those to optimise, all by default; the others are held, and what is coupled to them feels them.
-    Without `ends`, pairs leave the batch as they converge; with them, the pairs of a gap depend on each other and stay.
+    pairs: indices of those to optimise, all by default; the others are held, and still pull on those coupled to them.
+    Without `ends`, pairs leave the batch as they converge, which torch.optim.Adam does not provide for; with them, the
+    pairs of a gap depend on each other and stay.
     Labels are compared on the fields' own grid: at a quarter of the planes' cost, and measured no worse.
     """
     velocity = velocity.clone()
@@ -229,8 +230,8 @@ def pair_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Image difference, smoothness and coupling per pair (N,), and the gradient (N, 2, h, w).
 
-    upwards: whether the lower plane is warped to the upper one, else the upper to the lower. A step looks one way, the
-    next one the other: together they see both, at half the cost.
+    upwards: whether the lower plane is warped to the upper one, else the upper to the lower. Steps look one way and the
+    other in turn: two of them together see both ways, at half the cost.
     """
     field = velocity[pairs].requires_grad_(True)
     lower, upper = planes[pairs], planes[pairs + 1]

@@ -51,11 +51,11 @@ class TrainingVolume:
 class Sampling:
     """What a sample is: a run of planes, cropped and coarsened, in a random contrast.
 
-    run: planes of a run without annotations; strides: every how-many-th plane it may take. annotated_share: of the
+    run: planes of a run without annotations; strides: steps from one plane of it to the next. annotated_share: of the
     samples of an annotated volume that run from one annotated plane to another, at most `longest_gap` planes on.
     crop: pixels along the sides at most, after the planes were made coarser by one of `reductions`. most_labels: that
     a sample follows. gamma, noise: ranges of the exponent and of the noise's standard deviation; inverted: share of the
-    samples whose grey values are turned over.
+    samples whose grey values are inverted.
     """
 
     run: int = 6
@@ -137,9 +137,9 @@ class Pretraining:
         return self.progress.step >= self.plan.steps or (bool(self._validation) and stale >= self.plan.patience)
 
     def advance(self, on_step: Callable[[int], None] = lambda step: None):
-        """Train up to the next look at the validation volumes, and look. on_step: told the number of steps done.
+        """Train up to the next look at the validation volumes, and look. on_step: called with the number of steps done.
 
-        The first time it looks before the first step, too.
+        The first call also looks before the first step.
         """
         if self._validation and not self.progress.log:
             self._look(training_loss=math.nan)
@@ -230,7 +230,7 @@ def weights(network: RegistrationNetwork) -> dict[str, torch.Tensor]:
 
 
 def plain_sampling(sampling: Sampling) -> Sampling:
-    """The same without random contrast."""
+    """The same sampling, but of consecutive planes in their own contrast."""
     return Sampling(**{**vars(sampling), "strides": (1,), "gamma": (1.0, 1.0), "noise": (0.0, 0.0), "inverted": 0.0})
 
 
@@ -272,7 +272,7 @@ def draw_window(size: int, crop: int, random: np.random.Generator) -> slice:
 
 
 def draw_turn(random: np.random.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One of the eight ways to lay a plane."""
+    """A function that turns planes by one of the eight flips and quarter turns, drawn at random."""
     axes = [axis for axis in (-1, -2) if random.random() < 0.5]
     transposed = random.random() < 0.5
 
@@ -284,7 +284,7 @@ def draw_turn(random: np.random.Generator) -> Callable[[torch.Tensor], torch.Ten
 
 
 def recolour(images: torch.Tensor, sampling: Sampling, random: np.random.Generator) -> torch.Tensor:
-    """Grey values in another, random contrast, one for all planes."""
+    """The images in another contrast, drawn at random, the same for all planes."""
     if random.random() < sampling.inverted:
         images = 1 - images
     images = images.sign() * images.abs() ** float(random.uniform(*sampling.gamma))
@@ -295,7 +295,7 @@ def recolour(images: torch.Tensor, sampling: Sampling, random: np.random.Generat
 def ends_of_run(
     labels: torch.Tensor, planes: int, size: tuple[int, int], most: int, random: np.random.Generator
 ) -> FarEnds | None:
-    """Both ways between the first and the last of `planes` planes, for labels that both bear; None if there are none.
+    """The ends, both ways, of a run of `planes` planes, for labels that both bear; None if there are no such labels.
 
     labels: (2, H, W) integers on these two. The masks are averaged onto the grid `size`. At most `most` labels, drawn
     at random, are followed.

@@ -82,10 +82,10 @@ def fit(
 ) -> RegistrationNetwork:
     """A network trained on neighbouring planes.
 
-    images: (Z, C, H, W), about 0 to 1. ends: labels on annotated planes. start: the network to begin with, of as many
-    images, which stays as it is; without one, `seed` is that of the first weights; the same seed gives the same weights
-    on the CPU, and PyTorch's own random state is left as it was. on_step: told the fraction done; may raise to end the
-    training. on_loss: told the loss before every step.
+    images: (Z, C, H, W), about 0 to 1. ends: labels on annotated planes. start: the network to begin with, for as many
+    images, which is not changed. seed: of the first weights without `start`; the same seed gives the same weights on
+    the CPU. PyTorch's own random state is left as it was. on_step: called with the fraction done; may raise to end the
+    training. on_loss: called with the loss before every step.
     """
     network = copy.deepcopy(start) if start is not None else new_network(seed, images.shape[1])
     network = network.to(images.device)

@@ -18,10 +18,10 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from ..boxes import Box
 from ..errors import InputError
 
-# Only Slicer's core is there when the module is loaded: what its other modules bring is asked for when it is needed.
+# Only Slicer's core is loaded before this module: classes of its other modules are looked up when they are needed.
 Resample = slicer.vtkOrientedImageDataResample
 Converter = slicer.vtkSegmentationConverter
-UPRIGHT = 1 - 1e-4  # volume of a cell of edges of 1, from which its being less is taken for rounding
+UPRIGHT = 1 - 1e-4  # volume of a cell with edges of 1, above which the rest to 1 is taken for rounding
 REFERENCE_GEOMETRY = Converter.GetReferenceImageGeometryParameterName()
 
 
@@ -218,8 +218,9 @@ def grid_spacing(grid, axis: int) -> tuple[float, float, float]:
 
 
 def lines_against_view(grid, axis: int) -> tuple[bool, bool]:
-    """Whether the rows, and the columns, of planes across the array axis follow each other against how slices are
-    shown: downwards to the back or the feet, to the right to the left of the patient or the back.
+    """Whether the rows, and the columns, of planes across the array axis run against the way in which slices are shown.
+
+    Slices are shown with the patient's back or feet at the bottom, and with the left side or the back at the right.
     """
     directions = vtk.vtkMatrix4x4()
     grid.GetDirectionMatrix(directions)

@@ -10,7 +10,7 @@ import slicer
 import slicer.util
 import vtk
 
-from ..annotation import BACKGROUND, AtlasVolume, SparseAnnotation, annotate_from_planes, intensities
+from ..annotation import BACKGROUND, NOTHING_DRAWN, AtlasVolume, SparseAnnotation, annotate_from_planes, intensities
 from ..errors import InputError
 from ..propagation import Propagation
 from ..roles import ABSENT, IGNORED, SCRIBBLE, Roles, slice_roles
@@ -181,7 +181,7 @@ class DrawnSegments:
         roles = {label: read_roles(segmentation.GetSegment(name)) for label, name in labels.items()}
         array_axis, drawn = drawn_planes(stored, roles.values(), axis)
         if not any(drawn.values()):
-            raise InputError("No annotated slice: draw at least one segment on at least one slice.")
+            raise InputError(NOTHING_DRAWN)
         propagated = {
             label: read_propagated(segmentation.GetSegment(name), array_axis).keys() for label, name in labels.items()
         }

@@ -99,7 +99,7 @@ def layer_of(segmentation, segment_id: str):
 
 
 def segmentation_state(segmentation_node) -> tuple:
-    """Differs when voxels or roles of a segment, the segments, or the segmentation's geometry have been changed."""
+    """What differs once voxels or roles of a segment, the segments, or the segmentation's geometry were changed."""
     segmentation = segmentation_node.GetSegmentation()
     labelmaps = {name: layer_of(segmentation, name) for name in sorted(segmentation.GetSegmentIDs())}
     return (

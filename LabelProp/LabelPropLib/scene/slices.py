@@ -166,10 +166,10 @@ def fingerprints(segment: StoredSegment, axis: int) -> dict[int, int]:
 
 
 def mark_propagated(segmentation_node, overview: SliceOverview):
-    """Let the slices that bear the segments now, but were not drawn, be no input of the next run.
+    """Mark the slices that bear the segments now but were not drawn, so that they are not an input of the next run.
 
-    overview: of the slices before they were propagated. It is kept in the segments' tags, so files and Undo know it,
-    there with what was found once and corrected since.
+    overview: of the slices before they were propagated. The marks are in the segments' tags, where files and Undo keep
+    them, together with those of slices that were found once and corrected since.
     """
     for name, stored in stored_segments(segmentation_node, overview.roles, overview.grid).items():
         roles, borne = overview.roles[name], fingerprints(stored, overview.axis)
@@ -188,8 +188,8 @@ def notice_corrections(
 ) -> bool:
     """Propagated slices that were edited since are the user's own from then on. Returns whether there are some.
 
-    Complete, or absent where all was erased; of a segment that was cleared, nothing is known where it was. What was
-    done to a whole segment, like smoothing, corrects nothing, and `say` is called with a line about it.
+    They are complete then, or absent if all was erased; where a segment that was cleared has been, nothing is known. A
+    change to a whole segment, like smoothing, corrects nothing, and `say` is called with a line about it.
     overview: of the slices as they are now.
     """
     segmentation = segmentation_node.GetSegmentation()
@@ -217,7 +217,7 @@ def notice_corrections(
         elif edited:
             say(
                 f"{len(edited)} of {len(left)} slices of '{segment.GetName()}' that were found earlier have changed"
-                " since: that was taken as done to the whole segment, and they are found anew."
+                " since: that was taken for a change to the whole segment, so they are found anew."
             )
         with tags_unheard(segment) as noted:
             write_roles(noted, given)
@@ -228,7 +228,7 @@ def notice_corrections(
 def was_begun_anew(left: Set[int], edited: Set[int], erased: Set[int]) -> bool:
     """Whether the segment was cleared and drawn anew: much is gone, and nothing that is left is as it was.
 
-    So it is where a segment shrank, too; but what is drawn anew is little, or has slices in between that are not drawn.
+    That also holds for a segment that shrank; but one that is drawn anew has few slices, or gaps between them.
     """
     most = MOST_ERASED * (len(left) + len(erased))
     if len(erased) <= max(1, most) or edited != left:
@@ -237,7 +237,7 @@ def was_begun_anew(left: Set[int], edited: Set[int], erased: Set[int]) -> bool:
 
 
 def were_edited_singly(left: Set[int], edited: Set[int]) -> bool:
-    """Whether slices were corrected; nearly all of them are edited by what is done to the segment, like smoothing."""
+    """Whether single slices were corrected; a change to the whole segment, like smoothing, edits nearly all of them."""
     return len(edited) <= max(1, MOST_EDITED * len(left))
 
 
@@ -275,14 +275,14 @@ def follow_geometry(segmentation_node, segment_ids: Iterable[str], say: Callable
                 lost = _renumber(segmentation_node, segment_id, noted, earlier)
                 if lost:
                     say(
-                        f"The grid of the segmentation was turned, so that nothing is known any more of the slices of"
-                        f" '{segment.GetName()}' across {', '.join(lost)}: all that bear it count as drawn."
+                        f"The grid of the segmentation was turned, so nothing is known any more of the slices of"
+                        f" '{segment.GetName()}' across {', '.join(lost)}: all those that bear it count as drawn."
                     )
             write_tag(noted, GEOMETRY_TAG, geometry)
 
 
 def _renumber(segmentation_node, segment_id: str, noted: slicer.vtkSegment, earlier) -> list[str]:
-    """Number what is known of a segment's slices by the work grid, no more by an earlier geometry; in tags of `noted`.
+    """Number what is known of a segment's slices by the work grid instead of an earlier geometry; in tags of `noted`.
 
     Nothing changes where the geometry was moved together with the voxels, as by a transform that was hardened: it has
     the same extent, and more of what was found lies as it did on the new one. Without anything found that is as it was
@@ -372,7 +372,7 @@ def _renumbered_fingerprints(
 
 @contextlib.contextmanager
 def marks_kept_on_failure(segmentation_node) -> Iterator[None]:
-    """What the segments' tags know of slices stays as it was if what is done meanwhile raises an error."""
+    """If what is done inside raises an error, put back what the segments' tags knew of slices."""
     segmentation = segmentation_node.GetSegmentation()
     with contextlib.ExitStack() as restore:
         for segment_id in segmentation.GetSegmentIDs():

@@ -19,7 +19,7 @@ from .segments import BINARY_LABELMAP, layer_of, write_roles
 
 
 def check_target(volume_node, input_nodes: Iterable):
-    """Raise InputError if what is to be written, a volume node or None, is none or is one of those that are read."""
+    """Raise InputError unless what is to be written is None, or a scalar volume node that is not among the inputs."""
     if volume_node is None:
         return
     if not (hasattr(volume_node, "IsA") and volume_node.IsA("vtkMRMLScalarVolumeNode")):
