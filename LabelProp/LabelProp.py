@@ -95,8 +95,15 @@ def registerSampleData():
         thumbnailFileName=os.path.join(os.path.dirname(__file__), "Resources/Icons/LabelProp.png"),
         uris=[],
         fileNames=[],
-        customDownloader=lambda source: addSampleThigh(),
+        customDownloader=showSampleThigh,
     )
+
+
+def showSampleThigh(_source):
+    """Add the sample, and show it in the slice views, as the Sample Data module does with what it downloads."""
+    volumeNode, segmentationNode = addSampleThigh()
+    slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
+    return volumeNode, segmentationNode
 
 
 def addSampleThigh():

@@ -381,6 +381,16 @@ def test_sample():
     assert "sartorius" in collected.segment_ids.values()
 
 
+def test_sample_is_shown(drawn, monkeypatch):
+    layers, registered = {}, mock.Mock()
+    monkeypatch.setattr(LabelProp, "addSampleThigh", lambda: drawn)
+    monkeypatch.setitem(sys.modules, "SampleData", types.SimpleNamespace(SampleDataLogic=registered))
+    monkeypatch.setattr(slicer.util, "setSliceViewerLayers", layers.update)
+    LabelProp.registerSampleData()
+    assert registered.registerCustomSampleDataSource.call_args.kwargs["customDownloader"](None) == drawn
+    assert layers == {"background": drawn[0], "fit": True}
+
+
 # The panel
 
 
