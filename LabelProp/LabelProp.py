@@ -284,7 +284,9 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Ensure parameter node exists and observed; select the first nodes there are, to save a few clicks."""
         self.setParameterNode(self.logic.getParameterNode())
         if not self._parameterNode.inputVolume:
-            self._parameterNode.inputVolume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+            volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")  # label maps, too, which cannot be chosen
+            scans = (node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode")
+            self._parameterNode.inputVolume = next(scans, None)
         if not self._parameterNode.segmentation:
             self._parameterNode.segmentation = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
 

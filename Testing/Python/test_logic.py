@@ -710,6 +710,20 @@ def test_marks_that_are_made_while_a_run_computes_stay_when_it_is_cancelled(draw
     assert slices.survey(volume, node, ["left"]).roles["left"][10] == "absent"
 
 
+def test_panel_begins_with_a_scan(panel, drawn, monkeypatch):
+    """A label map is a scalar volume, too, but its selector does not list it."""
+    volume, node = drawn
+    slicer.mrmlScene.RemoveNode(volume)
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    slicer.mrmlScene.AddNode(volume)
+    panel._parameterNode.inputVolume = panel._parameterNode.segmentation = None
+    monkeypatch.setattr(panel, "setParameterNode", lambda _node: None)
+    monkeypatch.setattr(panel.logic, "getParameterNode", lambda: panel._parameterNode)
+    panel.initializeParameterNode()
+    assert panel._parameterNode.inputVolume is volume
+    assert panel._parameterNode.segmentation is node
+
+
 def test_panel_holds_no_scan_when_nothing_runs(panel):
     for end in (lambda: finish(panel), panel.onApplyButton):
         panel.onApplyButton()
