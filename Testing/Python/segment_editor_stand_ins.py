@@ -317,6 +317,7 @@ class SegmentEditorWidget:
         self._active = None
         self._segmentationNode = self._sourceVolumeNode = None  # as the effects know them
         self._observations = []
+        self._isBeingDeleted = False
 
     def setMRMLScene(self, scene):
         self._logic.SetMRMLScene(scene)
@@ -363,6 +364,7 @@ class SegmentEditorWidget:
 
     def deleteLater(self):
         """As the destructor: at once, for there is no application that would do it later."""
+        self._isBeingDeleted = True
         for scriptedEffect in self._effects:
             scriptedEffect.self().cleanup()
         for observed, tag in self._observations:
@@ -374,6 +376,7 @@ class SegmentEditorWidget:
 
     def _onModified(self, node, _event):
         """What the node says is done while the node is silent, as in the application."""
+        assert not self._isBeingDeleted, "The application would crash here: effects are asked that are gone"
         if slicer.mrmlScene.IsClosing():
             return
         with slicer.util.NodeModify(node):
