@@ -95,8 +95,15 @@ def registerSampleData():
         thumbnailFileName=os.path.join(os.path.dirname(__file__), "Resources/Icons/LabelProp.png"),
         uris=[],
         fileNames=[],
-        customDownloader=lambda source: addSampleThigh(),
+        customDownloader=showSampleThigh,
     )
+
+
+def showSampleThigh(_source):
+    """Add the sample, and show it in the slice views, as the Sample Data module does with what it downloads."""
+    volumeNode, segmentationNode = addSampleThigh()
+    slicer.util.setSliceViewerLayers(background=volumeNode, fit=True)
+    return volumeNode, segmentationNode
 
 
 def addSampleThigh():
@@ -277,7 +284,9 @@ class LabelPropWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Ensure parameter node exists and observed; select the first nodes there are, to save a few clicks."""
         self.setParameterNode(self.logic.getParameterNode())
         if not self._parameterNode.inputVolume:
-            self._parameterNode.inputVolume = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+            volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")  # label maps, too, which cannot be chosen
+            scans = (node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode")
+            self._parameterNode.inputVolume = next(scans, None)
         if not self._parameterNode.segmentation:
             self._parameterNode.segmentation = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
 

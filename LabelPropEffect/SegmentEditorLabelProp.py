@@ -277,8 +277,8 @@ class SegmentEditorLabelPropTest(ScriptedLoadableModuleTest):
 
     def test_EditableAreaInsideASegment(self):
         area = self.addSegment("area", self.neighbour(), visible=False)
+        self.editorNode.SetMaskSegmentID("area")  # first: without it the editor takes the mode back
         self.editorNode.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
-        self.editorNode.SetMaskSegmentID("area")
         self.editorNode.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteNone)
         preview = self.preview()
         self.effect.onApply()

@@ -263,8 +263,14 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._endProcess()
 
     def _removePreview(self):
-        if self.scriptedEffect.parameterSetNode() is not None and self.getPreviewNode() is not None:
-            self.reset()
+        """Unheard by the editor, which may be on its way out: it would ask effects that are deleted already."""
+        parameterSetNode = self.scriptedEffect.parameterSetNode()
+        if parameterSetNode is None or self.getPreviewNode() is None:
+            return
+        wasDisabled = parameterSetNode.GetDisableModifiedEvent()
+        parameterSetNode.SetDisableModifiedEvent(1)
+        self.reset()
+        parameterSetNode.SetDisableModifiedEvent(wasDisabled)
 
     def _endProcess(self):
         self._running = None

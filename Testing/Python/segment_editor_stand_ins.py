@@ -160,6 +160,7 @@ class AutoCompleteEffect:
         import qt
 
         self.autoUpdateCheckBox = qt.QCheckBox("Auto-update")
+        self.autoUpdateCheckBox.setChecked(True)
         self.previewButton = self._expandingButton("Initialize", "Preview")
         self.previewOpacitySlider = ctk.ctkSliderWidget()
         self.previewShow3DButton = qt.QPushButton("Show 3D")
@@ -245,22 +246,19 @@ class AutoCompleteEffect:
         return node
 
     def updateGUIFromMRML(self):
+        """'Show 3D' is toggled aloud, so that all is written that the controls show, before AutoUpdate is shown."""
         previewed = self.getPreviewNode() is not None
         for widget in (self.cancelButton, self.applyButton, self.previewOpacitySlider, self.autoUpdateCheckBox):
             widget.setEnabled(previewed)
         self.previewShow3DButton.setEnabled(previewed)
         self.previewButton.text = "Update" if previewed else "Initialize"
-        for widget, setter, value in (
-            (self.previewOpacitySlider, "value", self.getPreviewOpacity()),
-            (self.previewShow3DButton, "checked", self.getPreviewShow3D()),
-            (self.autoUpdateCheckBox, "checked", self.scriptedEffect.integerParameter("AutoUpdate") != 0),
-        ):
-            wasBlocked = widget.blockSignals(True)
-            setattr(widget, setter, value)
-            widget.blockSignals(wasBlocked)
-        if not previewed:
+        if previewed:
+            set_silently(self.previewOpacitySlider, "value", self.getPreviewOpacity())
+            self.previewShow3DButton.setChecked(self.getPreviewShow3D())
+        else:
             self.delayedAutoUpdateTimer.stop()
         self.observeSegmentation(previewed and self.autoUpdateCheckBox.isChecked())
+        set_silently(self.autoUpdateCheckBox, "checked", self.scriptedEffect.integerParameter("AutoUpdate") != 0)
 
     def updateMRMLFromGUI(self):
         if self.getPreviewNode() is not None:
@@ -273,6 +271,7 @@ class AutoCompleteEffect:
         displayNode = self.getPreviewNode().GetDisplayNode()
         displayNode.SetOpacity(opacity)
         displayNode.SetOpacity3D(opacity)
+        set_silently(self.previewOpacitySlider, "value", opacity)
 
     def getPreviewOpacity(self):
         return self.getPreviewNode().GetDisplayNode().GetOpacity() if self.getPreviewNode() else 0.6
@@ -282,11 +281,19 @@ class AutoCompleteEffect:
             self.getPreviewNode().CreateClosedSurfaceRepresentation()
         else:
             self.getPreviewNode().RemoveClosedSurfaceRepresentation()
+        set_silently(self.previewShow3DButton, "checked", show)
 
     def getPreviewShow3D(self):
         name = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
         node = self.getPreviewNode()
         return node is not None and node.GetSegmentation().ContainsRepresentation(name)
+
+
+def set_silently(widget, name, value):
+    """Set a property of a widget, whose signals nobody hears."""
+    wasBlocked = widget.blockSignals(True)
+    setattr(widget, name, value)
+    widget.blockSignals(wasBlocked)
 
 
 class SegmentEditorWidget:
@@ -310,6 +317,7 @@ class SegmentEditorWidget:
         self._active = None
         self._segmentationNode = self._sourceVolumeNode = None  # as the effects know them
         self._observations = []
+        self._isBeingDeleted = False
 
     def setMRMLScene(self, scene):
         self._logic.SetMRMLScene(scene)
@@ -356,6 +364,7 @@ class SegmentEditorWidget:
 
     def deleteLater(self):
         """As the destructor: at once, for there is no application that would do it later."""
+        self._isBeingDeleted = True
         for scriptedEffect in self._effects:
             scriptedEffect.self().cleanup()
         for observed, tag in self._observations:
@@ -367,6 +376,7 @@ class SegmentEditorWidget:
 
     def _onModified(self, node, _event):
         """What the node says is done while the node is silent, as in the application."""
+        assert not self._isBeingDeleted, "The application would crash here: effects are asked that are gone"
         if slicer.mrmlScene.IsClosing():
             return
         with slicer.util.NodeModify(node):
@@ -394,6 +404,9 @@ class SegmentEditorWidget:
             self._sourceVolumeNode = node.GetSourceVolumeNode()
             for scriptedEffect in self._effects:
                 scriptedEffect.self().sourceVolumeNodeChanged()
+        if segmentationNode is not None and node.GetMaskMode() == segmentationNode.EditAllowedInsideSingleSegment:
+            if segmentationNode.GetSegmentation().GetSegment(node.GetMaskSegmentID() or "") is None:
+                node.SetMaskMode(segmentationNode.EditAllowedEverywhere)  # which the list of segments shows first
 
 
 class ModuleManager:

@@ -265,6 +265,23 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.effect.onSegmentationModified(None, None)
         self.assertFalse(self.effect.delayedAutoUpdateTimer.isActive())
 
+    def test_preview_in_3D_that_an_editor_comes_upon(self):
+        """Its controls show the preview, not the preview what they showed before."""
+        preview = self.nearest()
+        self.effect.setPreviewShow3D(True)
+        self.effect.setPreviewOpacity(0.3)
+        self.editor.setActiveEffect(None)
+        editor = slicer.qMRMLSegmentEditorWidget()
+        editor.setMRMLScene(slicer.mrmlScene)
+        editor.setMRMLSegmentEditorNode(self.editorNode)
+        editor.setActiveEffectByName("LabelProp")
+        effect = editor.activeEffect().self()
+        self.assertTrue(effect.getPreviewShow3D() and effect.previewShow3DButton.checked)
+        self.assertAlmostEqual(preview.GetDisplayNode().GetOpacity(), 0.3)
+        self.assertEqual(self.scriptedEffect.parameter("AutoUpdate"), "0")
+        self.assertFalse(effect.autoUpdateCheckBox.checked)
+        editor.deleteLater()
+
     def test_merged_labelmap_of_a_script(self):
         merged = scene.image_from_array(
             self.drawn.astype(np.int16), scene.geometry.work_grid(self.volumeNode, self.segmentationNode)

@@ -381,6 +381,16 @@ def test_sample():
     assert "sartorius" in collected.segment_ids.values()
 
 
+def test_sample_is_shown(drawn, monkeypatch):
+    layers, registered = {}, mock.Mock()
+    monkeypatch.setattr(LabelProp, "addSampleThigh", lambda: drawn)
+    monkeypatch.setitem(sys.modules, "SampleData", types.SimpleNamespace(SampleDataLogic=registered))
+    monkeypatch.setattr(slicer.util, "setSliceViewerLayers", layers.update)
+    LabelProp.registerSampleData()
+    assert registered.registerCustomSampleDataSource.call_args.kwargs["customDownloader"](None) == drawn
+    assert layers == {"background": drawn[0], "fit": True}
+
+
 # The panel
 
 
@@ -698,6 +708,20 @@ def test_marks_that_are_made_while_a_run_computes_stay_when_it_is_cancelled(draw
     with pytest.raises(Cancelled):
         LabelPropLogic().propagate(volume, node)
     assert slices.survey(volume, node, ["left"]).roles["left"][10] == "absent"
+
+
+def test_panel_begins_with_a_scan(panel, drawn, monkeypatch):
+    """A label map is a scalar volume, too, but its selector does not list it."""
+    volume, node = drawn
+    slicer.mrmlScene.RemoveNode(volume)
+    slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    slicer.mrmlScene.AddNode(volume)
+    panel._parameterNode.inputVolume = panel._parameterNode.segmentation = None
+    monkeypatch.setattr(panel, "setParameterNode", lambda _node: None)
+    monkeypatch.setattr(panel.logic, "getParameterNode", lambda: panel._parameterNode)
+    panel.initializeParameterNode()
+    assert panel._parameterNode.inputVolume is volume
+    assert panel._parameterNode.segmentation is node
 
 
 def test_panel_holds_no_scan_when_nothing_runs(panel):
