@@ -599,6 +599,15 @@ def test_output_folder_missing(case, capsys):
     assert_refused(capsys, case, "no such folder", "--report", case / "results" / "report.json")
 
 
+def test_home_folder_that_the_shell_left_to_the_command(case, monkeypatch, nearest_slice_engine):
+    monkeypatch.setenv("HOME", str(case))
+    monkeypatch.setenv("USERPROFILE", str(case))  # on Windows
+    assert propagate(case, "--report=~/report.json") == 0
+    assert (case / "report.json").exists()
+    options = cli.parser().parse_args(["train", "~/a.nii", "b.nii", "-o", "w.pt", "--checkpoint=~/v.pt"])
+    assert (options.image, options.checkpoint) == (case / "a.nii", str(case / "v.pt"))
+
+
 def test_output_folder_read_only(case, capsys):
     (case / "locked").mkdir()
     (case / "locked").chmod(0o500)
