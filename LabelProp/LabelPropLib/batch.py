@@ -169,7 +169,7 @@ def for_workers(settings: Settings, is_local: bool) -> Settings:
     if settings.checkpoint not in NAMED_CHECKPOINTS:
         from .checkpoint import check_kind  # needs PyTorch
 
-        settings = replace(settings, checkpoint=str(Path(settings.checkpoint).resolve()))  # workers are elsewhere
+        settings = replace(settings, checkpoint=str(files.resolved(Path(settings.checkpoint))))  # workers are elsewhere
         check_kind(settings.checkpoint, settings.networks)
     if settings.device not in ("auto", "cpu") and is_local:  # what a cluster's workers have is not known here
         from .planner import choose_device  # needs PyTorch

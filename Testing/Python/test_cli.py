@@ -955,13 +955,17 @@ def test_ending(name, expected):
     assert files.with_ending(Path("folder", name), "_up") == Path("folder", expected)
 
 
-def test_output_through_a_link(case, nearest_slice_engine):
+def test_output_through_a_link(case, capsys, nearest_slice_engine):
     (case / "results").mkdir()
     (case / "results" / "true.nii.gz").write_bytes(b"")
     (case / "out.nii.gz").symlink_to(case / "results" / "true.nii.gz")
     assert propagate(case) == 0
     assert (case / "out.nii.gz").is_symlink()
     assert read(case / "results" / "true.nii.gz").any()
+    (case / "loop.nii.gz").symlink_to(case / "loop.nii.gz")
+    assert_refused(capsys, case, "loop.nii.gz: no such file", image="loop.nii.gz")
+    assert propagate(case, output="loop.nii.gz") == 0
+    assert read(case / "loop.nii.gz").any()
 
 
 def test_half_a_pixel_within_the_plane_is_another_grid_however_thick_the_slices_are(case, capsys):
