@@ -645,6 +645,11 @@ def test_output_of_an_unwritable_kind(case, capsys, name):
         assert_refused(capsys, case, "choose one of .nii.gz", "--uncertainty", case / name)
 
 
+def test_picture_without_what_draws_it(case, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert_refused(capsys, case, "needs matplotlib, which cannot be loaded (import of", "--picture", case / "out.png")
+
+
 @pytest.mark.parametrize("name", ["image.nii.gz", "annotations.nii.gz"])
 def test_output_in_the_place_of_an_input(case, capsys, name):
     assert_refused(capsys, case, "in use as another file", output=name)
