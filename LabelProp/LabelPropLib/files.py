@@ -227,18 +227,18 @@ class Grid:
 
 def check_same_grid(grid: Grid, path: Path, reference: Grid, reference_path: Path):
     """Raise InputError unless both images have the same size and place in space."""
+    advice = "resample one to the other's grid."
+    if is_segmentation(path) or is_segmentation(reference_path):  # which Slicer may have cropped as it saved it
+        advice = "export the segmentation as a label volume on the other's grid."
     if grid.size != reference.size:
-        raise InputError(
-            f"{path} has {size_text(grid)} voxels, {reference_path} {size_text(reference)}:"
-            " resample one to the other's grid."
-        )
+        raise InputError(f"{path} has {size_text(grid)} voxels, {reference_path} {size_text(reference)}: {advice}")
     tolerance = GRID_TOLERANCE * min(reference.spacing)
     for corner, there in reference.corners.items():
         here = grid.corners[corner]
         if np.abs(np.subtract(here, there)).max() > tolerance:
             raise InputError(
                 f"Voxel {corner} of {path} lies at {place_text(here)} mm, of {reference_path} at {place_text(there)} mm"
-                " (spacing, origin or direction differ): resample one to the other's grid."
+                f" (spacing, origin or direction differ): {advice}"
             )
 
 
