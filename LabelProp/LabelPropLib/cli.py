@@ -30,6 +30,7 @@ from LabelPropLib.terminal import (
     FAILED,
     allow_letters_of_any_script,
     complain,
+    draw_into_files,
     open_closed_streams,
     seldom_collecting,
 )
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process; returns the exit status."""
     open_closed_streams()
     allow_letters_of_any_script()
+    draw_into_files()
     interrupted = []
     try:
         with interruptible(interrupted), seldom_collecting():

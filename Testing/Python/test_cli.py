@@ -923,7 +923,8 @@ def test_interrupted_process_leaves_nothing(case):
 
 def test_run_as_a_file(case):
     arguments = ("image.nii.gz", "annotations.nii.gz", "-o", "out.nii.gz", "--preset", "fast", "--device", "cpu")
-    done = run_script("propagate", *arguments, cwd=case)
+    from_a_notebook = {**os.environ, "MPLBACKEND": "one that is not installed"}
+    done = run_script("propagate", *arguments, "--picture", "out.png", cwd=case, env=from_a_notebook)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     annotations, result = read(case / "annotations.nii.gz"), read(case / "out.nii.gz")
