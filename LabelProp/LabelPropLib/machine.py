@@ -34,7 +34,7 @@ def why_no_plots() -> str:
     """Why matplotlib cannot be loaded, as where it is not installed; empty if it can. Slicer does not bundle it."""
     try:
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # the latter for settings of its own that it cannot use
         return str(error) or type(error).__name__
     return ""
 

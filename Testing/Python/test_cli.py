@@ -650,6 +650,13 @@ def test_picture_without_what_draws_it(case, capsys, monkeypatch):
     assert_refused(capsys, case, "needs matplotlib, which cannot be loaded (import of", "--picture", case / "out.png")
 
 
+def test_settings_of_matplotlib_that_it_cannot_use_cost_the_pictures_alone():
+    command = [sys.executable, "-c", "from LabelPropLib.machine import why_no_plots; print(why_no_plots())"]
+    environment = {**os.environ, "MPLBACKEND": "one that is not installed"}
+    told = subprocess.run(command, cwd=SCRIPT.parents[1], env=environment, capture_output=True, text=True)
+    assert "'one that is not installed' is not a valid value for backend" in told.stdout
+
+
 @pytest.mark.parametrize("name", ["image.nii.gz", "annotations.nii.gz"])
 def test_output_in_the_place_of_an_input(case, capsys, name):
     assert_refused(capsys, case, "in use as another file", output=name)
