@@ -296,6 +296,11 @@ def annotate_from_label_volume(
     return annotate_from_planes(image, complete, spacing, axis, missing, scribbles=strokes, second_image=second_image)
 
 
+def placeholder(label: int | str) -> str:
+    """What the segment of a label is called that has no name, like those of a label volume."""
+    return f"Label_{label}"
+
+
 def scribbles_from_volume(volume: np.ndarray) -> dict[int, np.ndarray]:
     """Label -> (N, 3) voxel indices of a (K, J, I) volume of strokes, in which 255 is background."""
     values = [int(value) for value in np.unique(volume) if value != 0]

@@ -10,7 +10,6 @@ same files with the same settings, is not run again, so the same command resumes
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections import Counter
@@ -22,7 +21,7 @@ from typing import Any
 from . import files, overview
 from .commands import run_here, run_on_cluster
 from .errors import Cancelled, InputError
-from .machine import processor_count, thread_count
+from .machine import processor_count, thread_count, why_no_plots
 from .overview import Result
 from .provenance import provenance
 from .settings import AXIS_CHOICES, NAMED_CHECKPOINTS, Settings
@@ -77,7 +76,7 @@ class Job:
         for column in OPTIONAL:
             if column in self.row.inputs:
                 command += [f"--{column.replace('_', '-')}", str(self.row.inputs[column])]
-        if importlib.util.find_spec("matplotlib"):
+        if not why_no_plots():
             command += ["--picture", str(self.picture)]
         return [*command, "--axis", self.row.axis, "--missing", self.missing, *self.settings.arguments()]
 
@@ -169,7 +168,7 @@ def for_workers(settings: Settings, is_local: bool) -> Settings:
     if settings.checkpoint not in NAMED_CHECKPOINTS:
         from .checkpoint import check_kind  # needs PyTorch
 
-        settings = replace(settings, checkpoint=str(Path(settings.checkpoint).resolve()))  # workers are elsewhere
+        settings = replace(settings, checkpoint=str(files.resolved(Path(settings.checkpoint))))  # workers are elsewhere
         check_kind(settings.checkpoint, settings.networks)
     if settings.device not in ("auto", "cpu") and is_local:  # what a cluster's workers have is not known here
         from .planner import choose_device  # needs PyTorch

@@ -10,6 +10,7 @@ SIGTERM or SIGHUP; 1 anything else. Output files are written whole or not at all
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from LabelPropLib.terminal import (
     FAILED,
     allow_letters_of_any_script,
     complain,
+    draw_into_files,
     open_closed_streams,
     seldom_collecting,
 )
@@ -41,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process; returns the exit status."""
     open_closed_streams()
     allow_letters_of_any_script()
+    draw_into_files()
     interrupted = []
     try:
         with interruptible(interrupted), seldom_collecting():
@@ -94,14 +97,14 @@ def add_propagate(subparsers):
     """The verb `propagate`."""
     verb = subparsers.add_parser("propagate", help="carry the labels drawn on some slices through the volume")
     add = verb.add_argument
-    add("-o", "--output", metavar="OUT", type=Path, required=True, help="label volume or .seg.nrrd to write")
+    add("-o", "--output", metavar="OUT", type=path, required=True, help="label volume or .seg.nrrd to write")
     add_annotated_scan(add)
     add_further_inputs(add)
     add(
         "--atlas",
         metavar=("IMAGE", "LABELS"),
         nargs=2,
-        type=Path,
+        type=path,
         action="append",
         default=[],
         dest="atlases",
@@ -109,9 +112,9 @@ def add_propagate(subparsers):
     )
     add_settings(add)
     add("--directions", action="store_true", help="also write OUT_up and OUT_down, each from the slices of one side")
-    add("--uncertainty", metavar="FILE", type=Path, help="map of uncertainty to write, from 0 (sure) to 1 (a toss-up)")
-    add("--report", metavar="FILE.json", type=Path, help="report to write: what was done, as JSON")
-    add("--picture", metavar="FILE.png", type=Path, help="picture to write, of the slice that most needs a look")
+    add("--uncertainty", metavar="FILE", type=path, help="map of uncertainty to write, from 0 (sure) to 1 (a toss-up)")
+    add("--report", metavar="FILE.json", type=path, help="report to write: what was done, as JSON")
+    add("--picture", metavar="FILE.png", type=path, help="picture to write, of the slice that most needs a look")
 
 
 def add_suggest(subparsers):
@@ -129,7 +132,7 @@ def add_suggest(subparsers):
     add_annotated_scan(add)
     add_further_inputs(add)
     add_settings(add)
-    add("--report", metavar="FILE.json", type=Path, help="report to write: suggestions and their grounds, as JSON")
+    add("--report", metavar="FILE.json", type=path, help="report to write: suggestions and their grounds, as JSON")
 
 
 def add_batch(subparsers):
@@ -139,11 +142,11 @@ def add_batch(subparsers):
     add(
         "table",
         metavar="TABLE.csv",
-        type=Path,
+        type=path,
         help="a line for each volume; columns image, annotations and, optionally, second_image, scribbles, axis, name;"
         " paths are relative to the table's folder",
     )
-    add("-o", "--output", metavar="DIR", type=Path, required=True, help="folder for the results and their overview")
+    add("-o", "--output", metavar="DIR", type=path, required=True, help="folder for the results and their overview")
     where = verb.add_mutually_exclusive_group()
     where.add_argument("--jobs", metavar="N", type=positive, help="volumes to run at once (one for every 8 processors)")
     where.add_argument("--scheduler", metavar="ADDRESS", help="run on the workers of this dask scheduler")
@@ -153,25 +156,25 @@ def add_batch(subparsers):
 def add_evaluate(subparsers):
     """The verb `evaluate`."""
     verb = subparsers.add_parser("evaluate", help="Dice and distances in mm of each label")
-    verb.add_argument("prediction", metavar="PREDICTION", type=Path, help="label volume")
-    verb.add_argument("reference", metavar="REFERENCE", type=Path, help="label volume of the whole scan")
-    verb.add_argument("--annotations", metavar="A", type=Path, help="label volume whose drawn slices are not scored")
+    verb.add_argument("prediction", metavar="PREDICTION", type=path, help="label volume")
+    verb.add_argument("reference", metavar="REFERENCE", type=path, help="label volume of the whole scan")
+    verb.add_argument("--annotations", metavar="A", type=path, help="label volume whose drawn slices are not scored")
 
 
 def add_demo(subparsers):
     """The verb `demo`."""
     verb = subparsers.add_parser("demo", help="try it on a synthetic scan")
     folder = Path("labelprop-demo")
-    verb.add_argument("-o", "--output", metavar="DIR", type=Path, default=folder, help=f"folder to write to ({folder})")
+    verb.add_argument("-o", "--output", metavar="DIR", type=path, default=folder, help=f"folder to write to ({folder})")
 
 
 def add_annotated_scan(add: Callable):
     """The scan and its annotations, which `propagate`, `suggest` and `train` read; `add`: a parser's `add_argument`."""
-    add("image", metavar="IMAGE", type=Path, help="the scan (.nii.gz, .nrrd, .mha, ...)")
+    add("image", metavar="IMAGE", type=path, help="the scan (.nii.gz, .nrrd, .mha, ...)")
     add(
         "annotations",
         metavar="ANNOTATIONS",
-        type=Path,
+        type=path,
         help="label volume on the scan's grid, in which 0 means 'not annotated' and a slice that bears a label is drawn"
         " completely for it; or a segmentation of Slicer's (.seg.nrrd)",
     )
@@ -183,10 +186,10 @@ def add_further_inputs(add: Callable):
     add(
         "--second-image",
         metavar="FILE",
-        type=Path,
+        type=path,
         help="another contrast of the same anatomy, for instance the fat image of a Dixon scan; resampled to IMAGE",
     )
-    add("--scribbles", metavar="FILE", type=Path, help="strokes of the labels in any plane; 255 is background")
+    add("--scribbles", metavar="FILE", type=path, help="strokes of the labels in any plane; 255 is background")
 
 
 def add_settings(add: Callable):
@@ -223,6 +226,7 @@ def add_settings(add: Callable):
     add(
         "--checkpoint",
         metavar="FILE|auto|none",
+        type=from_home,
         default="auto",
         help="weights to start from; auto: those that come with LabelProp",
     )
@@ -246,7 +250,7 @@ def add_pretrain(subparsers):
     """The verb `pretrain`."""
     verb = subparsers.add_parser("pretrain", help="train the registration network on a data set")
     add = verb.add_argument
-    add("table", metavar="TABLE.csv", type=Path, help="columns image, annotations (optional), axis (optional)")
+    add("table", metavar="TABLE.csv", type=path, help="columns image, annotations (optional), axis (optional)")
     add_training_options(add)
     add("--steps", metavar="N", type=positive, default=2000, help="steps to make at most (2000)")
     add("--batch", metavar="N", type=positive, default=4, help="samples per step in each process (4)")
@@ -255,11 +259,27 @@ def add_pretrain(subparsers):
 
 def add_training_options(add: Callable):
     """What `train` and `pretrain` share; `add` is a parser's `add_argument`."""
-    add("-o", "--output", metavar="CHECKPOINT.pt", type=Path, required=True, help="weights to write; log and plot too")
-    add("--checkpoint", metavar="FILE|auto|none", default="auto", help="weights to begin with; auto: LabelProp's own")
+    add("-o", "--output", metavar="CHECKPOINT.pt", type=path, required=True, help="weights to write; log and plot too")
+    add(
+        "--checkpoint",
+        metavar="FILE|auto|none",
+        type=from_home,
+        default="auto",
+        help="weights to begin with; auto: LabelProp's own",
+    )
     add("--device", choices=DEVICES, default="auto", help=DEVICE_HELP)
     add("--seed", metavar="N", type=natural, default=0, help=SEED_HELP)
     add("--licence", metavar="TEXT", default="not stated", help="licence of the weights, kept with them")
+
+
+def path(text: str) -> Path:
+    """A path, see `from_home`."""
+    return Path(from_home(text))
+
+
+def from_home(text: str) -> str:
+    """The path in a text; ~ before it is the home folder, which shells leave to the command in --option=~/FILE."""
+    return os.path.expanduser(text) if Path(text).parts[:1] == ("~",) else text
 
 
 def positive(text: str) -> int:

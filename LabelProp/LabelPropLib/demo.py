@@ -5,7 +5,6 @@ Needs no input and no network. Goes the way of every propagation, through the sc
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from .baselines import copy_nearest, fill_between_slices
 from .clock import Progress
 from .errors import InputError
 from .evaluation import Score, score_labels
+from .machine import why_no_plots
 from .phantom import DRAWN, Phantom, make_phantom
 from .report_text import format_stages
 from .scene import storage
@@ -32,7 +32,7 @@ def run(output_folder: str | os.PathLike, progress: Progress | None = None):
     """Make the phantom, propagate three of its slices, print how that compares, write everything to `output_folder`.
 
     Writes image.nii.gz, truth.nii.gz, annotations.nii.gz (the drawn slices), labelprop.nii.gz (the result), the same as
-    labelprop.seg.nrrd, and, where matplotlib is installed, demo.png. `progress` is told of the propagation.
+    labelprop.seg.nrrd, and, where matplotlib can be loaded, demo.png. `progress` is told of the propagation.
     Raises InputError if the folder cannot be made or written to, or holds other files of these names.
     """
     folder = files.writable_folder(output_folder)
@@ -106,8 +106,8 @@ def write(folder: Path, phantom: Phantom, annotations: np.ndarray, found: np.nda
     """Write all files, or none, and say so: the next demo would not replace some of them. Raises OSError."""
     arrays = zip(VOLUMES, (phantom.image, annotations, found, phantom.labels), strict=True)
     volumes = {folder / f"{name}.nii.gz": array for name, array in arrays}
-    drawable = importlib.util.find_spec("matplotlib") is not None
-    pictures = [folder / PICTURE] if drawable else []
+    missing = why_no_plots()
+    pictures = [] if missing else [folder / PICTURE]
     with files.replacing([*volumes, folder / SEGMENTATION, *pictures]) as staged:
         for path, array in volumes.items():
             files.write_volume(array, phantom.ijk_to_ras, staged[path])
@@ -115,7 +115,7 @@ def write(folder: Path, phantom: Phantom, annotations: np.ndarray, found: np.nda
         for path in pictures:
             draw_picture(staged[path], phantom, found)
     written = ", ".join(path.name for path in staged)
-    print(f"Written to {folder}: {written}{'' if drawable else ' (and no picture: matplotlib is not installed)'}.")
+    print(f"Written to {folder}: {written}{f' (and no picture: {missing})' if missing else ''}.")
 
 
 def draw_picture(path: Path, phantom: Phantom, found: np.ndarray):

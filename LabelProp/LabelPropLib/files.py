@@ -175,7 +175,7 @@ def open_unpacked(path: Path):
 
 def check_not_the_same(labels_path: Path, image_path: Path):
     """Raise InputError if a scan was given as its own annotations."""
-    if labels_path.resolve() == image_path.resolve():
+    if resolved(labels_path) == resolved(image_path):
         raise InputError(
             f"{labels_path} was given as the scan and as its labels: give the scan first, then the labels."
         )
@@ -227,18 +227,18 @@ class Grid:
 
 def check_same_grid(grid: Grid, path: Path, reference: Grid, reference_path: Path):
     """Raise InputError unless both images have the same size and place in space."""
+    advice = "resample one to the other's grid."
+    if is_segmentation(path) or is_segmentation(reference_path):  # which Slicer may have cropped as it saved it
+        advice = "export the segmentation as a label volume on the other's grid."
     if grid.size != reference.size:
-        raise InputError(
-            f"{path} has {size_text(grid)} voxels, {reference_path} {size_text(reference)}:"
-            " resample one to the other's grid."
-        )
+        raise InputError(f"{path} has {size_text(grid)} voxels, {reference_path} {size_text(reference)}: {advice}")
     tolerance = GRID_TOLERANCE * min(reference.spacing)
     for corner, there in reference.corners.items():
         here = grid.corners[corner]
         if np.abs(np.subtract(here, there)).max() > tolerance:
             raise InputError(
                 f"Voxel {corner} of {path} lies at {place_text(here)} mm, of {reference_path} at {place_text(there)} mm"
-                " (spacing, origin or direction differ): resample one to the other's grid."
+                f" (spacing, origin or direction differ): {advice}"
             )
 
 
@@ -320,7 +320,7 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path]):
             raise InputError(f"{path} is a folder: give the name of a file.")
         if path.exists() and not os.access(path, os.W_OK):
             raise InputError(f"{path} is write-protected: give another name, or change its permissions.")
-        folder = path.resolve().parent if path.is_symlink() else path.parent
+        folder = resolved(path).parent if path.is_symlink() else path.parent
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder: create it first.")
         try:
@@ -341,8 +341,13 @@ def first_clash(outputs: Iterable[Path], inputs: Iterable[Path]) -> Path | None:
 
 def place_of(path: Path) -> Path:
     """A path that is the same for all names of a file, on macOS also in whatever case, which its disks ignore."""
-    place = path.resolve()
+    place = resolved(path)
     return Path(str(place).casefold()) if sys.platform == "darwin" else place  # Windows' paths ignore case anyway
+
+
+def resolved(path: Path) -> Path:
+    """Where links lead. One that leads to itself stands for itself; `Path.resolve` raises, before Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def writable_folder(path: str | os.PathLike) -> Path:
@@ -388,7 +393,7 @@ def replacing(paths: Iterable[Path]):
     with contextlib.ExitStack() as cleanup:
         staged = {}
         for path in paths:
-            folder = tempfile.TemporaryDirectory(prefix=".labelprop-", dir=path.resolve().parent)
+            folder = tempfile.TemporaryDirectory(prefix=".labelprop-", dir=resolved(path).parent)
             stem, suffix = split_suffix(path.name)
             name = NIFTI_ENDINGS.sub("", stem) + suffix.lower()  # ITK writes no .NII.GZ, and no .nii.nii.gz
             staged[path] = Path(cleanup.enter_context(folder), name)
@@ -401,6 +406,6 @@ def replacing(paths: Iterable[Path]):
         try:
             with uninterrupted():
                 for path, temporary in staged.items():
-                    os.replace(temporary, path.resolve())
+                    os.replace(temporary, resolved(path))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"cancelled, but written: {', '.join(map(str, staged))}") from None

@@ -1,4 +1,4 @@
-"""What this machine offers: processors and memory. Needs no PyTorch, so that code that only plans need not load it."""
+"""What this machine offers: processors, memory, matplotlib. Needs no PyTorch: code that only plans need not load it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ def thread_count() -> int:
 def processor_count() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def why_no_plots() -> str:
+    """Why matplotlib cannot be loaded, as where it is not installed; empty if it can. Slicer does not bundle it."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except (ImportError, ValueError) as error:  # the latter for settings of its own that it cannot use
+        return str(error) or type(error).__name__
+    return ""
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .annotation import AXIS_NAMES, SparseAnnotation
+from .annotation import AXIS_NAMES, SparseAnnotation, placeholder
 
 MOST_NAMED = 5  # labels in a line that sums up
 
@@ -49,8 +49,9 @@ def format_slices(report: dict, most: int | None = None) -> list[str]:
 
 
 def named(report: dict, label: int | str) -> str:
-    """The label and its segment's name."""
-    return f"{label} ({report['segments'][str(label)]})"
+    """The label and its segment's name, if it has one."""
+    name = report["segments"][str(label)]
+    return str(label) if name == placeholder(label) else f"{label} ({name})"
 
 
 def format_summary(annotation: SparseAnnotation, report: dict, **more_seconds: float) -> str:

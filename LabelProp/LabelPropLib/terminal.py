@@ -30,6 +30,11 @@ def open_closed_streams():
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
+def draw_into_files():
+    """Have matplotlib do so, whatever backend a notebook asks for, which may not be installed with this command."""
+    os.environ["MPLBACKEND"] = "agg"
+
+
 @contextlib.contextmanager
 def shown_progress():
     """The callback progress(fraction, message): a bar on a terminal, elsewhere a line for each new message."""

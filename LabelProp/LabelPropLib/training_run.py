@@ -26,7 +26,7 @@ from .clock import Progress
 from .dataset import Entry
 from .errors import InputError
 from .label_planes import LabelPlanes, far_ends
-from .machine import thread_count
+from .machine import thread_count, why_no_plots
 from .parallel import threads
 from .planner import EFFORTS, choose_device
 from .preprocessing import prepare
@@ -61,12 +61,8 @@ class RunFiles:
 
     @property
     def plots(self) -> list[Path]:
-        """The plot, unless matplotlib cannot be loaded; Slicer does not bundle it."""
-        try:
-            import matplotlib.figure  # noqa: F401
-        except ImportError:
-            return []
-        return [self.plot]
+        """The plot, unless matplotlib cannot be loaded."""
+        return [] if why_no_plots() else [self.plot]
 
     @property
     def state(self) -> Path:

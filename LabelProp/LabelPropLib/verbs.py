@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 import time
 from dataclasses import fields
@@ -12,6 +11,7 @@ from pathlib import Path
 from . import files
 from .errors import Cancelled, InputError
 from .interruptions import uninterrupted
+from .machine import why_no_plots
 from .provenance import provenance
 from .report_text import format_suggestions, format_summary
 from .settings import Settings, weights_of
@@ -88,8 +88,11 @@ def check_outputs(options) -> dict[str, Path]:
         files.check_suffix(options.uncertainty, files.VOLUME_SUFFIXES)
     if options.picture:
         files.check_suffix(options.picture, (".png",))
-        if importlib.util.find_spec("matplotlib") is None:
-            raise InputError("A picture needs matplotlib, which is not installed: pip install matplotlib.")
+        if missing := why_no_plots():
+            raise InputError(
+                f"A picture needs matplotlib, which cannot be loaded ({missing}): install it anew, or leave the picture"
+                " out."
+            )
     if options.report:
         files.check_suffix(options.report, (".json",))
     names = ("up", "down") if options.directions else ()

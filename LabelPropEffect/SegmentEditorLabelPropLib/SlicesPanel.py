@@ -414,6 +414,7 @@ class SlicesPanel(VTKObservationMixin):
         button.setArrowType(arrow)
         button.setAutoRaise(True)
         button.setToolTip(toolTip)
+        button.accessibleName = toolTip  # there is no text
         button.connect("clicked()", lambda: self._step(direction))
         return button
 

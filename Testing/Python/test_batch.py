@@ -95,6 +95,12 @@ def test_every_volume_is_as_from_a_single_run(table, tmp_path, in_this_process):
     assert written == {f"{n}.{kind}" for n in NAMES for kind in kinds} | {overview.TABLE, overview.PAGE}
 
 
+def test_a_matplotlib_that_cannot_be_loaded_costs_the_pictures_alone(table, tmp_path, in_this_process, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run(table, tmp_path / "out") == 0
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
 def test_console(table, tmp_path, in_this_process):
     from LabelProp import LabelPropLogic
 

@@ -159,7 +159,7 @@ def test_what_was_written_and_what_to_expect_of_it_are_told(case, capsys):
     assert f"Expected Dice on the slices that labels were carried to: {report['expected_mean_dice']:.3f}." in said
     for label, planes in report["expected_dice"].items():
         mean = np.mean([dice for dice in planes.values() if dice < 1])
-        assert f"{label} (Label_{label}) {mean:.3f}" in said
+        assert f"{label} {mean:.3f}" in said and f"(Label_{label})" not in said
     assert f"Best slice to draw next: {report['suggested_slice']['plane']} across k, for" in said
     assert f"Written: {case / 'out.nii.gz'}, {case / 'report.json'}." in said
 
@@ -599,6 +599,15 @@ def test_output_folder_missing(case, capsys):
     assert_refused(capsys, case, "no such folder", "--report", case / "results" / "report.json")
 
 
+def test_home_folder_that_the_shell_left_to_the_command(case, monkeypatch, nearest_slice_engine):
+    monkeypatch.setenv("HOME", str(case))
+    monkeypatch.setenv("USERPROFILE", str(case))  # on Windows
+    assert propagate(case, "--report=~/report.json") == 0
+    assert (case / "report.json").exists()
+    options = cli.parser().parse_args(["train", "~/a.nii", "b.nii", "-o", "w.pt", "--checkpoint=~/v.pt"])
+    assert (options.image, options.checkpoint) == (case / "a.nii", str(case / "v.pt"))
+
+
 def test_output_folder_read_only(case, capsys):
     (case / "locked").mkdir()
     (case / "locked").chmod(0o500)
@@ -634,6 +643,18 @@ def test_output_of_an_unwritable_kind(case, capsys, name):
     assert_refused(capsys, case, "cannot write this kind of file: choose one of .seg.nrrd, .nii.gz", output=name)
     if name != "out":
         assert_refused(capsys, case, "choose one of .nii.gz", "--uncertainty", case / name)
+
+
+def test_picture_without_what_draws_it(case, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert_refused(capsys, case, "needs matplotlib, which cannot be loaded (import of", "--picture", case / "out.png")
+
+
+def test_settings_of_matplotlib_that_it_cannot_use_cost_the_pictures_alone():
+    command = [sys.executable, "-c", "from LabelPropLib.machine import why_no_plots; print(why_no_plots())"]
+    environment = {**os.environ, "MPLBACKEND": "one that is not installed"}
+    told = subprocess.run(command, cwd=SCRIPT.parents[1], env=environment, capture_output=True, text=True)
+    assert "'one that is not installed' is not a valid value for backend" in told.stdout
 
 
 @pytest.mark.parametrize("name", ["image.nii.gz", "annotations.nii.gz"])
@@ -909,7 +930,8 @@ def test_interrupted_process_leaves_nothing(case):
 
 def test_run_as_a_file(case):
     arguments = ("image.nii.gz", "annotations.nii.gz", "-o", "out.nii.gz", "--preset", "fast", "--device", "cpu")
-    done = run_script("propagate", *arguments, cwd=case)
+    from_a_notebook = {**os.environ, "MPLBACKEND": "one that is not installed"}
+    done = run_script("propagate", *arguments, "--picture", "out.png", cwd=case, env=from_a_notebook)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     annotations, result = read(case / "annotations.nii.gz"), read(case / "out.nii.gz")
@@ -946,13 +968,17 @@ def test_ending(name, expected):
     assert files.with_ending(Path("folder", name), "_up") == Path("folder", expected)
 
 
-def test_output_through_a_link(case, nearest_slice_engine):
+def test_output_through_a_link(case, capsys, nearest_slice_engine):
     (case / "results").mkdir()
     (case / "results" / "true.nii.gz").write_bytes(b"")
     (case / "out.nii.gz").symlink_to(case / "results" / "true.nii.gz")
     assert propagate(case) == 0
     assert (case / "out.nii.gz").is_symlink()
     assert read(case / "results" / "true.nii.gz").any()
+    (case / "loop.nii.gz").symlink_to(case / "loop.nii.gz")
+    assert_refused(capsys, case, "loop.nii.gz: no such file", image="loop.nii.gz")
+    assert propagate(case, output="loop.nii.gz") == 0
+    assert read(case / "loop.nii.gz").any()
 
 
 def test_half_a_pixel_within_the_plane_is_another_grid_however_thick_the_slices_are(case, capsys):

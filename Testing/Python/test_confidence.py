@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -35,6 +36,7 @@ from LabelPropLib.fusion import similarity
 from LabelPropLib.labelmaps import FusedScore, LabelMaps
 from LabelPropLib.pipeline import propagate
 from LabelPropLib.preprocessing import prepare, signed_distance
+from LabelPropLib.report_text import named
 from LabelPropLib.settings import Settings
 from LabelPropLib.suggestion import End, Outlook, Span, Suggestion, Unseen
 from LabelPropLib.uncertainty import uncertainty_map
@@ -557,7 +559,8 @@ def test_suggest_prints_and_reports_and_writes_nothing_else(case, capsys):
         said[1:], ("Best slice to draw next", "Then"), report["suggested_slices"], strict=True
     ):
         assert line.startswith(f"{start}: {suggested['plane']} across k, for an expected Dice higher by")
-        assert f"{suggested['boundary_mm']:.0f} mm to trace" in line and "700 (Label_700)" in line
+        assert f"{suggested['boundary_mm']:.0f} mm to trace" in line and re.search(r"labels .*\b700\b", line)
+    assert named({"segments": {"7": "Psoas"}}, 7) == "7 (Psoas)"
     assert sorted(path.name for path in case.iterdir()) == ["annotations.nii.gz", "image.nii.gz", "report.json"]
 
 

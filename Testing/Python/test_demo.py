@@ -1,5 +1,6 @@
 """The phantom, the demo on it, and its picture."""
 
+import sys
 from dataclasses import replace
 
 import matplotlib.image
@@ -150,7 +151,7 @@ def test_a_demo_that_fails_leaves_no_nodes(tmp_path, monkeypatch, phantom):
         assert demo.slicer.mrmlScene.GetNumberOfNodesByClass(kind) == 0
 
 
-def test_a_demo_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, phantom):
+def test_a_demo_that_cannot_be_written_leaves_nothing(tmp_path, capsys, monkeypatch, phantom):
     """The next one would take what is there for something else, and refuse to replace it."""
 
     def fail(*arguments):
@@ -162,6 +163,9 @@ def test_a_demo_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, pha
     with pytest.raises(OSError, match="No space"):
         demo.write(tmp_path, small, small.labels, small.labels, segmentation_node)
     assert not any(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    demo.write(tmp_path, small, small.labels, small.labels, segmentation_node)
+    assert "(and no picture: import of matplotlib.figure halted" in capsys.readouterr().out
 
 
 def test_small_picture_tells_what_is_expected_of_the_slice(tmp_path, monkeypatch):

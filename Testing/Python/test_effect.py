@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "LabelPropEffect"))
 
 import qt  # noqa: E402
 import slicer  # noqa: E402
-from PySide6 import QtTest  # noqa: E402
+from PySide6 import QtTest, QtWidgets  # noqa: E402
 
 import SegmentEditorLabelProp  # noqa: E402
 from LabelProp import LabelPropLogic  # noqa: E402
@@ -60,6 +60,11 @@ class TestEffect(SegmentEditorLabelProp.SegmentEditorLabelPropTest):
         self.segmentation.GetSegment("tube").SetName("A segment with a very long name that goes on and on and on")
         self.effect.slicesPanel.refresh()
         self.assertLessEqual(self.scriptedEffect.optionsFrame().minimumSizeHint().width(), PANEL_WIDTH)
+
+    def test_buttons_have_names_for_those_who_hear_them(self):
+        buttons = self.scriptedEffect.optionsFrame().findChildren(QtWidgets.QAbstractButton)
+        self.assertIn(self.effect.slicesPanel.nextButton, buttons)
+        self.assertEqual([button for button in buttons if not (button.text or button.accessibleName)], [])
 
     def test_roles_survive_a_file(self):
         set_role(self.segmentationNode, "tube", 0, "scribble", [6])

@@ -189,6 +189,8 @@ def test_bad_input_is_explained(tmp_path):
         run(write(tmp_path / "smaller.nii.gz", random_labels(1)[1:]), reference)
     with pytest.raises(InputError, match="resample"):
         run(write(tmp_path / "thinner.nii.gz", random_labels(1), (3.0, 1.5, 0.5)), reference)
+    with pytest.raises(InputError, match="export the segmentation as a label volume on the other's grid"):
+        run(write(tmp_path / "cropped.seg.nrrd", random_labels(1)[1:]), reference)
     with pytest.raises(InputError, match="no label"):
         run(reference, empty)
     with pytest.raises(InputError, match="No annotated slice"):

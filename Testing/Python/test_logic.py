@@ -412,6 +412,13 @@ def test_panel_has_the_widgets_that_the_module_speaks_of():
     assert used and used <= set(WIDGETS)
 
 
+def test_panel_names_its_buttons_for_those_who_hear_them():
+    for widget in PANEL.iter("widget"):
+        if widget.get("class").endswith("Button"):
+            texts = {node.get("name"): node.findtext("string") for node in widget.findall("property")}
+            assert texts.get("accessibleName", texts["text"]) != "...", widget.get("name")
+
+
 def test_panel_gives_every_selector_the_scene():
     connected = {connection.findtext("receiver") for connection in PANEL.iter("connection")}
     assert connected == {name for name, kind in WIDGETS.items() if kind == "qMRMLNodeComboBox"}

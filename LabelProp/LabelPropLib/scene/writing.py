@@ -9,7 +9,7 @@ import numpy as np
 import slicer
 import slicer.util
 
-from ..annotation import SCRIBBLE_FILE_BACKGROUND
+from ..annotation import SCRIBBLE_FILE_BACKGROUND, placeholder
 from ..boxes import Box
 from ..errors import InputError
 from ..roles import Roles
@@ -147,7 +147,7 @@ def add_segmentation_of_labels(labels: np.ndarray, volume_node, name: str, ids: 
     layer = image_from_array(box.astype(np.min_scalar_type(max(values, default=0))), grid, first)
     for value in values:
         segment = slicer.vtkSegment()
-        segment_id = (ids or {}).get(value, f"Label_{value}")
+        segment_id = (ids or {}).get(value, placeholder(value))
         segment.SetName(segment_id)
         segment.SetLabelValue(value)
         segment.AddRepresentation(BINARY_LABELMAP, layer)
