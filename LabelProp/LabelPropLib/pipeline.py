@@ -158,7 +158,8 @@ def drawn_ends(
     annotation: SparseAnnotation, stack: Stack, planes: LabelPlanes, settings: Settings, update: Update | None
 ) -> FarEnds | None:
     """The labels at the ends of the gaps, on the grid on which registration compares them; None if it compares none."""
-    if settings.registration == "pretrained" if update is None else not update.pairs:
+    compares_labels = update.pairs if update is not None else settings.registration != "pretrained"
+    if not compares_labels:
         return None
     size = stack.size if settings.registration == "network" else instance.field_size(stack.images)
     return far_ends(annotation, stack, planes, size)
