@@ -159,7 +159,7 @@ def test_what_was_written_and_what_to_expect_of_it_are_told(case, capsys):
     assert f"Expected Dice on the slices that labels were carried to: {report['expected_mean_dice']:.3f}." in said
     for label, planes in report["expected_dice"].items():
         mean = np.mean([dice for dice in planes.values() if dice < 1])
-        assert f"{label} {mean:.3f}" in said and f"(Label_{label})" not in said
+        assert f"{mean:.3f} for {label}" in said and f"(Label_{label})" not in said
     assert f"Best slice to draw next: {report['suggested_slice']['plane']} across k, for" in said
     assert f"Written: {case / 'out.nii.gz'}, {case / 'report.json'}." in said
 
