@@ -647,7 +647,7 @@ def test_output_of_an_unwritable_kind(case, capsys, name):
 
 def test_picture_without_what_draws_it(case, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert_refused(capsys, case, "needs matplotlib, which cannot be loaded (import of", "--picture", case / "out.png")
+    assert_refused(capsys, case, "in sys.modules): pip install --upgrade matplotlib", "--picture", case / "out.png")
 
 
 def test_settings_of_matplotlib_that_it_cannot_use_cost_the_pictures_alone():
