@@ -650,7 +650,7 @@ def test_picture_without_what_draws_it(case, capsys, monkeypatch):
     assert_refused(capsys, case, "in sys.modules): pip install --upgrade matplotlib", "--picture", case / "out.png")
 
 
-def test_settings_of_matplotlib_that_it_cannot_use_cost_the_pictures_alone():
+def test_settings_of_matplotlib_that_it_cannot_use_are_told():
     command = [sys.executable, "-c", "from LabelPropLib.machine import why_no_plots; print(why_no_plots())"]
     environment = {**os.environ, "MPLBACKEND": "one that is not installed"}
     told = subprocess.run(command, cwd=SCRIPT.parents[1], env=environment, capture_output=True, text=True)
