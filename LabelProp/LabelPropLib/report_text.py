@@ -26,7 +26,7 @@ def format_weakest(report: dict) -> list[str]:
     """The labels of the least expected Dice, mean over the slices on which they were found."""
     means = {label: float(np.mean(list(planes.values()))) for label, planes in found_dice(report).items()}
     chosen = sorted(means, key=means.get)[:MOST_NAMED]
-    said = ", ".join(f"{named(report, label)} {means[label]:.3f}" for label in chosen)
+    said = ", ".join(f"{means[label]:.3f} for {named(report, label)}" for label in chosen)
     return [f"Lowest by label, on average over its slices: {said}."] if len(means) > 1 else []
 
 

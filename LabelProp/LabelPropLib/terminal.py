@@ -31,7 +31,7 @@ def open_closed_streams():
 
 
 def draw_into_files():
-    """Have matplotlib do so, whatever backend a notebook asks for, which may not be installed with this command."""
+    """Have matplotlib draw without windows: the backend that a notebook asks for may not be installed here."""
     os.environ["MPLBACKEND"] = "agg"
 
 

@@ -90,8 +90,8 @@ def check_outputs(options) -> dict[str, Path]:
         files.check_suffix(options.picture, (".png",))
         if missing := why_no_plots():
             raise InputError(
-                f"A picture needs matplotlib, which cannot be loaded ({missing}): install it anew, or leave the picture"
-                " out."
+                f"A picture needs matplotlib, which cannot be loaded ({missing}): pip install --upgrade matplotlib, or"
+                " leave the picture out."
             )
     if options.report:
         files.check_suffix(options.report, (".json",))

@@ -263,7 +263,7 @@ Editable area, editable intensity range, and the segments that may be overwritte
         self._endProcess()
 
     def _removePreview(self):
-        """Unheard by the editor, which may be on its way out: it would ask effects that are deleted already."""
+        """Remove the preview, unheard by the editor: while that is deleted, it would ask effects that are gone."""
         parameterSetNode = self.scriptedEffect.parameterSetNode()
         if parameterSetNode is None or self.getPreviewNode() is None:
             return

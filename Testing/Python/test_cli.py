@@ -159,7 +159,7 @@ def test_what_was_written_and_what_to_expect_of_it_are_told(case, capsys):
     assert f"Expected Dice on the slices that labels were carried to: {report['expected_mean_dice']:.3f}." in said
     for label, planes in report["expected_dice"].items():
         mean = np.mean([dice for dice in planes.values() if dice < 1])
-        assert f"{label} {mean:.3f}" in said and f"(Label_{label})" not in said
+        assert f"{mean:.3f} for {label}" in said and f"(Label_{label})" not in said
     assert f"Best slice to draw next: {report['suggested_slice']['plane']} across k, for" in said
     assert f"Written: {case / 'out.nii.gz'}, {case / 'report.json'}." in said
 
@@ -647,10 +647,10 @@ def test_output_of_an_unwritable_kind(case, capsys, name):
 
 def test_picture_without_what_draws_it(case, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert_refused(capsys, case, "needs matplotlib, which cannot be loaded (import of", "--picture", case / "out.png")
+    assert_refused(capsys, case, "in sys.modules): pip install --upgrade matplotlib", "--picture", case / "out.png")
 
 
-def test_settings_of_matplotlib_that_it_cannot_use_cost_the_pictures_alone():
+def test_settings_of_matplotlib_that_it_cannot_use_are_told():
     command = [sys.executable, "-c", "from LabelPropLib.machine import why_no_plots; print(why_no_plots())"]
     environment = {**os.environ, "MPLBACKEND": "one that is not installed"}
     told = subprocess.run(command, cwd=SCRIPT.parents[1], env=environment, capture_output=True, text=True)
