@@ -165,17 +165,22 @@ def test_a_stroke_that_says_nothing_new_changes_nothing(case):
 @pytest.mark.parametrize("axis", [1, 2])
 @pytest.mark.parametrize("label", [9, BACKGROUND])
 def test_a_stroke_corrects_the_same_whichever_axis_the_slices_lie_across(case, axis, label):
+    """And if the volume begins nine slices before the first drawn one."""
     spacing = list(SPACING[1:])
     spacing.insert(axis, SPACING[0])
-    image = np.moveaxis(case.annotation.image, 0, axis)
-    annotation = dataclasses.replace(case.annotation, image=image, spacing=tuple(spacing), axis=axis)
+    image = np.moveaxis(np.pad(case.annotation.image, ((9, 0), (0, 0), (0, 0)), mode="edge"), 0, axis)
+    complete = {
+        label: {plane + 9: mask for plane, mask in planes.items()} for label, planes in case.annotation.complete.items()
+    }
+    annotation = dataclasses.replace(case.annotation, image=image, spacing=tuple(spacing), axis=axis, complete=complete)
     turned = fused_case(annotation, prepare(annotation, 200), FUSED)
-    voxels = stroke_through((TRUTH == label) & (case.update({})[0] != label), "coronal")
+    voxels = stroke_through((TRUTH == label) & (case.update({})[0] != label), "axial")
     voxels = np.concatenate([voxels, [[12, 30, 18]]])  # the last one contradicts a drawn slice
     expected, said = case.update({label: voxels}, follow_edges=True)
-    found, told = turned.update({label: np.insert(voxels[:, 1:], axis, voxels[:, 0], axis=1)}, follow_edges=True)
-    np.testing.assert_array_equal(np.moveaxis(found, axis, 0), expected)
-    assert told == said and len(said) == 1
+    strokes = {label: np.insert(voxels[:, 1:], axis, voxels[:, 0] + 9, axis=1)}
+    found, told = turned.update(strokes, follow_edges=True)
+    np.testing.assert_array_equal(np.moveaxis(found, axis, 0)[9:], expected)
+    assert told == [text.replace("slice 12", "slice 21") for text in said] and len(said) == 1
 
 
 def test_strokes_far_apart_do_not_know_of_each_other(case):
@@ -396,10 +401,11 @@ def test_a_graph_cut_knows_what_was_drawn_and_what_is_sure(case, monkeypatch):
 
 @pytest.mark.parametrize("label", [3, 9, BACKGROUND])
 def test_what_is_drawn_in_a_window(case, label):
-    box = (slice(0, 5), slice(20, 45), slice(10, 60))
-    drawn = Window(box, case.annotation, case.stack, case.scores).drawn(label)
-    np.testing.assert_array_equal(drawn[0], TRUTH[box][0] == label)
-    assert not drawn[1:].any()
+    for planes, known in ((slice(0, 12), 0), (slice(1, 13), 11)):
+        box = (planes, slice(20, 45), slice(10, 60))
+        drawn = Window(box, case.annotation, case.stack, case.scores).drawn(label)
+        np.testing.assert_array_equal(drawn[known], TRUTH[box][known] == label)
+        assert not np.delete(drawn, known, axis=0).any()
 
 
 def test_without_the_option_nothing_is_cut(case, monkeypatch):

@@ -491,6 +491,32 @@ def test_masks_to_write_are_no_larger_than_their_segments():
         np.testing.assert_array_equal(scene.segment_on_grid(node, name, overview.grid), labels == value)
 
 
+@pytest.mark.parametrize(("mode", "kept"), [("AllSegments", {2, 3}), ("VisibleSegments", {2}), ("None", set())])
+def test_a_preview_keeps_drawn_slices_and_leaves_to_other_segments_what_is_theirs(mode, kept):
+    volume = slicer.util.addVolumeFromArray(np.zeros((7, 6, 6)))
+    labels = np.zeros((7, 6, 6), np.uint8)
+    labels[[1, 5], 1:5, 1:5] = 1
+    labels[2, 1, :3], labels[3, 1:5, 3], labels[4, 2, 2:4] = 2, 3, 2
+    node = scene.add_segmentation_of_labels(labels, volume, "s", {1: "a", 2: "shown", 3: "hidden"})
+    node.GetDisplayNode().SetSegmentVisibility("hidden", False)
+    found = np.zeros(labels.shape, np.uint8)
+    found[1:6, 1:5, 1:5] = 1
+    preview = scene.add_segmentation_of_labels(found, volume, "p", {1: "a"})
+    drawn = labels == 1
+    drawn[[1, 5], 4, 4] = False  # corrected since
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn.astype(np.uint8), node, "a", volume)
+    overview = survey(volume, node, ["a"], "k")
+    editor = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+    editor.SetAndObserveSegmentationNode(node)
+    editor.SetOverwriteMode(getattr(editor, f"Overwrite{mode}"))
+    masks, grid, left = masks_to_write(editor, preview, overview)
+    scene.write_masks(node, masks, grid)
+    theirs = np.isin(labels, list(kept))
+    expected = np.where(drawn.any(axis=(1, 2))[:, None, None], drawn, (found > 0) & ~theirs)
+    np.testing.assert_array_equal(scene.segment_on_grid(node, "a", overview.grid), expected)
+    assert left == np.count_nonzero(theirs & (found > 0))
+
+
 def drawn_column(image, drawn):
     """A column drawn on some slices: volume, segmentation and mask."""
     mask = np.zeros(image.shape, np.uint8)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
-from LabelPropLib.label_planes import DISTANCE_LIMIT
+from LabelPropLib.label_planes import DISTANCE_LIMIT, SURROUND
 from LabelPropLib.labelmaps import FusedScore
 from LabelPropLib.preprocessing import prepare
 from LabelPropLib.surroundings import (
@@ -20,6 +20,7 @@ from LabelPropLib.surroundings import (
     Standing,
     Window,
     around_strokes,
+    at,
     drawn_volume,
     length_of,
     next_to,
@@ -52,8 +53,11 @@ def annotate(spacing=(2.0, 1.0, 1.0), shared=False):
     return annotation
 
 
-def window_of(annotation, votes=()):
-    """All of a volume, with the same score everywhere: label 2 before label 1, label 3 nowhere; votes: of labels."""
+def window_of(annotation, votes=(), first=0):
+    """A volume from a plane on, with the same score everywhere: label 2 before label 1, label 3 nowhere.
+
+    votes: of labels.
+    """
     stack = prepare(annotation, 200)
     size = (9, *stack.size)
     fused = [
@@ -66,7 +70,7 @@ def window_of(annotation, votes=()):
         )
         for label, score in SCORES.items()
     ]
-    return Window(tuple(slice(0, length) for length in SHAPE), annotation, stack, fused)
+    return Window((slice(first, SHAPE[0]), *(slice(0, length) for length in SHAPE[1:])), annotation, stack, fused)
 
 
 def stroke_of(label, voxel=(3, 15, 16)):
@@ -115,8 +119,8 @@ def test_a_candidate_that_votes_for_another_label_votes_against_the_background()
 
 
 def test_a_known_plane_lies_between_or_does_not():
-    window = window_of(annotate())
-    planes, others = np.array([1, 4, 4, 5, 9]), np.array([4, 1, 6, 5, 6])
+    window = window_of(annotate(), first=1)
+    planes, others = np.array([1, 4, 4, 5, 9]) - 1, np.array([4, 1, 6, 5, 6]) - 1
     for label in (1, 3):
         unknown = window.unknown_between(np.full(5, label), planes, others)
         np.testing.assert_array_equal(unknown, [True, True, False, False, True])
@@ -175,6 +179,16 @@ def test_votes_and_intensities_speak_for_a_voxel(label):
     outvoted, _ = log_odds_around(annotation, label, votes=(2,))
     assert (voted > outvoted).all()
     assert outvoted[truly].mean() > outvoted[~truly].mean()
+
+
+def test_background_has_the_intensities_near_the_labels_that_no_label_has():
+    annotation = annotate()
+    away = ndimage.distance_transform_edt(labels_side_by_side()[0] == 0)
+    annotation.image[:, away >= SURROUND] = 100.0  # as in label 2
+    ratio = window_of(annotation).log_likelihood_ratio(
+        2, np.array([BACKGROUND]), at(np.array([[5, 15, 17]])), np.array([5])
+    )
+    assert ratio > 3.5
 
 
 def upright(column):
