@@ -18,7 +18,7 @@ from LabelPropLib.memory import Memory
 from LabelPropLib.preprocessing import prepare, signed_distance
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
-from LabelPropLib.surroundings import COEFFICIENTS, REACH, Coefficients, Surroundings, Window, around_strokes
+from LabelPropLib.surroundings import COEFFICIENTS, REACH, SIGHT, Coefficients, Surroundings, Window, around_strokes
 
 SPACING = (3.0, 1.0, 1.0)
 SHAPE = (13, 64, 72)
@@ -192,6 +192,15 @@ def test_strokes_far_apart_do_not_know_of_each_other(case):
     np.testing.assert_array_equal(both, np.where(near, one, other))
     before, _ = case.update({})
     assert (one != before).sum() > 1
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 1.0, 1.0), (0.5, 4.0, 2.0)])
+def test_the_box_of_a_stroke_holds_all_within_reach_and_what_is_looked_at_for_it(case, spacing):
+    annotation = dataclasses.replace(case.annotation, spacing=spacing, scribbles={9: np.array([[6, 30, 40]])})
+    (region,) = scribbles.regions(annotation, pixel=1.5)
+    for part, voxel, step, sight, size in zip(region.box, (6, 30, 40), spacing, (0, SIGHT, SIGHT), SHAPE, strict=True):
+        margin = np.ceil((REACH + 1.5 * sight) / step)
+        assert (part.start, part.stop) == (max(0, voxel - margin), min(size, voxel + margin + 1))
 
 
 def test_a_complete_slice_wins_and_the_user_is_told(case):
@@ -387,13 +396,18 @@ def test_a_graph_cut_knows_what_was_drawn_and_what_is_sure(case, monkeypatch):
     voxels = stroke_through((TRUTH == 9) & (FUSED != 9), "coronal")
     annotation = dataclasses.replace(case.annotation, scribbles={9: voxels})
     (region,) = scribbles.regions(annotation, case.stack.pixel)
-    found, _ = case.update({9: voxels}, follow_edges=True)
+    _, (around,) = case.around(9, voxels)
+    odds = np.full(region.strokes.shape, -np.inf)
+    odds[tuple(around.voxels.T)] = around.log_odds()
+    case.update({9: voxels}, follow_edges=True)
     assert asked
     for unary, questionable, certain in asked:
         assert len(unary) == len(questionable) == 200
         assert not certain[tuple(questionable.T)].any()
         inside = region.strokes == 9
         assert certain[inside].all()
+        sure = odds > odds[tuple(questionable.T)].max()
+        assert sure.any() and certain[sure].all()
         for plane in ANNOTATED:
             drawn = TRUTH[region.box][plane - region.box[0].start]
             np.testing.assert_array_equal(certain[plane - region.box[0].start], drawn == 9)
