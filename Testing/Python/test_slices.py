@@ -28,6 +28,7 @@ from LabelPropLib.scene.slices import (
     set_background,
     set_role,
     survey,
+    was_begun_anew,
     with_role,
 )
 
@@ -416,6 +417,24 @@ def test_a_correction_after_the_whole_segment_was_smoothed_is_read(applied):
     assert corrected_slices(volume, node, mask) == ([0, 11], [])
     mask[5, 4] = 1
     assert corrected_slices(volume, node, mask) == ([0, 5, 11], [])
+
+
+ALL = set(range(20))
+
+
+@pytest.mark.parametrize(
+    ("left", "as_it_was", "is_begun_anew"),
+    [
+        ({5, 10, 15}, set(), True),
+        ({5, 10, 15}, {10}, False),
+        ({5, 6}, set(), True),  # little
+        (ALL - {8, 9}, set(), False),  # nearly all of it is there
+        (ALL - {0, 1, 2, 17, 18, 19}, set(), False),  # it shrank
+        (ALL - {3, 4, 5, 6, 14, 15}, set(), True),
+    ],
+)
+def test_a_segment_of_which_much_is_gone_was_begun_anew(left, as_it_was, is_begun_anew):
+    assert was_begun_anew(left, left - as_it_was, ALL - left) == is_begun_anew
 
 
 def test_what_was_found_across_one_axis_says_nothing_across_another(applied):

@@ -147,6 +147,17 @@ def test_nothing_is_around_a_stroke_further_than_its_reach_or_beyond_a_known_pla
         assert not set(around.voxels[:, 0].tolist()) & set(PLANES)
 
 
+@pytest.mark.parametrize(("plane", "planes"), [(2, {1, 2, 3, 4}), (8, {6, 7, 8, 9})])
+def test_what_is_around_a_stroke_goes_as_far_as_the_label_was_carried(plane, planes):
+    """From plane 1 to plane 9; on plane 5 it is drawn."""
+    annotation = annotate()
+    for outermost in (0, 10):
+        annotation.complete[1].pop(outermost)
+    window = window_of(annotation)
+    (around,) = around_strokes(window.standing(1), stroke_of(1, (plane, 15, 16)), window)
+    assert set(around.voxels[:, 0].tolist()) == planes
+
+
 @given(column=st.integers(3, 28), stroked=st.integers(0, 31))
 @settings(max_examples=25)
 def test_a_stroke_of_background_says_nothing_of_a_label_that_it_does_not_run_through(column, stroked):
