@@ -226,10 +226,16 @@ def test_what_is_scribbled_twice_on_a_slice_drawn_for_another_label_contradicts_
         assert [message for message in report["messages"] if "scribbled" in message][0].startswith(said)
 
 
-def test_a_voxel_scribbled_twice_is_told(case):
-    found, told = case.update({9: np.array([[6, 30, 40]]), BACKGROUND: np.array([[6, 30, 40]])})
-    assert found[6, 30, 40] == 0
-    assert len(told) == 1 and "1 voxels are scribbled twice" in told[0]
+@pytest.mark.parametrize(("labels", "counts"), [((9, BACKGROUND), 0), ((3, 9), 9)])
+def test_a_voxel_scribbled_twice_is_told(case, labels, counts):
+    """In whatever order they are given."""
+    found = []
+    for order in (labels, labels[::-1]):
+        volume, told = case.update({label: np.array([[6, 30, 40]]) for label in order})
+        assert volume[6, 30, 40] == counts
+        assert len(told) == 1 and "1 voxels are scribbled twice" in told[0]
+        found.append(volume)
+    np.testing.assert_array_equal(*found)
 
 
 def test_strokes_outside_the_crop_are_kept(case):

@@ -512,7 +512,7 @@ def test_masks_to_write_are_no_larger_than_their_segments():
 
 @pytest.mark.parametrize(("mode", "kept"), [("AllSegments", {2, 3}), ("VisibleSegments", {2}), ("None", set())])
 def test_a_preview_keeps_drawn_slices_and_leaves_to_other_segments_what_is_theirs(mode, kept):
-    volume = slicer.util.addVolumeFromArray(np.zeros((7, 6, 6)))
+    volume = slicer.util.addVolumeFromArray(np.zeros((7, 6, 6)), np.diag([1.0, 1.0, 3.0, 1.0]))
     labels = np.zeros((7, 6, 6), np.uint8)
     labels[[1, 5], 1:5, 1:5] = 1
     labels[2, 1, :3], labels[3, 1:5, 3], labels[4, 2, 2:4] = 2, 3, 2
@@ -521,14 +521,17 @@ def test_a_preview_keeps_drawn_slices_and_leaves_to_other_segments_what_is_their
     found = np.zeros(labels.shape, np.uint8)
     found[1:6, 1:5, 1:5] = 1
     preview = scene.add_segmentation_of_labels(found, volume, "p", {1: "a"})
+    for segmentation in (node, preview):  # nothing was found of it
+        segmentation.GetSegmentation().AddEmptySegment("empty", "empty")
     drawn = labels == 1
     drawn[[1, 5], 4, 4] = False  # corrected since
     slicer.util.updateSegmentBinaryLabelmapFromArray(drawn.astype(np.uint8), node, "a", volume)
-    overview = survey(volume, node, ["a"], "k")
+    overview = survey(volume, node, ["a", "empty"], "k")
     editor = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
     editor.SetAndObserveSegmentationNode(node)
     editor.SetOverwriteMode(getattr(editor, f"Overwrite{mode}"))
     masks, grid, left = masks_to_write(editor, preview, overview)
+    assert list(masks) == ["a"]
     scene.write_masks(node, masks, grid)
     theirs = np.isin(labels, list(kept))
     expected = np.where(drawn.any(axis=(1, 2))[:, None, None], drawn, (found > 0) & ~theirs)
