@@ -521,12 +521,14 @@ def test_a_preview_keeps_drawn_slices_and_leaves_to_other_segments_what_is_their
     found = np.zeros(labels.shape, np.uint8)
     found[1:6, 1:5, 1:5] = 1
     preview = scene.add_segmentation_of_labels(found, volume, "p", {1: "a"})
-    for segmentation in (node, preview):  # nothing was found of it
+    for segmentation in (node, preview):
         segmentation.GetSegmentation().AddEmptySegment("empty", "empty")
     drawn = labels == 1
     drawn[[1, 5], 4, 4] = False  # corrected since
     slicer.util.updateSegmentBinaryLabelmapFromArray(drawn.astype(np.uint8), node, "a", volume)
     overview = survey(volume, node, ["a", "empty"], "k")
+    nothing = boxes.whole((0, 0, 0)), np.zeros((0, 0, 0), bool)
+    scene.write_masks(preview, {"empty": nothing}, overview.grid)
     editor = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
     editor.SetAndObserveSegmentationNode(node)
     editor.SetOverwriteMode(getattr(editor, f"Overwrite{mode}"))
