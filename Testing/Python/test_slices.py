@@ -522,13 +522,16 @@ def test_a_preview_keeps_drawn_slices_and_leaves_to_other_segments_what_is_their
     found[1:6, 1:5, 1:5] = 1
     preview = scene.add_segmentation_of_labels(found, volume, "p", {1: "a"})
     for segmentation in (node, preview):
-        segmentation.GetSegmentation().AddEmptySegment("empty", "empty")
+        segmentation.GetSegmentation().AddEmptySegment("late", "late")
     drawn = labels == 1
     drawn[[1, 5], 4, 4] = False  # corrected since
     slicer.util.updateSegmentBinaryLabelmapFromArray(drawn.astype(np.uint8), node, "a", volume)
-    overview = survey(volume, node, ["a", "empty"], "k")
+    late = np.zeros(labels.shape, np.uint8)
+    late[3, 2, 1:3] = 1  # drawn since; nothing was found of it
+    slicer.util.updateSegmentBinaryLabelmapFromArray(late, node, "late", volume)
+    overview = survey(volume, node, ["a", "late"], "k")
     nothing = boxes.whole((0, 0, 0)), np.zeros((0, 0, 0), bool)
-    scene.write_masks(preview, {"empty": nothing}, overview.grid)
+    scene.write_masks(preview, {"late": nothing}, overview.grid)
     editor = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
     editor.SetAndObserveSegmentationNode(node)
     editor.SetOverwriteMode(getattr(editor, f"Overwrite{mode}"))
@@ -536,9 +539,27 @@ def test_a_preview_keeps_drawn_slices_and_leaves_to_other_segments_what_is_their
     assert list(masks) == ["a"]
     scene.write_masks(node, masks, grid)
     theirs = np.isin(labels, list(kept))
-    expected = np.where(drawn.any(axis=(1, 2))[:, None, None], drawn, (found > 0) & ~theirs)
-    np.testing.assert_array_equal(scene.segment_on_grid(node, "a", overview.grid), expected)
+    expected = np.where(drawn.any(axis=(1, 2))[:, None, None], drawn, (found > 0) & ~theirs & (late == 0))
+    for name, mask in {"a": expected, "shown": labels == 2, "hidden": labels == 3, "late": late > 0}.items():
+        np.testing.assert_array_equal(scene.segment_on_grid(node, name, overview.grid), mask)
     assert left == np.count_nonzero(theirs & (found > 0))
+
+
+def test_masks_that_overlap_are_written_whole():
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
+    node = scene.add_segmentation_of_labels(np.zeros(SHAPE, np.uint8), volume, "s")
+    grid = scene.geometry.work_grid(volume, node)
+    given = {"a": slice(0, 3), "b": slice(2, 5), "c": slice(4, 6)}
+    masks = {}
+    for name, columns in given.items():
+        node.GetSegmentation().AddEmptySegment(name, name)
+        masks[name] = (slice(1, 3), slice(0, 5), columns), np.ones((2, 5, columns.stop - columns.start), bool)
+    scene.write_masks(node, masks, grid)
+    for name, (box, _) in masks.items():
+        expected = np.zeros(SHAPE, bool)
+        expected[box] = True
+        np.testing.assert_array_equal(scene.segment_on_grid(node, name, grid), expected)
+    assert node.GetSegmentation().GetNumberOfLayers() == 2
 
 
 def drawn_column(image, drawn):
