@@ -137,16 +137,22 @@ def test_a_label_known_to_be_absent_stays_absent(scan):
     assert (inside < 0).all() and (outside == -9).all()
 
 
-def test_a_slice_next_to_one_without_the_label_is_hidden_too(scan):
+@pytest.mark.parametrize(("planes", "used"), [((0, 8), [4]), ((0,), [])])
+def test_what_is_hidden_is_between_two_known_slices_one_of_which_bears_the_label(scan, planes, used):
+    """That is slice 8, for label 4, which is not on 16; for label 9 there is none, so that nothing speaks for it."""
     image, labels = scan
-    drawn = {4: np.zeros(labels.shape, bool), 7: np.zeros(labels.shape, bool)}
-    drawn[4][[0, 8]], drawn[7][[0, 8, 16], 38:43] = labels[[0, 8]] == 4, True
-    annotation = annotate_from_masks(image, drawn, SPACING, axis=0)
-    annotation = replace(annotation, atlases=(atlas(*spindle(1, shift=(2, 2))),))
+    planes, bar = list(planes), np.zeros(labels.shape, bool)
+    bar[:, 38:43] = True
+    drawn = {4: np.zeros(labels.shape, bool), 9: np.zeros(labels.shape, bool)}
+    drawn[4][planes], drawn[9][[0, 16]] = labels[planes] == 4, bar[[0, 16]]
+    absent = {4: {8, 16} - set(planes)}
+    annotation = annotate_from_masks(image, drawn, SPACING, axis=0, missing="unknown", absent=absent)
+    other, finished = spindle(1, shift=(2, 2))
+    annotation = replace(annotation, atlases=(atlas(other, np.where(bar, 9, finished)),))
     stack = prepare(annotation, 200)
     chains = Chains(torch.zeros(len(stack.images) - 1, 2, 20, 20), stack.images)
-    rules = dict.fromkeys((4, 7), similarity.fuse)
-    assert list(atlases.helpful(annotation, stack, LabelPlanes(annotation, stack), chains, rules)) == [4]
+    rules = dict.fromkeys((4, 9), similarity.fuse)
+    assert list(atlases.helpful(annotation, stack, LabelPlanes(annotation, stack), chains, rules)) == used
 
 
 def test_alignment_begins_with_the_boxes_of_the_labels(scan):
