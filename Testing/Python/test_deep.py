@@ -94,6 +94,8 @@ def test_networks_see_intensities_relative_to_those_in_and_around_the_label():
     target = told_of_disc(8).target
     assert float(target.mean()) == pytest.approx(0, abs=0.05)
     assert float(target.diff(dim=2).mean()) == pytest.approx(1 / 8, rel=0.25)
+    assert deep.relative(torch.tensor([-99.0, 2.0, 99.0]), (1.0, 0.5)).tolist() == [-4, 2, 4]
+    assert deep.bounded(torch.tensor([-99.0, 2.0, 99.0])).tolist() == [-3, 0.5, 3]
 
 
 @torch.no_grad()
