@@ -1,5 +1,7 @@
 """Deep label fusion: what it must leave alone, what it may do, and that the shipped weights choose well."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.subnets import CORRECTION_CHANNELS, VOTING_CHANNELS, DeepLabelFusion
 from LabelPropLib.gaps import Gap
-from LabelPropLib.label_planes import LabelPlanes
+from LabelPropLib.label_planes import DISTANCE_LIMIT, LabelPlanes
 from LabelPropLib.preprocessing import prepare, signed_distance
 
 SIZE = 64
@@ -96,6 +98,21 @@ def test_networks_see_intensities_relative_to_those_in_and_around_the_label():
     assert float(target.diff(dim=2).mean()) == pytest.approx(1 / 8, rel=0.25)
     assert deep.relative(torch.tensor([-99.0, 2.0, 99.0]), (1.0, 0.5)).tolist() == [-4, 2, 4]
     assert deep.bounded(torch.tensor([-99.0, 2.0, 99.0])).tolist() == [-3, 0.5, 3]
+
+
+@torch.no_grad()
+def test_a_candidate_that_is_voted_for_weighs_more():
+    """Here, in its window, the nearer one."""
+    arrived = arrival_of_disc(8, 80)
+    votes = deep.vote(arrived, SimpleNamespace(voting=lambda view: view[:, 4]))
+    change = votes.window.of(votes.way - similarity.similarity_way(arrived, torch.zeros_like(votes.way)))
+    assert (change[0] < 0).all() and (change[2] > 0).all()
+
+
+def test_where_a_label_is_absent_the_networks_see_it_far_outside():
+    arrived = arrivals_of_discs()[2]
+    told = deep.features(arrived, deep.look(arrived), 1.2)
+    assert (told.upper == -1.2 * DISTANCE_LIMIT).all() and told.lower.max() > 0
 
 
 @torch.no_grad()

@@ -147,6 +147,16 @@ def test_nothing_is_around_a_stroke_further_than_its_reach_or_beyond_a_known_pla
         assert not set(around.voxels[:, 0].tolist()) & set(PLANES)
 
 
+def test_a_stroke_that_ends_on_a_drawn_slice_is_no_longer_for_that():
+    window = window_of(annotate())
+    strokes = stroke_of(1, (4, 15, 16))
+    (alone,) = around_strokes(window.standing(1), strokes, window)
+    strokes[5, 15, 16] = 1
+    (both,) = around_strokes(window.standing(1), strokes, window)
+    np.testing.assert_array_equal(both.voxels, alone.voxels)
+    np.testing.assert_array_equal(both.terms, alone.terms)
+
+
 @pytest.mark.parametrize(("plane", "planes"), [(2, {1, 2, 3, 4}), (8, {6, 7, 8, 9})])
 def test_what_is_around_a_stroke_goes_as_far_as_the_label_was_carried(plane, planes):
     """From plane 1 to plane 9; on plane 5 it is drawn."""
