@@ -1,5 +1,7 @@
 """What is around a stroke: how far, which labels are concerned, and the terms of the odds that it is wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from LabelPropLib.surroundings import (
     REACH,
     SIGHT,
     SMOOTHING,
+    TERMS,
     USUAL_SHARPNESS,
     Standing,
     Window,
@@ -210,6 +213,14 @@ def test_background_has_the_intensities_near_the_labels_that_no_label_has():
         2, np.array([BACKGROUND]), at(np.array([[5, 15, 17]])), np.array([5])
     )
     assert ratio > 3.5
+
+
+def test_outvoted_is_what_was_voted_for_at_the_stroke_alone():
+    window, left = window_of(annotate()), np.arange(SHAPE[2]) < 17
+    for voted, outvoted in ((left, ~left), (~left, left & ~left)):
+        standing = replace(window.standing(1), voted=np.broadcast_to(voted, SHAPE))
+        (around,) = around_strokes(standing, stroke_of(1, (3, 15, 16)), window)
+        np.testing.assert_array_equal(around.terms[:, TERMS.index("outvoted")], outvoted[around.voxels[:, 2]])
 
 
 def upright(column):
