@@ -527,7 +527,7 @@ def test_a_preview_keeps_drawn_slices_and_leaves_to_other_segments_what_is_their
     drawn[[1, 5], 4, 4] = False  # corrected since
     slicer.util.updateSegmentBinaryLabelmapFromArray(drawn.astype(np.uint8), node, "a", volume)
     late = np.zeros(labels.shape, np.uint8)
-    late[3, 2, 1:3] = 1  # drawn since; nothing was found of it
+    late[[3, 6], 2, 1:3] = 1  # drawn since; nothing was found of it
     slicer.util.updateSegmentBinaryLabelmapFromArray(late, node, "late", volume)
     overview = survey(volume, node, ["a", "late"], "k")
     nothing = boxes.whole((0, 0, 0)), np.zeros((0, 0, 0), bool)
