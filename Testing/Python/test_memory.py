@@ -124,6 +124,16 @@ def test_slices_beyond_the_last_ones_are_registered_from_the_beginning(volume, r
         assert dice(again.mask(label), truth) > dice(cold.mask(label), truth) - 0.003
 
 
+def test_slice_before_the_first_one_widens_the_stack(volume, registered):
+    memory = Memory()
+    propagate(drawn(volume, [4, 8, 12]), FAST, memory=memory)
+    before = memory._remembered.velocity
+    del registered[:]
+    propagate(drawn(volume, [0, 4, 8, 12]), FAST, memory=memory)
+    assert registered == [4, 4, 4]
+    assert torch.equal(memory._remembered.velocity[4:], before)
+
+
 def test_slice_taken_away_narrows_the_stack(volume, memory, registered):
     before = memory._remembered.velocity
     propagate(drawn(volume, [8, 16]), FAST, memory=memory)
