@@ -420,6 +420,10 @@ def test_unresponsive_process_is_replaced(application):
     application.run_until(lambda: not background.running)
     assert application.last("done") and not application.last("failed")
     assert background.process_id != process_id
+    background.submit(tube(), FAST)
+    os.kill(background.process_id, signal.SIGKILL)  # that it was replaced once does not hide it
+    application.run_until(lambda: not background.running)
+    assert application.last("failed")[0] == "ended"
 
 
 def test_process_killed_from_outside_is_told_and_replaced(application, tmp_path):
