@@ -115,14 +115,55 @@ def test_bridged_distances_are_those_drawn_on_the_bounding_planes(standing, lowe
         torch.testing.assert_close(bridged[plane], planes.distances(4, lower + plane), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("gap", [Gap(8, None, 9, 12), Gap(None, 8, 4, 7)])
+def test_beyond_the_outermost_plane_distances_are_moved_as_on_it(standing, gap):
+    _, stack, planes, _ = standing
+    distances = 10 * torch.randn(PLANES, *stack.size, generator=torch.Generator().manual_seed(0))
+    expected = distances[gap.first : gap.last + 1] + planes.distances(4, 8) - distances[8]
+    torch.testing.assert_close(atlases.bridge(distances, 4, gap, planes), expected)
+
+
 def test_a_label_known_to_be_absent_stays_absent(scan):
     image, labels = scan
     labels = labels.copy()
     labels[8] = 7  # drawn on the slice, so that it counts as annotated
     annotation = annotate(image, labels)
     stack = prepare(annotation, 200)
-    bridged = atlases.bridge(torch.full((PLANES, *stack.size), 9.0), 4, Gap(0, 8, 0, 8), LabelPlanes(annotation, stack))
-    assert (bridged[8] < 0).all()
+    planes = LabelPlanes(annotation, stack)
+    inside, outside = (
+        atlases.bridge(torch.full((PLANES, *stack.size), distance), 4, Gap(0, 8, 0, 8), planes)[8]
+        for distance in (9.0, -9.0)
+    )
+    assert (inside < 0).all() and (outside == -9).all()
+
+
+@pytest.mark.parametrize(("planes", "used"), [((0, 8), [4]), ((0,), [])])
+def test_what_is_hidden_is_between_two_known_slices_one_of_which_bears_the_label(scan, planes, used):
+    """That is slice 8, for label 4, which is not on 16; for label 9 there is none, so that nothing speaks for it."""
+    image, labels = scan
+    planes, bar = list(planes), np.zeros(labels.shape, bool)
+    bar[:, 38:43] = True
+    drawn = {4: np.zeros(labels.shape, bool), 9: np.zeros(labels.shape, bool)}
+    drawn[4][planes], drawn[9][[0, 16]] = labels[planes] == 4, bar[[0, 16]]
+    absent = {4: {8, 16} - set(planes)}
+    annotation = annotate_from_masks(image, drawn, SPACING, axis=0, missing="unknown", absent=absent)
+    other, finished = spindle(1, shift=(2, 2))
+    annotation = replace(annotation, atlases=(atlas(other, np.where(bar, 9, finished)),))
+    stack = prepare(annotation, 200)
+    chains = Chains(torch.zeros(len(stack.images) - 1, 2, 20, 20), stack.images)
+    rules = dict.fromkeys((4, 9), similarity.fuse)
+    assert list(atlases.helpful(annotation, stack, LabelPlanes(annotation, stack), chains, rules)) == used
+
+
+def test_alignment_begins_with_the_boxes_of_the_labels(scan):
+    mask = np.zeros(scan[0].shape, bool)
+    mask[7:9, 20:30, 22:40] = True
+    image, box = atlases._surroundings(scan[0], mask, np.diag([*SPACING, 1.0]))
+    np.testing.assert_allclose(box, [[22, 20, 21], [39, 29, 24]])
+    assert image.GetOrigin() == (7, 5, 6) and image.GetSize() == (45, 40, 12)
+    other = np.array([[1.0, 2, 3], [5, 8, 4]])
+    transform = atlases._box_to_box(box, other)
+    np.testing.assert_allclose([transform.TransformPoint(corner) for corner in box.tolist()], other)
 
 
 def test_an_atlas_that_finds_hidden_slices_is_used(scan, standing):
@@ -140,7 +181,7 @@ def test_an_atlas_of_another_shape_is_not_used_and_changes_no_voxel(scan):
     hourglass = atlas(*spindle(1, least=12, most=3))
     found = propagate(annotate(image, labels, atlases=(hourglass,)), FAST)
     assert found.report["atlases_used"] == []
-    assert any("atlases were not used" in message for message in found.report["messages"])
+    assert any("atlases were not used: no label on" in message for message in found.report["messages"])
     np.testing.assert_array_equal(found.label_maps[0], propagate(annotate(image, labels), FAST).label_maps[0])
 
 
@@ -163,6 +204,7 @@ def test_marks_of_absence_beyond_the_drawn_slices_hide_none(scan):
 def test_without_a_hidden_slice_no_atlas_is_used(scan):
     found = propagate(annotate(*scan, planes=(0, 16), atlases=(atlas(*scan),)), FAST)
     assert found.report["atlases_used"] == []
+    assert any("atlases were not used: at least three" in message for message in found.report["messages"])
 
 
 def test_a_used_atlas_is_told_and_gives_the_same_voxels_again():

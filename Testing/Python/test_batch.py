@@ -548,7 +548,8 @@ def result(folder, name, quality=None, failure=""):
         "seconds": {"registering": 2.0},
         "segments": {"7": "Psoas & co"},
         "volume_ml": {"7": 12.5},
-        "messages": [],
+        "annotated_slices": [3, 12],
+        "messages": ["Look at it."],
     }
     if quality is not None:
         report["expected_mean_dice"] = quality
@@ -572,7 +573,31 @@ def test_doubtful_volumes_come_first(tmp_path):
     with (tmp_path / overview.TABLE).open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["name"] for row in rows] == page.names
-    assert rows[1]["ml Psoas & co"] == "12.5" and rows[1]["expected_mean_dice"] == "0.6"
+    kept = {name: text for name, text in rows[0].items() if text}
+    assert kept == {"name": "<failed>", "status": "failed", "messages": "a & b", "image": "image.nii.gz"}
+    assert {name: text for name, text in rows[1].items() if text} == {
+        "name": "bad",
+        "status": "done",
+        "expected_mean_dice": "0.6",
+        "seconds": "2.0",
+        "annotated_slices": "3 12",
+        "ml Psoas & co": "12.5",
+        "messages": "Look at it.",
+        "image": "image.nii.gz",
+        "output": "bad.nii.gz",
+    }
+
+
+def test_a_row_of_the_page_tells_what_is_known_of_the_volume(tmp_path):
+    bad, unknown, failed = (
+        overview.row(result(tmp_path, "a", **known)) for known in ({"quality": 0.6}, {}, {"failure": "a & b"})
+    )
+    for text in ("<img", ">a.nii.gz</a>", "<b>0.600</b>", "width:20%", ">2<", ">2.0<", "<p>Look at it.</p>"):
+        assert text in bad and (text not in failed)
+    assert ">unknown<" in unknown and "width" not in unknown and "<img" in unknown
+    assert ">failed<" in failed and "<p>a &amp; b</p>" in failed and ">unknown<" not in failed
+    values = [re.findall('data-value="(.*?)"', row)[1] for row in (failed, bad, unknown)]
+    assert sorted(values, key=float) == values
 
 
 def test_segments_of_one_name_keep_their_volumes(tmp_path):

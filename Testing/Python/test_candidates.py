@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from samples import annotate_from_masks
 
@@ -109,6 +109,8 @@ def test_arrivals_of_a_standing_scan_are_the_drawn_contours(annotation):
     column=st.integers(0, 70),
     is_above=st.booleans(),
 )
+@example(seed=0, speed=0.0, drift=-3.0, row=0, column=0, is_above=False)  # off the border of the plane
+@example(seed=0, speed=0.0, drift=3.0, row=70, column=70, is_above=False)
 def test_a_box_holds_all_that_lies_near_what_is_carried(seed, speed, drift, row, column, is_above):
     """As if the whole plane had been sampled, wherever the label lies and however far it is carried."""
     size, generator = 71, torch.Generator().manual_seed(seed)

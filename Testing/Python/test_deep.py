@@ -1,5 +1,7 @@
 """Deep label fusion: what it must leave alone, what it may do, and that the shipped weights choose well."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from LabelPropLib.candidates import Chains, arrivals
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.subnets import CORRECTION_CHANNELS, VOTING_CHANNELS, DeepLabelFusion
 from LabelPropLib.gaps import Gap
-from LabelPropLib.label_planes import LabelPlanes
+from LabelPropLib.label_planes import DISTANCE_LIMIT, LabelPlanes
 from LabelPropLib.preprocessing import prepare, signed_distance
 
 SIZE = 64
@@ -24,12 +26,12 @@ def disc(row, column, radius):
     return (rows - row) ** 2 + (columns - column) ** 2 < radius**2
 
 
-def arrivals_of_discs(order=(1, 2, 3)):
+def arrivals_of_discs(order=(1, 2, 3), radius=7):
     """Three labels at planes 1 to 4 of 6: two on both sides, one below alone; no motion, noise for images."""
     masks = {label: np.zeros((6, SIZE, SIZE), bool) for label in (1, 2, 3)}
     masks[1][[0, 5]] = disc(20, 20, 8), disc(22, 22, 11)
     masks[2][[0, 5]] = disc(36, 36, 9), disc(34, 38, 6)
-    masks[3][0] = disc(48, 18, 7)
+    masks[3][0] = disc(48, 18, radius)
     image = ndimage.gaussian_filter(np.random.default_rng(2).normal(size=(6, SIZE, SIZE)), (0, 2, 2)).astype(np.float32)
     annotation = annotate_from_masks(image, masks, (3.0, 1.0, 1.0), axis=0)
     stack = prepare(annotation, 200)
@@ -86,6 +88,42 @@ def test_thin_and_thick_labels_look_alike_to_the_networks(radius):
 @pytest.mark.parametrize(("radius", "scale"), [(2, deep.SCALES[1]), (60, deep.SCALES[0])])
 def test_scales_have_limits(radius, scale):
     assert deep.scale(arrival_of_disc(radius, 160)) == scale
+
+
+@torch.no_grad()
+def test_networks_see_intensities_relative_to_those_in_and_around_the_label():
+    """Of a ramp, in a disc and as far around it as its radius: half of that is the deviation of the columns."""
+    target = told_of_disc(8).target
+    assert float(target.mean()) == pytest.approx(0, abs=0.05)
+    assert float(target.diff(dim=2).mean()) == pytest.approx(1 / 8, rel=0.25)
+    assert deep.relative(torch.tensor([-99.0, 2.0, 99.0]), (1.0, 0.5)).tolist() == [-4, 2, 4]
+    assert deep.bounded(torch.tensor([-99.0, 2.0, 99.0])).tolist() == [-3, 0.5, 3]
+
+
+@torch.no_grad()
+def test_a_candidate_that_is_voted_for_weighs_more():
+    """Here, in its window, the nearer one."""
+    arrived = arrival_of_disc(8, 80)
+    votes = deep.vote(arrived, SimpleNamespace(voting=lambda view: view[:, 4]))
+    change = votes.window.of(votes.way - similarity.similarity_way(arrived, torch.zeros_like(votes.way)))
+    assert (change[0] < 0).all() and (change[2] > 0).all()
+
+
+def test_where_a_label_is_absent_the_networks_see_it_far_outside():
+    arrived = arrivals_of_discs()[2]
+    told = deep.features(arrived, deep.look(arrived), 1.2)
+    assert (told.upper == -1.2 * DISTANCE_LIMIT).all() and told.lower.max() > 0
+
+
+@torch.no_grad()
+def test_a_tip_on_one_plane_alone_is_left_to_the_similarity_rule():
+    networks = DeepLabelFusion()
+    networks.correction.out.bias += 1
+    for radius, is_left in ((2, True), (7, False)):
+        arrived = arrivals_of_discs(radius=radius)
+        assert torch.equal(deep.fuse(arrived, networks)[2], similarity.fuse(arrived[2])) == is_left
+    both = arrival_of_disc(2, 40)  # as thin, but on two planes
+    assert not torch.equal(deep.fuse([both], networks)[0], similarity.fuse(both))
 
 
 @torch.no_grad()

@@ -119,6 +119,7 @@ def test_labels_of_a_few_voxels_are_not_scored():
 
 def test_command_prints_a_line_for_each_label(tmp_path, capsys):
     reference = random_labels(2)
+    reference[1:5, :3, :3] = 5  # too small on each slice for one of them to be the worst
     annotations = np.zeros_like(reference)
     annotations[[0, 5]] = reference[[0, 5]]
     paths = [
@@ -127,10 +128,13 @@ def test_command_prints_a_line_for_each_label(tmp_path, capsys):
     ]
     assert cli.main(["evaluate", str(paths[0]), str(paths[1]), "--annotations", str(paths[2])]) == 0
     printed = capsys.readouterr().out
+    lines = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line}
     scores = score_labels(random_labels(1), reference, SPACING, 0, [0, 5])
     for label, score in scores.items():
-        (line,) = [line for line in printed.splitlines() if line.split()[:1] == [str(label)]]
-        assert line.split()[1:4] == [f"{score.dice:.4f}", f"{score.assd:.2f}", f"{score.hd95:.2f}"]
+        worst = "-" if label == 5 else f"{score.worst_slice_dice:.3f}"
+        assert lines[str(label)] == [f"{score.dice:.4f}", f"{score.assd:.2f}", f"{score.hd95:.2f}", worst]
+    means = [np.mean([getattr(score, name) for score in scores.values()]) for name in ("dice", "assd", "hd95")]
+    assert lines["mean"] == [f"{means[0]:.4f}", *(f"{mean:.2f}" for mean in means[1:])]
     assert "4 of 6 slices across k, without the annotated ones" in printed
 
 

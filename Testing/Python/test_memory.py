@@ -13,9 +13,9 @@ from test_pipeline import SPACING, dice, keep, tubes
 from LabelPropLib import pipeline
 from LabelPropLib.annotation import annotate_from_label_volume
 from LabelPropLib.errors import Cancelled
-from LabelPropLib.memory import Memory, fingerprint, fusion_fingerprint, resample
+from LabelPropLib.memory import Memory, Remembered, fingerprint, fusion_fingerprint, resample
 from LabelPropLib.pipeline import propagate
-from LabelPropLib.preprocessing import prepare
+from LabelPropLib.preprocessing import crop_box, prepare
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
 
@@ -124,6 +124,16 @@ def test_slices_beyond_the_last_ones_are_registered_from_the_beginning(volume, r
         assert dice(again.mask(label), truth) > dice(cold.mask(label), truth) - 0.003
 
 
+def test_slice_before_the_first_one_widens_the_stack(volume, registered):
+    memory = Memory()
+    propagate(drawn(volume, [4, 8, 12]), FAST, memory=memory)
+    before = memory._remembered.velocity
+    del registered[:]
+    propagate(drawn(volume, [0, 4, 8, 12]), FAST, memory=memory)
+    assert registered == [4, 4, 4]
+    assert torch.equal(memory._remembered.velocity[4:], before)
+
+
 def test_slice_taken_away_narrows_the_stack(volume, memory, registered):
     before = memory._remembered.velocity
     propagate(drawn(volume, [8, 16]), FAST, memory=memory)
@@ -161,6 +171,20 @@ def test_labels_that_leave_the_crop_move_it_over_the_fields(volume, registered):
     assert memory._remembered.box != old
     assert registered == [8, 8, 8]  # the gap that the grown slice bounds, on three levels
     assert again.report["registration"] == "instance, reused"
+
+
+@pytest.mark.parametrize("corner", [None, (0, 20), (-1, 20), (20, 0), (20, -1)])
+def test_the_crop_is_made_anew_where_a_label_comes_near_to_any_of_its_sides(corner):
+    labels = np.zeros((3, 120, 120), np.int32)
+    labels[[0, 2], 50:70, 50:70] = 1
+    image = np.random.default_rng(0).random(labels.shape)
+    rows, columns = box = crop_box(annotate_from_label_volume(image, labels, SPACING, 0))
+    assert min(rows.start, columns.start) > 0 and max(rows.stop, columns.stop) < 120
+    if corner is not None:
+        labels[2][box][corner] = 1
+    remembered = Remembered(0, box, torch.zeros(2, 2, 8, 8), frozenset())
+    again = remembered.box_around(annotate_from_label_volume(image, labels, SPACING, 0))
+    assert (again == box) == (corner is None)
 
 
 def test_nothing_worth_keeping_begins_anew(volume, registered):

@@ -65,6 +65,13 @@ def test_little_memory_makes_slices_coarser_and_says_so(annotation, found, monke
     assert any("registered at 64 pixels" in message for message in propagate(large, FAST).report["messages"])
 
 
+@pytest.mark.parametrize(
+    ("size", "pixels", "is_told"), [((60, 80), 80, True), ((60, 79), 80, False), ((90, 160), 160, False)]
+)
+def test_only_slices_that_were_made_coarser_for_want_of_memory_are_told(size, pixels, is_told):
+    assert bool(planner.messages(Plan(CPU), size, pixels, planner.EFFORTS["fast"])) == is_told
+
+
 def test_what_is_drawn_takes_memory_too(annotation):
     (label, *_), free = annotation.labels, 8e7
     alone = replace(annotation, complete={label: annotation.complete[label]}, absent={}, scribbles={})

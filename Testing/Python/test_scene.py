@@ -210,13 +210,14 @@ def test_reference_geometry_smaller_than_the_volume():
     np.testing.assert_array_equal(segment_array(node, "right", volume)[part], written["right"])
 
 
-def test_strokes_beyond_the_reference_geometry_are_not_lost():
+@pytest.mark.parametrize("where", [np.s_[5, 15:20, 22], np.s_[0, 1:9, 3], np.s_[11, 0, 5:9]])
+def test_strokes_beyond_the_reference_geometry_are_not_lost(where):
     volume = add_scan()
     part = np.s_[1:11, 2:18, 0:20]
     cropped = add_scan(noise()[part], shift(k=1, j=2, i=0) @ STRAIGHT, "Cropped")
     node = add_segmentation(cropped, drawn_masks(noise()[part].shape))
     strokes = np.zeros(SHAPE, np.uint8)
-    strokes[5, 15:20, 22] = 1
+    strokes[where] = 1
     scribbles = scene.writing.add_segmentation_of_scribbles(strokes, volume, "Scribbles", {1: "left"})
     collected = scene.collect(volume, node, scribbles_node=scribbles)
     start, cropped_start = map(scene.geometry.grid_start, (collected.grid, scene.geometry.work_grid(cropped, node)))

@@ -18,7 +18,7 @@ from LabelPropLib.memory import Memory
 from LabelPropLib.preprocessing import prepare, signed_distance
 from LabelPropLib.registration import instance
 from LabelPropLib.settings import Settings
-from LabelPropLib.surroundings import COEFFICIENTS, REACH, Coefficients, Surroundings, Window, around_strokes
+from LabelPropLib.surroundings import COEFFICIENTS, REACH, SIGHT, Coefficients, Surroundings, Window, around_strokes
 
 SPACING = (3.0, 1.0, 1.0)
 SHAPE = (13, 64, 72)
@@ -165,17 +165,22 @@ def test_a_stroke_that_says_nothing_new_changes_nothing(case):
 @pytest.mark.parametrize("axis", [1, 2])
 @pytest.mark.parametrize("label", [9, BACKGROUND])
 def test_a_stroke_corrects_the_same_whichever_axis_the_slices_lie_across(case, axis, label):
+    """And if the volume begins nine slices before the first drawn one."""
     spacing = list(SPACING[1:])
     spacing.insert(axis, SPACING[0])
-    image = np.moveaxis(case.annotation.image, 0, axis)
-    annotation = dataclasses.replace(case.annotation, image=image, spacing=tuple(spacing), axis=axis)
+    image = np.moveaxis(np.pad(case.annotation.image, ((9, 0), (0, 0), (0, 0)), mode="edge"), 0, axis)
+    complete = {
+        label: {plane + 9: mask for plane, mask in planes.items()} for label, planes in case.annotation.complete.items()
+    }
+    annotation = dataclasses.replace(case.annotation, image=image, spacing=tuple(spacing), axis=axis, complete=complete)
     turned = fused_case(annotation, prepare(annotation, 200), FUSED)
-    voxels = stroke_through((TRUTH == label) & (case.update({})[0] != label), "coronal")
+    voxels = stroke_through((TRUTH == label) & (case.update({})[0] != label), "axial")
     voxels = np.concatenate([voxels, [[12, 30, 18]]])  # the last one contradicts a drawn slice
     expected, said = case.update({label: voxels}, follow_edges=True)
-    found, told = turned.update({label: np.insert(voxels[:, 1:], axis, voxels[:, 0], axis=1)}, follow_edges=True)
-    np.testing.assert_array_equal(np.moveaxis(found, axis, 0), expected)
-    assert told == said and len(said) == 1
+    strokes = {label: np.insert(voxels[:, 1:], axis, voxels[:, 0] + 9, axis=1)}
+    found, told = turned.update(strokes, follow_edges=True)
+    np.testing.assert_array_equal(np.moveaxis(found, axis, 0)[9:], expected)
+    assert told == [text.replace("slice 12", "slice 21") for text in said] and len(said) == 1
 
 
 def test_strokes_far_apart_do_not_know_of_each_other(case):
@@ -187,6 +192,15 @@ def test_strokes_far_apart_do_not_know_of_each_other(case):
     np.testing.assert_array_equal(both, np.where(near, one, other))
     before, _ = case.update({})
     assert (one != before).sum() > 1
+
+
+@pytest.mark.parametrize("spacing", [(3.0, 1.0, 1.0), (0.5, 4.0, 2.0)])
+def test_the_box_of_a_stroke_holds_all_within_reach_and_what_is_looked_at_for_it(case, spacing):
+    annotation = dataclasses.replace(case.annotation, spacing=spacing, scribbles={9: np.array([[6, 30, 40]])})
+    (region,) = scribbles.regions(annotation, pixel=1.5)
+    for part, voxel, step, sight, size in zip(region.box, (6, 30, 40), spacing, (0, SIGHT, SIGHT), SHAPE, strict=True):
+        margin = np.ceil((REACH + 1.5 * sight) / step)
+        assert (part.start, part.stop) == (max(0, voxel - margin), min(size, voxel + margin + 1))
 
 
 def test_a_complete_slice_wins_and_the_user_is_told(case):
@@ -212,10 +226,16 @@ def test_what_is_scribbled_twice_on_a_slice_drawn_for_another_label_contradicts_
         assert [message for message in report["messages"] if "scribbled" in message][0].startswith(said)
 
 
-def test_a_voxel_scribbled_twice_is_told(case):
-    found, told = case.update({9: np.array([[6, 30, 40]]), BACKGROUND: np.array([[6, 30, 40]])})
-    assert found[6, 30, 40] == 0
-    assert len(told) == 1 and "1 voxels are scribbled twice" in told[0]
+@pytest.mark.parametrize(("labels", "counts"), [((9, BACKGROUND), 0), ((3, 9), 9)])
+def test_a_voxel_scribbled_twice_is_told(case, labels, counts):
+    """In whatever order they are given."""
+    found = []
+    for order in (labels, labels[::-1]):
+        volume, told = case.update({label: np.array([[6, 30, 40]]) for label in order})
+        assert volume[6, 30, 40] == counts
+        assert len(told) == 1 and "1 voxels are scribbled twice" in told[0]
+        found.append(volume)
+    np.testing.assert_array_equal(*found)
 
 
 def test_strokes_outside_the_crop_are_kept(case):
@@ -382,13 +402,18 @@ def test_a_graph_cut_knows_what_was_drawn_and_what_is_sure(case, monkeypatch):
     voxels = stroke_through((TRUTH == 9) & (FUSED != 9), "coronal")
     annotation = dataclasses.replace(case.annotation, scribbles={9: voxels})
     (region,) = scribbles.regions(annotation, case.stack.pixel)
-    found, _ = case.update({9: voxels}, follow_edges=True)
+    _, (around,) = case.around(9, voxels)
+    odds = np.full(region.strokes.shape, -np.inf)
+    odds[tuple(around.voxels.T)] = around.log_odds()
+    case.update({9: voxels}, follow_edges=True)
     assert asked
     for unary, questionable, certain in asked:
         assert len(unary) == len(questionable) == 200
         assert not certain[tuple(questionable.T)].any()
         inside = region.strokes == 9
         assert certain[inside].all()
+        sure = odds > odds[tuple(questionable.T)].max()
+        assert sure.any() and certain[sure].all()
         for plane in ANNOTATED:
             drawn = TRUTH[region.box][plane - region.box[0].start]
             np.testing.assert_array_equal(certain[plane - region.box[0].start], drawn == 9)
@@ -396,10 +421,11 @@ def test_a_graph_cut_knows_what_was_drawn_and_what_is_sure(case, monkeypatch):
 
 @pytest.mark.parametrize("label", [3, 9, BACKGROUND])
 def test_what_is_drawn_in_a_window(case, label):
-    box = (slice(0, 5), slice(20, 45), slice(10, 60))
-    drawn = Window(box, case.annotation, case.stack, case.scores).drawn(label)
-    np.testing.assert_array_equal(drawn[0], TRUTH[box][0] == label)
-    assert not drawn[1:].any()
+    for planes, known in ((slice(0, 12), 0), (slice(1, 13), 11)):
+        box = (planes, slice(20, 45), slice(10, 60))
+        drawn = Window(box, case.annotation, case.stack, case.scores).drawn(label)
+        np.testing.assert_array_equal(drawn[known], TRUTH[box][known] == label)
+        assert not np.delete(drawn, known, axis=0).any()
 
 
 def test_without_the_option_nothing_is_cut(case, monkeypatch):

@@ -28,6 +28,7 @@ from LabelPropLib.scene.slices import (
     set_background,
     set_role,
     survey,
+    was_begun_anew,
     with_role,
 )
 
@@ -418,6 +419,24 @@ def test_a_correction_after_the_whole_segment_was_smoothed_is_read(applied):
     assert corrected_slices(volume, node, mask) == ([0, 5, 11], [])
 
 
+ALL = set(range(20))
+
+
+@pytest.mark.parametrize(
+    ("left", "as_it_was", "is_begun_anew"),
+    [
+        ({5, 10, 15}, set(), True),
+        ({5, 10, 15}, {10}, False),
+        ({5, 6}, set(), True),  # little
+        (ALL - {8, 9}, set(), False),  # nearly all of it is there
+        (ALL - {0, 1, 2, 17, 18, 19}, set(), False),  # it shrank
+        (ALL - {3, 4, 5, 6, 14, 15}, set(), True),
+    ],
+)
+def test_a_segment_of_which_much_is_gone_was_begun_anew(left, as_it_was, is_begun_anew):
+    assert was_begun_anew(left, left - as_it_was, ALL - left) == is_begun_anew
+
+
 def test_what_was_found_across_one_axis_says_nothing_across_another(applied):
     volume, node, mask = applied
     assert not notice_corrections(node, survey(volume, node, ["a"], "j"))
@@ -489,6 +508,58 @@ def test_masks_to_write_are_no_larger_than_their_segments():
     scene.write_masks(node, masks, grid)
     for value, name in enumerate("ab", 1):
         np.testing.assert_array_equal(scene.segment_on_grid(node, name, overview.grid), labels == value)
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("AllSegments", {2, 3}), ("VisibleSegments", {2}), ("None", set())])
+def test_a_preview_keeps_drawn_slices_and_leaves_to_other_segments_what_is_theirs(mode, kept):
+    volume = slicer.util.addVolumeFromArray(np.zeros((7, 6, 6)), np.diag([1.0, 1.0, 3.0, 1.0]))
+    labels = np.zeros((7, 6, 6), np.uint8)
+    labels[[1, 5], 1:5, 1:5] = 1
+    labels[2, 1, :3], labels[3, 1:5, 3], labels[4, 2, 2:4] = 2, 3, 2
+    node = scene.add_segmentation_of_labels(labels, volume, "s", {1: "a", 2: "shown", 3: "hidden"})
+    node.GetDisplayNode().SetSegmentVisibility("hidden", False)
+    found = np.zeros(labels.shape, np.uint8)
+    found[1:6, 1:5, 1:5] = 1
+    preview = scene.add_segmentation_of_labels(found, volume, "p", {1: "a"})
+    for segmentation in (node, preview):
+        segmentation.GetSegmentation().AddEmptySegment("late", "late")
+    drawn = labels == 1
+    drawn[[1, 5], 4, 4] = False  # corrected since
+    slicer.util.updateSegmentBinaryLabelmapFromArray(drawn.astype(np.uint8), node, "a", volume)
+    late = np.zeros(labels.shape, np.uint8)
+    late[[3, 6], 2, 1:3] = 1  # drawn since; nothing was found of it
+    slicer.util.updateSegmentBinaryLabelmapFromArray(late, node, "late", volume)
+    overview = survey(volume, node, ["a", "late"], "k")
+    nothing = boxes.whole((0, 0, 0)), np.zeros((0, 0, 0), bool)
+    scene.write_masks(preview, {"late": nothing}, overview.grid)
+    editor = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentEditorNode")
+    editor.SetAndObserveSegmentationNode(node)
+    editor.SetOverwriteMode(getattr(editor, f"Overwrite{mode}"))
+    masks, grid, left = masks_to_write(editor, preview, overview)
+    assert list(masks) == ["a"]
+    scene.write_masks(node, masks, grid)
+    theirs = np.isin(labels, list(kept))
+    expected = np.where(drawn.any(axis=(1, 2))[:, None, None], drawn, (found > 0) & ~theirs & (late == 0))
+    for name, mask in {"a": expected, "shown": labels == 2, "hidden": labels == 3, "late": late > 0}.items():
+        np.testing.assert_array_equal(scene.segment_on_grid(node, name, overview.grid), mask)
+    assert left == np.count_nonzero(theirs & (found > 0))
+
+
+def test_masks_that_overlap_are_written_whole():
+    volume = slicer.util.addVolumeFromArray(np.zeros(SHAPE))
+    node = scene.add_segmentation_of_labels(np.zeros(SHAPE, np.uint8), volume, "s")
+    grid = scene.geometry.work_grid(volume, node)
+    given = {"a": slice(0, 3), "b": slice(2, 5), "c": slice(4, 6)}
+    masks = {}
+    for name, columns in given.items():
+        node.GetSegmentation().AddEmptySegment(name, name)
+        masks[name] = (slice(1, 3), slice(0, 5), columns), np.ones((2, 5, columns.stop - columns.start), bool)
+    scene.write_masks(node, masks, grid)
+    for name, (box, _) in masks.items():
+        expected = np.zeros(SHAPE, bool)
+        expected[box] = True
+        np.testing.assert_array_equal(scene.segment_on_grid(node, name, grid), expected)
+    assert node.GetSegmentation().GetNumberOfLayers() == 2
 
 
 def drawn_column(image, drawn):

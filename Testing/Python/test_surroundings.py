@@ -1,5 +1,7 @@
 """What is around a stroke: how far, which labels are concerned, and the terms of the odds that it is wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
-from LabelPropLib.label_planes import DISTANCE_LIMIT
+from LabelPropLib.label_planes import DISTANCE_LIMIT, SURROUND
 from LabelPropLib.labelmaps import FusedScore
 from LabelPropLib.preprocessing import prepare
 from LabelPropLib.surroundings import (
@@ -16,10 +18,12 @@ from LabelPropLib.surroundings import (
     REACH,
     SIGHT,
     SMOOTHING,
+    TERMS,
     USUAL_SHARPNESS,
     Standing,
     Window,
     around_strokes,
+    at,
     drawn_volume,
     length_of,
     next_to,
@@ -52,8 +56,11 @@ def annotate(spacing=(2.0, 1.0, 1.0), shared=False):
     return annotation
 
 
-def window_of(annotation, votes=()):
-    """All of a volume, with the same score everywhere: label 2 before label 1, label 3 nowhere; votes: of labels."""
+def window_of(annotation, votes=(), first=0):
+    """A volume from a plane on, with the same score everywhere: label 2 before label 1, label 3 nowhere.
+
+    votes: of labels.
+    """
     stack = prepare(annotation, 200)
     size = (9, *stack.size)
     fused = [
@@ -66,7 +73,7 @@ def window_of(annotation, votes=()):
         )
         for label, score in SCORES.items()
     ]
-    return Window(tuple(slice(0, length) for length in SHAPE), annotation, stack, fused)
+    return Window((slice(first, SHAPE[0]), *(slice(0, length) for length in SHAPE[1:])), annotation, stack, fused)
 
 
 def stroke_of(label, voxel=(3, 15, 16)):
@@ -115,8 +122,8 @@ def test_a_candidate_that_votes_for_another_label_votes_against_the_background()
 
 
 def test_a_known_plane_lies_between_or_does_not():
-    window = window_of(annotate())
-    planes, others = np.array([1, 4, 4, 5, 9]), np.array([4, 1, 6, 5, 6])
+    window = window_of(annotate(), first=1)
+    planes, others = np.array([1, 4, 4, 5, 9]) - 1, np.array([4, 1, 6, 5, 6]) - 1
     for label in (1, 3):
         unknown = window.unknown_between(np.full(5, label), planes, others)
         np.testing.assert_array_equal(unknown, [True, True, False, False, True])
@@ -141,6 +148,27 @@ def test_nothing_is_around_a_stroke_further_than_its_reach_or_beyond_a_known_pla
         assert (np.linalg.norm(offsets, axis=1) <= REACH).all()
         assert set((around.voxels[:, 0] < 5).tolist()) <= {voxel[0] < 5}
         assert not set(around.voxels[:, 0].tolist()) & set(PLANES)
+
+
+def test_a_stroke_that_ends_on_a_drawn_slice_is_no_longer_for_that():
+    window = window_of(annotate())
+    strokes = stroke_of(1, (4, 15, 16))
+    (alone,) = around_strokes(window.standing(1), strokes, window)
+    strokes[5, 15, 16] = 1
+    (both,) = around_strokes(window.standing(1), strokes, window)
+    np.testing.assert_array_equal(both.voxels, alone.voxels)
+    np.testing.assert_array_equal(both.terms, alone.terms)
+
+
+@pytest.mark.parametrize(("plane", "planes"), [(2, {1, 2, 3, 4}), (8, {6, 7, 8, 9})])
+def test_what_is_around_a_stroke_goes_as_far_as_the_label_was_carried(plane, planes):
+    """From plane 1 to plane 9; on plane 5 it is drawn."""
+    annotation = annotate()
+    for outermost in (0, 10):
+        annotation.complete[1].pop(outermost)
+    window = window_of(annotation)
+    (around,) = around_strokes(window.standing(1), stroke_of(1, (plane, 15, 16)), window)
+    assert set(around.voxels[:, 0].tolist()) == planes
 
 
 @given(column=st.integers(3, 28), stroked=st.integers(0, 31))
@@ -175,6 +203,24 @@ def test_votes_and_intensities_speak_for_a_voxel(label):
     outvoted, _ = log_odds_around(annotation, label, votes=(2,))
     assert (voted > outvoted).all()
     assert outvoted[truly].mean() > outvoted[~truly].mean()
+
+
+def test_background_has_the_intensities_near_the_labels_that_no_label_has():
+    annotation = annotate()
+    away = ndimage.distance_transform_edt(labels_side_by_side()[0] == 0)
+    annotation.image[:, away >= SURROUND] = 100.0  # as in label 2
+    ratio = window_of(annotation).log_likelihood_ratio(
+        2, np.array([BACKGROUND]), at(np.array([[5, 15, 17]])), np.array([5])
+    )
+    assert ratio > 3.5
+
+
+def test_outvoted_is_what_was_voted_for_at_the_stroke_alone():
+    window, left = window_of(annotate()), np.arange(SHAPE[2]) < 17
+    for voted, outvoted in ((left, ~left), (~left, left & ~left)):
+        standing = replace(window.standing(1), voted=np.broadcast_to(voted, SHAPE))
+        (around,) = around_strokes(standing, stroke_of(1, (3, 15, 16)), window)
+        np.testing.assert_array_equal(around.terms[:, TERMS.index("outvoted")], outvoted[around.voxels[:, 2]])
 
 
 def upright(column):

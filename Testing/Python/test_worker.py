@@ -24,7 +24,7 @@ from hypothesis.extra import numpy as npst
 from samples import annotate_from_masks
 
 import LabelPropLib
-from LabelPropLib import checkpoint, pipeline, standard_input, worker
+from LabelPropLib import checkpoint, pipeline, process, standard_input, worker
 from LabelPropLib.annotation import AtlasVolume, SparseAnnotation
 from LabelPropLib.command_process import FAILED_TO_START, BackgroundCommand
 from LabelPropLib.exchange import read_annotation, read_propagation, write_annotation_in_parts, write_propagation
@@ -381,6 +381,17 @@ def test_background_jobs(application, tmp_path):
     assert application.last("failed") is None
 
 
+def test_the_time_left_follows_from_the_speed_since_the_first_progress(application, monkeypatch):
+    clock = iter([50.0, 60.0, 75.0])
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    background = application.background
+    background._job, background._first_progress = "job-2", None
+    for job, fraction in (("job-2", 0.2), ("job-1", 0.9), ("job-2", 0.4), ("job-2", 0.7)):
+        background._handle({"job": job, "progress": fraction, "stage": "Registering"})
+    left = [seconds for name, fraction, stage, seconds in application.told if name == "progress"]
+    assert left == [None, pytest.approx(30), pytest.approx(15)]
+
+
 def test_large_scans_are_handed_over_in_parts(application, monkeypatch, tmp_path):
     """The event loop runs in between, in which the job can be cancelled before the process has heard of it."""
     monkeypatch.setattr("LabelPropLib.exchange.PART_BYTES", 1000)
@@ -409,6 +420,10 @@ def test_unresponsive_process_is_replaced(application):
     application.run_until(lambda: not background.running)
     assert application.last("done") and not application.last("failed")
     assert background.process_id != process_id
+    background.submit(tube(), FAST)
+    os.kill(background.process_id, signal.SIGKILL)  # that it was replaced once does not hide it
+    application.run_until(lambda: not background.running)
+    assert application.last("failed")[0] == "ended"
 
 
 def test_process_killed_from_outside_is_told_and_replaced(application, tmp_path):
