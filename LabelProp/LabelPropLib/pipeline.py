@@ -273,6 +273,9 @@ def messages(
             "unknown": "Labels missing on an annotated slice are read as not drawn there (unknown).",
         }
         said.append(reading[annotation.missing])
+    if annotation.sparser:
+        named = ", ".join(map(annotation.named, annotation.sparser))
+        said.append(f"Missing between slices of their own, and read as not drawn where they are missing: {named}.")
     said += [
         f"Within {annotation.named(outer)} lies {annotation.named(inner)}, but no slice was drawn for both, so they are"
         " taken to exclude each other: if they overlap, draw both on one slice."
