@@ -13,6 +13,7 @@ from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains
 from .clock import Clock, Progress
 from .errors import InputError
+from .filters import noise
 from .fusion import deep
 from .gap_fusion import DEEP, REGISTRATION_SHARE, Fusion, Scan, fuse_gaps
 from .label_planes import LabelPlanes, far_ends
@@ -204,6 +205,7 @@ def register(
     """
     free = planner.memory_to_use(plan.device, settings.memory_gb)
     schedule = instance.Schedule(levels=effort.levels_for(stack.size), batch_pixels=planner.batch_pixels(plan, free))
+    schedule = schedule.for_noise(noise(stack.images[stack.core.start : stack.core.stop, 0]))
     if update is not None:
         return update.register(stack, ends, schedule, on_step)
     velocity = register_core(stack, ends, settings, network, schedule, on_step)
