@@ -62,6 +62,8 @@ class SparseAnnotation:
     absent: label -> plane indices on which the label is known not to be.
     scribbles: label (or BACKGROUND) -> (N, 3) int, (k, j, i) indices of scribbled voxels, in any plane.
     missing: how labels missing on annotated planes were read, 'absent' or 'unknown'; for the report.
+    sparser: labels that are missing between planes of their own and were read as 'unknown' where the others are
+        'absent', see `read_missing`; for messages.
     some_missing: whether any label is missing on an annotated plane that the user has not marked for it.
     second_image: (K, J, I), another contrast of the same anatomy on the same grid, where there is one.
     atlases: finished volumes of other subjects.
@@ -77,6 +79,7 @@ class SparseAnnotation:
     absent: Mapping[int, frozenset[int]] = field(default_factory=dict)
     scribbles: Mapping[int, np.ndarray] = field(default_factory=dict)
     missing: str = "absent"
+    sparser: tuple[int, ...] = ()
     some_missing: bool = False
     second_image: np.ndarray | None = None
     atlases: tuple[AtlasVolume, ...] = ()
@@ -239,12 +242,14 @@ def annotate_from_planes(
     drawn = {label: set(planes) - found[label] for label, planes in complete.items()}
     unread = {label: set((ignored or {}).get(label, ())) - found[label] for label in complete}
     said = {label: set(planes) | marked.get(label, set()) | unread[label] for label, planes in complete.items()}
+    sparser: list[int] = []
     if missing == "auto":
-        missing = read_missing(drawn, said)
+        missing, sparser = read_missing(drawn, said)
     annotated = frozenset().union(*complete.values())
     absences = {}
     for label, planes in complete.items():
-        without = annotated - set(planes) - set((ignored or {}).get(label, ())) if missing == "absent" else frozenset()
+        ends_there = missing == "absent" and label not in sparser
+        without = annotated - set(planes) - set((ignored or {}).get(label, ())) if ends_there else frozenset()
         absences[label] = marked.get(label, frozenset()) | without
     return SparseAnnotation(
         image=intensities(image),
@@ -254,6 +259,7 @@ def annotate_from_planes(
         absent=absences,
         scribbles=dict(scribbles or {}),
         missing=missing,
+        sparser=tuple(sparser),
         some_missing=any(set().union(*drawn.values()) - said[label] for label in complete),
         second_image=None if second_image is None else intensities(second_image),
         atlases=tuple(atlases),
@@ -309,18 +315,24 @@ def scribbles_from_volume(volume: np.ndarray) -> dict[int, np.ndarray]:
     }
 
 
-def read_missing(drawn: Mapping[int, Set[int]], said: Mapping[int, Set[int]]) -> str:
-    """'absent' if the annotated planes look drawn completely for all labels, else 'unknown'.
+def read_missing(drawn: Mapping[int, Set[int]], said: Mapping[int, Set[int]]) -> tuple[str, list[int]]:
+    """'absent' if the annotated planes look drawn completely, else 'unknown'; labels that are unknown even so.
 
-    They do unless some label is missing on an annotated plane between its own first and last one: then the labels were
-    drawn each on its own planes. drawn: label -> its planes; said: those that are complete for it, or were marked as
-    absent or to be ignored.
+    They do unless, of all labels on all annotated planes between their own first and last one, half are missing: then
+    the labels were drawn each on its own planes. A label of which any is missing there may have been drawn on fewer
+    planes than the others were, so it is unknown wherever it is missing.
+    drawn: label -> its planes; said: those that are complete for it, or were marked as absent or to be ignored.
     """
     annotated = set().union(*drawn.values())
-    for label, planes in drawn.items():
-        if any(min(planes) < plane < max(planes) for plane in annotated - said[label] if planes):
-            return "unknown"
-    return "absent"
+    between = {
+        label: {plane for plane in annotated if min(planes) < plane < max(planes)}
+        for label, planes in drawn.items()
+        if planes
+    }
+    lacking = {label: len(inner - said[label]) for label, inner in between.items() if inner - said[label]}
+    if lacking and 2 * sum(lacking.values()) >= sum(map(len, between.values())):
+        return "unknown", []
+    return "absent", sorted(lacking)
 
 
 def find_axis(labels: np.ndarray) -> int:

@@ -27,6 +27,8 @@ SQUARINGS = 5
 BOX_MARGIN = 12.0  # pixels around all that a label's candidates cover
 CONTRAST = 0.2  # weight of local contrast against raw intensity, where carried images are compared with slices
 COMPARED_WINDOW = 3.0  # pixels, standard deviation of the Gaussian window in which they are compared
+LEAST_DEPTH = 2.0  # pixels from contour to middle, of components that are carried by themselves where they end
+MOST_DEPTH = 1.5  # times the depth of what goes on; if the thickest component meets nothing, it was carried amiss
 SHAPE_HOPS = 3  # hops of a chain that err as much as one hop of the interpolated shape, which ignores the images
 
 
@@ -124,6 +126,8 @@ class Arrivals:
     lower, upper: the candidates from the two sides, None where the label is absent or nothing is known.
     nearest: the planes that bound the gap as atlases, also those without the label. growth: of a label that only one
     side bears. more: makes all other atlases, for the rules that ask for them.
+    parts: of a label of several components some of which end in the gap, what goes on and what ends, from below and
+    from above; each is fused as if it were a label.
     """
 
     label: int
@@ -134,6 +138,7 @@ class Arrivals:
     nearest: tuple[Atlas, ...]
     growth: Growth | None
     more: Callable[[], tuple[Atlas, ...]]
+    parts: tuple[Arrivals, ...] = ()
 
     @property
     def gap(self) -> Gap:
@@ -252,7 +257,7 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
         source: replace(candidate, distances=candidate.distances[:, inner[0], inner[1]])
         for source, candidate in carried.items()
     }
-    return Arrivals(
+    whole = Arrivals(
         label,
         crossing,
         box,
@@ -262,6 +267,63 @@ def arrivals(label: int, crossing: Crossing, planes: LabelPlanes) -> Arrivals:
         growth=planes.growth(label, crossing.gap, bearing[0].source) if len(bearing) == 1 else None,
         more=lambda: (*_further(label, crossing, box, planes), *_shape(label, crossing.gap, box, planes)),
     )
+    return replace(whole, parts=_parts(whole, planes))
+
+
+def _parts(whole: Arrivals, planes: LabelPlanes) -> tuple[Arrivals, ...]:
+    """See `Arrivals`; none where no component ends, or all do.
+
+    A component ends where it meets nothing of the label that comes from the other side. There it is as far outside as
+    distances go, so that pooled with the others it would vanish next to the plane on which it was drawn.
+    """
+    if len(whole.present) < 2:
+        return ()
+    meeting = (whole.lower.distances > 0) & (whole.upper.distances > 0)
+    sides = ((whole.crossing.lower, whole.lower), (whole.crossing.upper, whole.upper))
+    (lower, lower_end), (upper, upper_end) = (
+        _divide(candidate, carried, meeting, whole, planes) for carried, candidate in sides
+    )
+    if lower_end is None and upper_end is None:
+        return ()
+    pairs = [(lower, upper), (lower_end, None), (None, upper_end)]
+    return tuple(_part(whole, *pair, planes) for pair in pairs if any(pair))
+
+
+def _divide(
+    candidate: Candidate, carried: Carried, meeting: torch.Tensor, whole: Arrivals, planes: LabelPlanes
+) -> tuple[Candidate, Candidate | None]:
+    """What goes on of a label's candidate, and what ends: components with no pixel that is `meeting` (T, h, w)."""
+    components = planes.components(whole.label, carried.source)
+    if components.max() == 1:
+        return candidate, None
+    coordinates = carried.coordinates[..., whole.box[0], whole.box[1]]
+    rows, columns = (
+        (lines * ((native - 1) / (working - 1))).round().long().clamp(0, native - 1)[meeting].cpu().numpy()
+        for lines, native, working in zip(
+            coordinates.unbind(1), components.shape, carried.coordinates.shape[-2:], strict=True
+        )
+    )
+    drawn, goes_on = components > 0, np.isin(components, components[rows, columns])
+    found = []
+    for mask in (drawn & goes_on, drawn & ~goes_on):
+        if not mask.any():
+            return candidate, None
+        distances = planes.distances_of(mask)
+        sampled = sample(distances[None, None].expand(len(coordinates), -1, -1, -1), coordinates)[:, 0]
+        found.append(replace(candidate, distances=sampled, depth=float(distances.max())))
+    rest, end = found
+    return (rest, end) if LEAST_DEPTH <= end.depth <= MOST_DEPTH * rest.depth else (candidate, None)
+
+
+def _part(whole: Arrivals, lower: Candidate | None, upper: Candidate | None, planes: LabelPlanes) -> Arrivals:
+    """What arrives of some of a label's components, of those that go on or of those that end."""
+    sides = ((whole.crossing.lower, lower), (whole.crossing.upper, upper))
+    nearest = tuple(_atlas(carried, candidate, whole.gap, whole.box) for carried, candidate in sides)
+    part = replace(whole, lower=lower, upper=upper, nearest=nearest)
+    if len(part.present) == 2:
+        return part
+    growth = planes.growth(whole.label, whole.gap, part.present[0].source)
+    return replace(part, growth=growth, more=lambda: ())
 
 
 def _within_reach(label: int, carried: Carried, planes: LabelPlanes) -> tuple[slice, slice]:

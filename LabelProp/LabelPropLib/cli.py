@@ -198,8 +198,8 @@ def add_settings(add: Callable):
         "--missing",
         choices=MISSING_CHOICES,
         default="auto",
-        help="how to read a label that is missing on an annotated slice; auto: as absent, or as unknown if some label"
-        " is missing on a slice between its own first and last one",
+        help="how to read a label that is missing on an annotated slice; auto: as absent, or as unknown if it is"
+        " missing on a slice between its own first and last one, or half of all labels are on such slices of theirs",
     )
     add("--extrapolate", action="store_true", help="go on beyond the outermost annotated slices")
     add(

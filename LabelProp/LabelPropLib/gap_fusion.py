@@ -159,15 +159,17 @@ def scores(
 
     overlapping: pairs of labels, ascending, that do not exclude each other.
     """
+    parts = [part for label in arrived for part in label.parts or (label,)]
     is_deep = any(rules[label.label] == DEEP for label in arrived)
-    corrected = deep.fuse(arrived, networks, overlapping) if is_deep else []
+    corrected = deep.fuse(parts, networks, overlapping) if is_deep else []
 
     def score(index: int) -> torch.Tensor:
-        rule = rules[arrived[index].label]
-        found = corrected[index] if rule == DEEP else RULES[rule](arrived[index])
-        return outlines.even_out(found, arrived[index])
+        rule = rules[parts[index].label]
+        found = corrected[index] if rule == DEEP else RULES[rule](parts[index])
+        return outlines.even_out(found, parts[index])
 
-    return side_by_side(score, range(len(arrived)), arrived[0].crossing.targets.device)
+    found = iter(side_by_side(score, range(len(parts)), arrived[0].crossing.targets.device))
+    return [torch.stack([next(found) for _ in label.parts or (label,)]).amax(dim=0) for label in arrived]
 
 
 def arrive(labels: Sequence[int], crossing: Crossing, planes: LabelPlanes) -> list[Arrivals]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import wraps
 
+import numpy as np
 import torch
+from scipy import ndimage
 
 from .annotation import SparseAnnotation
 from .ends import Growth
 from .filters import NOISE_WINDOW, smooth
 from .gaps import Gap, known_planes, shared_gaps
 from .parallel import side_by_side
-from .preprocessing import INTENSITY_RANGE, Stack, signed_distance_nearby, unevenness
+from .preprocessing import INTENSITY_RANGE, Stack, around, signed_distance_nearby, unevenness
 from .registration.consistency import FarEnds, averaged
 from .registration.fields import identity, sample
 
@@ -58,7 +60,22 @@ class LabelPlanes:
     @computed_once
     def distances(self, label: int, plane: int) -> torch.Tensor:
         """(H, W) signed distance in working pixels, cut off at DISTANCE_LIMIT."""
-        mask = self._annotation.complete[label][plane + self._stack.first][self._stack.box]
+        return self.distances_of(self._drawn(label, plane))
+
+    def components(self, label: int, plane: int) -> np.ndarray:
+        """(rows, columns) of the crop: number of the connected component of `label` on `plane`, 0 outside of it."""
+        mask = self._drawn(label, plane)
+        window = around(mask, 0.0, self._annotation.plane_spacing)
+        components = np.zeros(mask.shape, np.int32)
+        components[window], _ = ndimage.label(mask[window], np.ones((3, 3)))
+        return components
+
+    def _drawn(self, label: int, plane: int) -> np.ndarray:
+        """(rows, columns) bool of the crop: where `label` is drawn on `plane`."""
+        return self._annotation.complete[label][plane + self._stack.first][self._stack.box]
+
+    def distances_of(self, mask: np.ndarray) -> torch.Tensor:
+        """(H, W) signed distance of a mask (rows, columns) of the crop, as `distances`."""
         reach = DISTANCE_LIMIT * self._stack.pixel
         millimetres = torch.from_numpy(signed_distance_nearby(mask, self._annotation.plane_spacing, reach))
         pixels = (millimetres / self._stack.pixel).clamp(-DISTANCE_LIMIT, DISTANCE_LIMIT)

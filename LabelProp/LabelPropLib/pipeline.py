@@ -13,6 +13,7 @@ from .annotation import AXIS_NAMES, SparseAnnotation
 from .candidates import Chains
 from .clock import Clock, Progress
 from .errors import InputError
+from .filters import noise
 from .fusion import deep
 from .gap_fusion import DEEP, REGISTRATION_SHARE, Fusion, Scan, fuse_gaps
 from .label_planes import LabelPlanes, far_ends
@@ -204,6 +205,7 @@ def register(
     """
     free = planner.memory_to_use(plan.device, settings.memory_gb)
     schedule = instance.Schedule(levels=effort.levels_for(stack.size), batch_pixels=planner.batch_pixels(plan, free))
+    schedule = schedule.for_noise(noise(stack.images[stack.core.start : stack.core.stop, 0]))
     if update is not None:
         return update.register(stack, ends, schedule, on_step)
     velocity = register_core(stack, ends, settings, network, schedule, on_step)
@@ -273,6 +275,9 @@ def messages(
             "unknown": "Labels missing on an annotated slice are read as not drawn there (unknown).",
         }
         said.append(reading[annotation.missing])
+    if annotation.sparser:
+        named = ", ".join(map(annotation.named, annotation.sparser))
+        said.append(f"Missing between slices of their own, and read as not drawn where they are missing: {named}.")
     said += [
         f"Within {annotation.named(outer)} lies {annotation.named(inner)}, but no slice was drawn for both, so they are"
         " taken to exclude each other: if they overlap, draw both on one slice."

@@ -58,7 +58,8 @@ class SettingsPanel:
             "Missing",
             _(
                 "How to read a slice that was drawn for other segments, but not for this one. Automatic: this one ends"
-                " there, unless some segment is missing on a slice between its own first and last one."
+                " there, unless it is missing on a slice between its own first and last one, or half of all segments"
+                " are on such slices of theirs."
             ),
         )
         graphCut = self._addCheckBox(

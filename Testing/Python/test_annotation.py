@@ -67,6 +67,14 @@ def test_a_label_missing_between_its_own_planes_means_that_missing_is_unknown(im
     assert annotation.known_planes(2) == {5}
 
 
+def test_one_of_many_labels_missing_between_its_own_planes_makes_itself_alone_unknown(image):
+    """It vanishes and comes back, or was drawn on fewer planes: nothing of the others, which end, is lost by it."""
+    labels = labels_on(image.shape, 0, {0: [1, 2, 3], 4: [1, 3, 4], 7: [1, 4], 10: [1, 2, 4]})
+    annotation = annotate_from_label_volume(image, labels, SPACING)
+    assert (annotation.missing, annotation.sparser) == ("absent", (2,))
+    assert [annotation.known_planes(label) for label in (1, 2, 3)] == [{0, 4, 7, 10}, {0, 10}, {0, 4, 7, 10}]
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_labels_of_a_volume_take_the_memory_of_their_planes_alone(axis):
     """Not that of the whole volume for each: there may be a hundred."""

@@ -14,7 +14,7 @@ from LabelPropLib.candidates import BOX_MARGIN, Chains, arrivals
 from LabelPropLib.filters import channel_weights
 from LabelPropLib.fusion import deep, similarity
 from LabelPropLib.fusion.choice import LeftOut, choose
-from LabelPropLib.gap_fusion import RULES, Scan, choose_rules, hide_slices, leave_one_out
+from LabelPropLib.gap_fusion import RULES, Scan, choose_rules, hide_slices, leave_one_out, scores
 from LabelPropLib.gaps import Gap, gaps
 from LabelPropLib.label_planes import LabelPlanes, far_ends
 from LabelPropLib.labelmaps import FusedScore, LabelMaps, exclusive_layers
@@ -165,6 +165,29 @@ def test_candidates_vote_where_they_bear_the_label(annotation):
     assert not one.votes[0].any() and one.votes[1].any()  # absent on plane 0: no vote is one against it
     outwards = arrivals(1, chains.cross(Gap(None, 4, 0, 3)), planes).votes
     assert outwards[0].any() and torch.equal(outwards[0], outwards[1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["similarity", "deep"])
+def test_a_component_that_ends_is_carried_like_a_label_that_ends(rule):
+    """Discs of a spine as one label: pooled with those that go on, it would vanish next to its last plane."""
+    masks = {label: np.zeros((9, SIZE, SIZE), bool) for label in (1, 2, 3)}
+    masks[1][[0, 8]] = masks[2][[0, 8]] = disc(10, 10)
+    masks[1][0] |= disc(28, 28)
+    masks[2][0] |= disc(28, 28, radius=1.5)  # too thin to be carried by itself
+    masks[3][[0, 8]] = disc(10, 10) | disc(28, 28)
+    image = np.random.default_rng(1).normal(size=(9, SIZE, SIZE)).astype(np.float32)
+    overlapping = annotate_from_masks(image, masks, (2.0, 1.0, 1.0), axis=0)
+    stack = prepare(overlapping, 200)
+    crossing = Chains(torch.zeros(8, 2, 20, 20), stack.images).cross(Gap(0, 8, 1, 7))
+    ending, thin, going_on = (arrivals(label, crossing, LabelPlanes(overlapping, stack)) for label in (1, 2, 3))
+    assert not thin.parts and not going_on.parts
+    assert [(part.lower is None, part.upper is None) for part in ending.parts] == [(False, False), (False, True)]
+    networks = deep.load("auto", True, torch.device("cpu"))
+    (score,) = scores([ending], {1: rule}, networks, set())
+    first, second = (disc(*middle, 3)[stack.box][ending.box] for middle in ((10, 10), (28, 28)))
+    assert (score[:, first] > 0).all()
+    assert (score[:3, second] > 0).all() and not (score[6, second] > 0).any()
 
 
 @given(scale=st.floats(0.2, 5), offset=st.floats(-10, 10), seed=st.integers(0, 100))

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from LabelPropLib.filters import noise
 from LabelPropLib.registration import instance
 from LabelPropLib.registration.consistency import (
     FarEnds,
@@ -178,6 +179,23 @@ def test_images_carried_by_the_true_motion_meet_those_at_the_far_end():
     moved = image_consistency(far_displacements(drift(5, shift), ends, SQUARINGS), ends, planes)
     assert (moved < still).all()
     assert moved.max() == pytest.approx(0.1, abs=1e-3)  # the least a robust difference can be
+
+
+@settings(max_examples=10)
+@given(deviation=st.floats(0.01, 0.4), slope=st.floats(-1, 1), seed=st.integers(0, 100))
+def test_noise_is_measured_beside_slopes_and_edges(deviation, slope, seed):
+    images = drifting_discs(3, (1, 1))[:, 0] + slope * torch.linspace(0, 1, SIZE[1])
+    noisy = images + deviation * torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    assert noise(images) < 0.005
+    assert noise(noisy) == pytest.approx(deviation, rel=0.15)
+
+
+def test_fields_are_stiffer_the_noisier_the_images():
+    schedule = instance.Schedule()
+    assert schedule.for_noise(0.9 * instance.LEAST_NOISE) == schedule
+    stiff = schedule.for_noise(3 * instance.LEAST_NOISE)
+    assert (stiff.smoothness, stiff.coupling) == pytest.approx((3 * schedule.smoothness, 3 * schedule.coupling))
+    assert stiff.consistency == schedule.consistency
 
 
 @pytest.mark.parametrize("batch", [1, 4, 100])

@@ -106,6 +106,14 @@ def test_missing_labels_are_spoken_of_where_there_are_some(volume, found):
             assert messages(annotation, Settings(), torch.ones(1)) == []
 
 
+def test_labels_that_are_missing_between_their_own_slices_are_named(volume):
+    masks = {label: keep(volume[1], [0, 8, 16]) == 3 for label in (3, 5, 700)}
+    masks[5][8] = False
+    annotation = annotate_from_masks(volume[0], masks, SPACING, 0)
+    _, told = messages(annotation, Settings(), torch.ones(1))
+    assert told.endswith("read as not drawn where they are missing: label 5.")
+
+
 def test_labels_that_may_overlap_are_spoken_of(volume):
     masks = {label: np.zeros(volume[1].shape, bool) for label in (3, 700)}
     masks[3][[0, 16], 5:15, 5:15] = masks[700][[4, 8], 5:15, 5:15] = True

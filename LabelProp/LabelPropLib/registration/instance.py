@@ -29,6 +29,7 @@ LABEL_INTERVAL = 2  # steps from one look at the labels to the next; looking in 
 FEWEST_STEPS = 4  # on a level: with fewer, what the finest one adds is lost
 INTENSITY_WEIGHT = 4.0  # of raw intensity against local contrast
 ADAM = (0.9, 0.99)  # decay of the first and the second moment
+LEAST_NOISE = 0.05  # standard deviation, of normalised intensities; with less, fields need not be stiffer
 ANTIALIASING = 0.4  # standard deviation of the Gaussian before a reduction, in pixels of the coarser grid
 LEAST_SHARE = 2**16  # fewest pixels of planes that are worth a processor of their own
 
@@ -71,6 +72,15 @@ class Schedule:
     interval: int = 10
     patience: float = 0.002
     batch_pixels: int = 2**22
+
+    def for_noise(self, noise: float) -> Schedule:
+        """The schedule for images with noise of this standard deviation.
+
+        The more of a difference is noise, the more the fields follow it. Of a robust difference it is in proportion to
+        the noise, so the terms that hold the fields back are given as much more weight; none up to LEAST_NOISE.
+        """
+        stiffness = max(1.0, noise / LEAST_NOISE)
+        return replace(self, smoothness=stiffness * self.smoothness, coupling=stiffness * self.coupling)
 
 
 def register(
