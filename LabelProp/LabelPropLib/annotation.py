@@ -6,9 +6,10 @@ Unknown is never background. A *scribble* says only "these voxels are this label
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 
@@ -62,8 +63,8 @@ class SparseAnnotation:
     absent: label -> plane indices on which the label is known not to be.
     scribbles: label (or BACKGROUND) -> (N, 3) int, (k, j, i) indices of scribbled voxels, in any plane.
     missing: how labels missing on annotated planes were read, 'absent' or 'unknown'; for the report.
-    sparser: labels that are missing between planes of their own and were read as 'unknown' where the others are
-        'absent', see `read_missing`; for messages.
+    sparser, partial: labels and planes that were read as 'unknown' where others are 'absent', see `Reading`; for
+        messages.
     some_missing: whether any label is missing on an annotated plane that the user has not marked for it.
     second_image: (K, J, I), another contrast of the same anatomy on the same grid, where there is one.
     atlases: finished volumes of other subjects.
@@ -80,6 +81,7 @@ class SparseAnnotation:
     scribbles: Mapping[int, np.ndarray] = field(default_factory=dict)
     missing: str = "absent"
     sparser: tuple[int, ...] = ()
+    partial: tuple[int, ...] = ()
     some_missing: bool = False
     second_image: np.ndarray | None = None
     atlases: tuple[AtlasVolume, ...] = ()
@@ -242,14 +244,11 @@ def annotate_from_planes(
     drawn = {label: set(planes) - found[label] for label, planes in complete.items()}
     unread = {label: set((ignored or {}).get(label, ())) - found[label] for label in complete}
     said = {label: set(planes) | marked.get(label, set()) | unread[label] for label, planes in complete.items()}
-    sparser: list[int] = []
-    if missing == "auto":
-        missing, sparser = read_missing(drawn, said)
+    reading = read_missing(drawn, said) if missing == "auto" else Reading(missing)
     annotated = frozenset().union(*complete.values())
     absences = {}
     for label, planes in complete.items():
-        ends_there = missing == "absent" and label not in sparser
-        without = annotated - set(planes) - set((ignored or {}).get(label, ())) if ends_there else frozenset()
+        without = reading.absent(label, annotated - set(planes) - set((ignored or {}).get(label, ())))
         absences[label] = marked.get(label, frozenset()) | without
     return SparseAnnotation(
         image=intensities(image),
@@ -258,8 +257,9 @@ def annotate_from_planes(
         complete=complete,
         absent=absences,
         scribbles=dict(scribbles or {}),
-        missing=missing,
-        sparser=tuple(sparser),
+        missing=reading.missing,
+        sparser=tuple(sorted(reading.sparser)),
+        partial=tuple(sorted(reading.partial)),
         some_missing=any(set().union(*drawn.values()) - said[label] for label in complete),
         second_image=None if second_image is None else intensities(second_image),
         atlases=tuple(atlases),
@@ -315,24 +315,44 @@ def scribbles_from_volume(volume: np.ndarray) -> dict[int, np.ndarray]:
     }
 
 
-def read_missing(drawn: Mapping[int, Set[int]], said: Mapping[int, Set[int]]) -> tuple[str, list[int]]:
-    """'absent' if the annotated planes look drawn completely, else 'unknown'; labels that are unknown even so.
+@dataclass(frozen=True)
+class Reading:
+    """How a label that is missing on a plane annotated for other labels is read.
+
+    missing: 'absent' or 'unknown'. Even if 'absent', labels of `sparser` are unknown wherever they are missing, and all
+    labels that are missing on planes of `partial` are unknown there.
+    """
+
+    missing: str
+    sparser: frozenset[int] = frozenset()
+    partial: frozenset[int] = frozenset()
+
+    def absent(self, label: int, planes: Set[int]) -> Set[int]:
+        """Those of the annotated planes on which a label is missing that are taken to be without it."""
+        return planes - self.partial if self.missing == "absent" and label not in self.sparser else frozenset()
+
+
+def read_missing(drawn: Mapping[int, Set[int]], said: Mapping[int, Set[int]]) -> Reading:
+    """'absent' if the annotated planes look drawn completely, else 'unknown'.
 
     They do unless, of all labels on all annotated planes between their own first and last one, half are missing: then
     the labels were drawn each on its own planes. A label of which any is missing there may have been drawn on fewer
-    planes than the others were, so it is unknown wherever it is missing.
+    planes than the others were; and a plane on which most labels are missing that should be there, for a few alone.
     drawn: label -> its planes; said: those that are complete for it, or were marked as absent or to be ignored.
     """
     annotated = set().union(*drawn.values())
-    between = {
-        label: {plane for plane in annotated if min(planes) < plane < max(planes)}
+    around = {
+        label: {plane for plane in annotated if min(planes) <= plane <= max(planes)}
         for label, planes in drawn.items()
         if planes
     }
-    lacking = {label: len(inner - said[label]) for label, inner in between.items() if inner - said[label]}
-    if lacking and 2 * sum(lacking.values()) >= sum(map(len, between.values())):
-        return "unknown", []
-    return "absent", sorted(lacking)
+    between = sum(len(planes - {min(planes), max(planes)}) for planes in around.values())
+    lacking = {label: planes - said[label] for label, planes in around.items() if planes - said[label]}
+    if lacking and 2 * sum(map(len, lacking.values())) >= between:
+        return Reading("unknown")
+    expected, missed = (Counter(chain.from_iterable(planes.values())) for planes in (around, lacking))
+    partial = {plane for plane in missed if 2 * missed[plane] > expected[plane]}
+    return Reading("absent", frozenset(lacking), frozenset(partial))
 
 
 def find_axis(labels: np.ndarray) -> int:

@@ -29,7 +29,8 @@ def write_annotation_in_parts(folder: str | os.PathLike, annotation: SparseAnnot
         yield from save_in_parts(folder / "second_image.npy", annotation.second_image)
     for number, atlas in enumerate(annotation.atlases):
         np.savez(folder / f"atlas {number}.npz", **vars(atlas))
-    arrays = {name: getattr(annotation, name) for name in ("spacing", "axis", "missing", "sparser", "some_missing")}
+    names = ("spacing", "axis", "missing", "sparser", "partial", "some_missing")
+    arrays = {name: getattr(annotation, name) for name in names}
     for label, planes in annotation.complete.items():
         if planes:
             arrays[f"planes {label}"] = sorted(planes)
@@ -72,6 +73,7 @@ def read_annotation(folder: str | os.PathLike) -> SparseAnnotation:
             scribbles=scribbles,
             missing=str(arrays["missing"]),
             sparser=tuple(arrays["sparser"].tolist()),
+            partial=tuple(arrays["partial"].tolist()),
             some_missing=bool(arrays["some_missing"]),
             second_image=np.load(second_image, allow_pickle=False) if second_image.exists() else None,
             atlases=tuple(_read_atlas(path) for path in sorted(folder.glob("atlas *.npz"))),

@@ -278,6 +278,9 @@ def messages(
     if annotation.sparser:
         named = ", ".join(map(annotation.named, annotation.sparser))
         said.append(f"Missing between slices of their own, and read as not drawn where they are missing: {named}.")
+    if annotation.partial:
+        planes = ", ".join(map(str, annotation.partial))
+        said.append(f"Read as drawn for a few labels alone, for most are missing that should be there: slice {planes}.")
     said += [
         f"Within {annotation.named(outer)} lies {annotation.named(inner)}, but no slice was drawn for both, so they are"
         " taken to exclude each other: if they overlap, draw both on one slice."

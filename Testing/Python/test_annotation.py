@@ -75,6 +75,18 @@ def test_one_of_many_labels_missing_between_its_own_planes_makes_itself_alone_un
     assert [annotation.known_planes(label) for label in (1, 2, 3)] == [{0, 4, 7, 10}, {0, 10}, {0, 4, 7, 10}]
 
 
+def test_a_plane_that_lacks_most_labels_around_it_says_nothing_of_those_that_end(image):
+    """One label was drawn once more: the last one ends between planes 4 and 10, not before plane 7."""
+    labels = labels_on(image.shape, 0, {0: [1, 2, 3, 4], 4: [1, 2, 3, 4], 7: [1], 10: [1, 2, 3], 11: [1, 2, 3]})
+    annotation = annotate_from_label_volume(image, labels, SPACING)
+    assert (annotation.missing, annotation.sparser, annotation.partial) == ("absent", (2, 3), (7,))
+    assert [annotation.known_planes(label) for label in (1, 2, 4)] == [
+        {0, 4, 7, 10, 11},
+        {0, 4, 10, 11},
+        {0, 4, 10, 11},
+    ]
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_labels_of_a_volume_take_the_memory_of_their_planes_alone(axis):
     """Not that of the whole volume for each: there may be a hundred."""

@@ -107,11 +107,14 @@ def test_missing_labels_are_spoken_of_where_there_are_some(volume, found):
 
 
 def test_labels_that_are_missing_between_their_own_slices_are_named(volume):
-    masks = {label: keep(volume[1], [0, 8, 16]) == 3 for label in (3, 5, 700)}
+    masks = {label: keep(volume[1], [0, 8, 12, 16]) == 3 for label in (3, 5, 700)}
     masks[5][8] = False
     annotation = annotate_from_masks(volume[0], masks, SPACING, 0)
     _, told = messages(annotation, Settings(), torch.ones(1))
     assert told.endswith("read as not drawn where they are missing: label 5.")
+    masks[3][4] = keep(volume[1], [8])[8] == 3
+    *_, told = messages(annotate_from_masks(volume[0], masks, SPACING, 0), Settings(), torch.ones(1))
+    assert told.endswith("for most are missing that should be there: slice 4.")
 
 
 def test_labels_that_may_overlap_are_spoken_of(volume):

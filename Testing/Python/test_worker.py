@@ -87,6 +87,7 @@ def test_annotation_survives_its_files(tmp_path, data, axis):
         scribbles=data.draw(st.dictionaries(st.sampled_from([0, *complete]), strokes)),
         missing="unknown",
         sparser=tuple(complete),
+        partial=(1,),
         some_missing=True,
         second_image=np.random.default_rng(1).random(shape, np.float32),
         atlases=tuple(AtlasVolume(rng.random((3, 4, 2), np.float32), full, rng.random((4, 4))) for _ in range(2)),
@@ -100,7 +101,7 @@ def test_annotation_survives_its_files(tmp_path, data, axis):
         for name, array in vars(atlas).items():
             np.testing.assert_array_equal(getattr(found, name), array)
     assert (again.spacing, again.axis, again.missing) == ((2.5, 0.7, 0.9), axis, "unknown")
-    assert again.some_missing is True and again.sparser == annotation.sparser
+    assert (again.some_missing, again.sparser, again.partial) == (True, annotation.sparser, (1,))
     assert (again.absent, again.names) == (annotation.absent, annotation.names)
     assert {label: sorted(planes) for label, planes in again.complete.items()} == {
         label: sorted(planes) for label, planes in complete.items()
