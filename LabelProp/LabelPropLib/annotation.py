@@ -335,9 +335,9 @@ class Reading:
 def read_missing(drawn: Mapping[int, Set[int]], said: Mapping[int, Set[int]]) -> Reading:
     """'absent' if the annotated planes look drawn completely, else 'unknown'.
 
-    They do unless, of all labels on all annotated planes between their own first and last one, half are missing: then
-    the labels were drawn each on its own planes. A label of which any is missing there may have been drawn on fewer
-    planes than the others were; and a plane on which most labels are missing that should be there, for a few alone.
+    They do unless labels are missing on half of the annotated planes between their own first and last one, all labels
+    together: then they were drawn each on its own planes. Otherwise a label that is missing there may have been drawn
+    on fewer planes than the others; and a plane on which most of the labels around it are missing, for a few alone.
     drawn: label -> its planes; said: those that are complete for it, or were marked as absent or to be ignored.
     """
     annotated = set().union(*drawn.values())

@@ -199,7 +199,7 @@ def add_settings(add: Callable):
         choices=MISSING_CHOICES,
         default="auto",
         help="how to read a label that is missing on an annotated slice; auto: as absent, or as unknown if it is"
-        " missing on a slice between its own first and last one, or half of all labels are on such slices of theirs",
+        " missing between its own first and last slice, or if labels look drawn each on their own slices",
     )
     add("--extrapolate", action="store_true", help="go on beyond the outermost annotated slices")
     add(

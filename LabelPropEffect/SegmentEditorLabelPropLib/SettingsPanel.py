@@ -58,8 +58,8 @@ class SettingsPanel:
             "Missing",
             _(
                 "How to read a slice that was drawn for other segments, but not for this one. Automatic: this one ends"
-                " there, unless it is missing on a slice between its own first and last one, or half of all segments"
-                " are on such slices of theirs."
+                " there, unless it is missing on a slice between its own first and last one, or segments look drawn"
+                " each on their own slices."
             ),
         )
         graphCut = self._addCheckBox(
