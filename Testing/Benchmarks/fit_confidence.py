@@ -436,11 +436,10 @@ def measure_voxels(scans: Sequence[Scan], preset: str, prior: Prior) -> np.ndarr
     """(20, 3): expected probability of being wrong of unknown voxels in bins of it, share of them wrong, and count."""
     bins = np.linspace(0, 0.5, 21)
     sums = np.zeros((20, 3))
-
-    scales, assess = (partial(function, prior=prior) for function in (confidence.scales, confidence.assess))
+    scales = partial(confidence.scales, prior=prior)  # the default of which is bound already
     for scan in scans:
         slices = spread_slices(scan, SLICE_COUNT)
-        with standing_in(confidence, "scales", scales), standing_in(confidence, "assess", assess):
+        with standing_in(confidence, "PRIOR", prior), standing_in(confidence, "scales", scales):
             result = pipeline.propagate(scan.annotate(slices), Settings(preset=preset, uncertainty=True))
         doubt = np.delete(result.uncertainty, slices, axis=0).ravel() / 2
         wrong = np.delete(result.label_maps[0] != scan.labels, slices, axis=0).ravel()
