@@ -141,6 +141,11 @@ class Arrivals:
     parts: tuple[Arrivals, ...] = ()
 
     @property
+    def fused(self) -> tuple[Arrivals, ...]:
+        """What is fused by itself: the parts, or else the label as a whole."""
+        return self.parts or (self,)
+
+    @property
     def gap(self) -> Gap:
         return self.crossing.gap
 
@@ -309,8 +314,8 @@ def _divide(
         if not mask.any():
             return candidate, None
         distances = planes.distances_of(mask)
-        sampled = sample(distances[None, None].expand(len(coordinates), -1, -1, -1), coordinates)[:, 0]
-        found.append(replace(candidate, distances=sampled, depth=float(distances.max())))
+        depth = float(distances.max())
+        found.append(replace(candidate, distances=carried_distances(distances, carried, whole.box), depth=depth))
     rest, end = found
     return (rest, end) if LEAST_DEPTH <= end.depth <= MOST_DEPTH * rest.depth else (candidate, None)
 
@@ -345,18 +350,22 @@ def _within_reach(label: int, carried: Carried, planes: LabelPlanes) -> tuple[sl
 
 def _candidate(label: int, carried: Carried, box: tuple[slice, slice], planes: LabelPlanes) -> Candidate:
     distances = planes.distances(label, carried.source)
-    coordinates = carried.coordinates[..., box[0], box[1]]
-    sampled = sample(distances[None, None].expand(len(coordinates), -1, -1, -1), coordinates)[:, 0]
     inside, around = planes.histograms(label, carried.source)
     return Candidate(
         source=carried.source,
-        distances=sampled,
+        distances=carried_distances(distances, carried, box),
         depth=float(distances.max()),
         area=float((distances > 0).sum().clamp(min=1)),
         unevenness=planes.unevenness(label, carried.source),
         inside=inside,
         around=around,
     )
+
+
+def carried_distances(distances: torch.Tensor, carried: Carried, box: tuple[slice, slice]) -> torch.Tensor:
+    """(T, h, w) signed distances (H, W) of the source plane, sampled where the targets' pixels in the box come from."""
+    coordinates = carried.coordinates[..., box[0], box[1]]
+    return sample(distances[None, None].expand(len(coordinates), -1, -1, -1), coordinates)[:, 0]
 
 
 def _atlas(carried: Carried, candidate: Candidate | None, gap: Gap, box: tuple[slice, slice]) -> Atlas:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import islice
 
 import numpy as np
 import torch
@@ -159,7 +160,7 @@ def scores(
 
     overlapping: pairs of labels, ascending, that do not exclude each other.
     """
-    parts = [part for label in arrived for part in label.parts or (label,)]
+    parts = [part for label in arrived for part in label.fused]
     is_deep = any(rules[label.label] == DEEP for label in arrived)
     corrected = deep.fuse(parts, networks, overlapping) if is_deep else []
 
@@ -169,7 +170,7 @@ def scores(
         return outlines.even_out(found, parts[index])
 
     found = iter(side_by_side(score, range(len(parts)), arrived[0].crossing.targets.device))
-    return [torch.stack([next(found) for _ in label.parts or (label,)]).amax(dim=0) for label in arrived]
+    return [reduce(torch.maximum, islice(found, len(label.fused))) for label in arrived]
 
 
 def arrive(labels: Sequence[int], crossing: Crossing, planes: LabelPlanes) -> list[Arrivals]:

@@ -69,9 +69,10 @@ class Update:
     def register(
         self, stack: Stack, ends: FarEnds | None, schedule: instance.Schedule, on_step: Callable[[float], None]
     ) -> torch.Tensor:
-        """The fields brought up to date. `ends`, `schedule`, `on_step`: see `instance.register`."""
-        if not self.pairs:
-            return self.velocity
+        """The fields with all `pairs` refined, of which there is one at least.
+
+        ends, schedule, on_step: see `instance.register`.
+        """
         *coarse, finest = schedule.levels
         velocity = self.velocity.clone()
         share, done = len(self.coarse) / (len(self.coarse) + len(self.pairs)), 0

@@ -203,6 +203,8 @@ def register(
     update: the fields that are known from the run before, and what is left to do.
     Planes that only lead to a scribble are registered on their own, so that a scribble does not change other fields.
     """
+    if update is not None and not update.pairs:
+        return update.velocity
     free = planner.memory_to_use(plan.device, settings.memory_gb)
     schedule = instance.Schedule(levels=effort.levels_for(stack.size), batch_pixels=planner.batch_pixels(plan, free))
     schedule = schedule.for_noise(noise(stack.images[stack.core.start : stack.core.stop, 0]))

@@ -269,8 +269,10 @@ Editable area, editable intensity range, and the segments that may be overwritte
             return
         wasDisabled = parameterSetNode.GetDisableModifiedEvent()
         parameterSetNode.SetDisableModifiedEvent(1)
-        self.reset()
-        parameterSetNode.SetDisableModifiedEvent(wasDisabled)
+        try:
+            self.reset()
+        finally:
+            parameterSetNode.SetDisableModifiedEvent(wasDisabled)
 
     def _endProcess(self):
         self._running = None
