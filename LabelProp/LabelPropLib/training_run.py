@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -347,6 +348,9 @@ def processes(device: str) -> Iterator[tuple[int, torch.device]]:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
+    # Imported later, as torch's optimisers do, this module keeps the group for good: its threads outlive Python and can
+    # abort a process that is done, whereupon torchrun ends the first one, which may still be writing.
+    importlib.import_module("torch.distributed.nn")
     torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield torch.distributed.get_rank(), chosen
