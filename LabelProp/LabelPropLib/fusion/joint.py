@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,6 @@ class Parameters:
     alpha: float = 0.3
     beta: float = 1.0
     patch_radius: int = 3
-    search_radius: int = 0
 
 
 def fuse(arrivals: Arrivals, parameters: Parameters = Parameters()) -> torch.Tensor:
@@ -43,13 +42,12 @@ def fuse(arrivals: Arrivals, parameters: Parameters = Parameters()) -> torch.Ten
     score = distance.fuse(arrivals)
     if arrivals.gap.lower is None or arrivals.gap.upper is None:
         return score
-    crossing, (rows, columns) = arrivals.crossing, arrivals.box
-    target = features(crossing.channels[..., rows, columns], crossing)
-    atlases = [search(atlas, target, crossing, parameters) for atlas in arrivals.atlases]
-    band = disagreement(atlases)
+    band = disagreement(arrivals.atlases)
     if band.any():
-        shares = joint_weights(atlases, target, crossing, torch.nonzero(band), parameters)
-        score[band] = pool(atlases, shares.to(score), band)
+        crossing, (rows, columns) = arrivals.crossing, arrivals.box
+        target = features(crossing.channels[..., rows, columns], crossing)
+        shares = joint_weights(arrivals.atlases, target, crossing, torch.nonzero(band), parameters)
+        score[band] = pool(arrivals.atlases, shares.to(score), band)
     return score
 
 
@@ -57,34 +55,6 @@ def features(channels: torch.Tensor, crossing: Crossing) -> torch.Tensor:
     """(T, 2 C, h, w) what is compared: intensities and local contrast, each channel as far as it can be trusted."""
     trust = crossing.weights[:, None, None]
     return torch.cat([trust * channels, CONTRAST * trust * local_contrast_normalise(channels)], dim=1)
-
-
-def search(atlas: Atlas, target: torch.Tensor, crossing: Crossing, parameters: Parameters) -> Atlas:
-    """The atlas with every pixel taken from where, within the search radius, its patch is most like the slice's.
-
-    target: (T, 2 C, h, w) `features` of the slices.
-    """
-    radius = parameters.search_radius
-    if radius == 0:
-        return atlas
-    planes = atlas.channels if atlas.distances is None else torch.cat([atlas.channels, atlas.distances[:, None]], dim=1)
-    count, height, width = atlas.channels.shape[1:]
-    padded = F.pad(planes, (radius,) * 4, mode="replicate")
-    offsets = [(i, j) for i in range(2 * radius + 1) for j in range(2 * radius + 1)]
-    offsets.sort(key=lambda offset: (offset[0] - radius) ** 2 + (offset[1] - radius) ** 2)
-    found, least = planes, torch.inf
-    for i, j in offsets:
-        moved = padded[..., i : i + height, j : j + width]
-        squares = ((features(moved[:, :count], crossing) - target) ** 2).mean(dim=1, keepdim=True)
-        unlike = patch_mean(squares, parameters.patch_radius)
-        found = torch.where(unlike < least, moved, found)
-        least = unlike.clamp(max=least)
-    return replace(atlas, channels=found[:, :count], distances=None if atlas.distances is None else found[:, count])
-
-
-def patch_mean(planes: torch.Tensor, radius: int) -> torch.Tensor:
-    """Mean of (T, C, h, w) over the patches around each pixel."""
-    return F.avg_pool2d(F.pad(planes, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
 
 
 def disagreement(atlases: Sequence[Atlas]) -> torch.Tensor:
