@@ -69,7 +69,7 @@ def _gain(stack: Stack, planes: LabelPlanes, chains: Chains, rule: Rule, label: 
 def blend(score: torch.Tensor, arrivals: Arrivals, distances: torch.Tensor, planes: LabelPlanes) -> torch.Tensor:
     """A rule's score (T, h, w) and the label's distances (Z, H, W) from `carry`, weighed by SHARE."""
     rows, columns = arrivals.box
-    prior = bridge(distances, arrivals.label, arrivals.gap, planes)[:, rows, columns]
+    prior = anchored(distances, arrivals.label, arrivals.gap, planes)[:, rows, columns]
     return (1 - SHARE) * score + SHARE * prior
 
 
@@ -79,25 +79,24 @@ def carry(annotation: SparseAnnotation, stack: Stack) -> dict[int, torch.Tensor]
     In working pixels, positive inside, cut off at DISTANCE_LIMIT. Labels that no atlas bears are left out.
     """
     carried: dict[int, list[torch.Tensor]] = {}
+    grid = _sitk_image(annotation.image, grid_matrix(annotation))
     for atlas in annotation.atlases:
         shared = sorted(set(annotation.labels) & set(np.unique(atlas.labels).tolist()))
         if shared:
             transform = align(annotation, atlas, shared)
             for label in shared:
-                volume = signed_distances(
-                    atlas, label, transform, _sitk_image(annotation.image, grid_matrix(annotation))
-                )
+                volume = signed_distances(atlas, label, transform, grid)
                 carried.setdefault(label, []).append(_on_stack(volume, annotation, stack))
     return {label: torch.stack(volumes).mean(dim=0) for label, volumes in carried.items()}
 
 
-def bridge(distances: torch.Tensor, label: int, gap: Gap, planes: LabelPlanes) -> torch.Tensor:
-    """(T, H, W) signed distances on the planes of a gap, right on the planes that bound it.
+def anchored(distances: torch.Tensor, label: int, gap: Gap, planes: LabelPlanes) -> torch.Tensor:
+    """(T, H, W) an atlas' signed distances on the planes of a gap, made right on the planes that bound it.
 
     distances: (Z, H, W) of the label from `carry`. What they miss on either bounding plane is added with a weight that
     falls linearly to 0 at the other one; beyond the outermost known plane it is added in full.
     """
-    bridged = distances[gap.first : gap.last + 1].clone()
+    found = distances[gap.first : gap.last + 1].clone()
     for own, other in ((gap.lower, gap.upper), (gap.upper, gap.lower)):
         if own is None:
             continue
@@ -106,8 +105,8 @@ def bridge(distances: torch.Tensor, label: int, gap: Gap, planes: LabelPlanes) -
         else:
             missed = (ABSENT - distances[own]).clamp(max=0)
         nearness = [1.0 if other is None else (plane - other) / (own - other) for plane in gap.targets]
-        bridged += bridged.new_tensor(nearness)[:, None, None] * missed
-    return bridged
+        found += found.new_tensor(nearness)[:, None, None] * missed
+    return found
 
 
 def align(annotation: SparseAnnotation, atlas: AtlasVolume, labels: list[int]) -> sitk.Transform:

@@ -24,8 +24,8 @@ class Evidence:
     planes: T planes of the volume. below, above: (T,) mm to the annotated planes that bound the gap, infinite where
     there is none. unlikeness: (T,) 1 - correlation of the carried image with the slice, in and around the label.
     disagreement: (T,) mm between the contours from both sides, and area: (T,) mm^2 of the two that were drawn, their
-    mean by the way; None where one side alone bears the label. ending: where one side alone bears it. found: None
-    before the scores are fused; no drift can be told then. pixel: mm, of the working grid. box: the label's, there.
+    mean by the way; None where one side alone bears the label. ending: where one side alone bears it. found: what came
+    of it. pixel: mm, of the working grid. box: the label's, there.
     distances: (T, h, w) mm, in the box, to what the sides that bear the label brought, positive inside any; if kept.
     """
 
@@ -37,10 +37,10 @@ class Evidence:
     disagreement: np.ndarray | None
     area: np.ndarray | None
     ending: Ending | None
+    found: Found
     pixel: float
     box: tuple[slice, slice]
     distances: torch.Tensor | None = None
-    found: Found | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Found:
 def observe(
     arrivals: Arrivals,
     stack: Stack,
-    score: torch.Tensor | None = None,
+    score: torch.Tensor,
     keep_distances: bool = False,
 ) -> Evidence:
     """The evidence for the planes of a gap and one label.
 
-    score: (T, h, w) of the label in its box, once it is fused. keep_distances: for maps of uncertainty.
+    score: (T, h, w) of the label in its box. keep_distances: for maps of uncertainty.
     """
     gap, crossing = arrivals.gap, arrivals.crossing
     targets = np.array(gap.targets)
@@ -121,10 +121,10 @@ def observe(
         disagreement=disagreement,
         area=area,
         ending=ending,
+        found=judge(arrivals, score),
         pixel=stack.pixel,
         box=arrivals.box,
         distances=nearest * stack.pixel if keep_distances else None,
-        found=None if score is None else judge(arrivals, score),
     )
 
 

@@ -110,7 +110,7 @@ def test_several_atlases_are_averaged_and_labels_that_none_bears_left_out(scan):
 def test_bridged_distances_are_those_drawn_on_the_bounding_planes(standing, lower, seed):
     _, stack, planes, _ = standing
     distances = 10 * torch.randn(PLANES, *stack.size, generator=torch.Generator().manual_seed(seed))
-    bridged = atlases.bridge(distances, 4, Gap(lower, lower + 8, lower, lower + 8), planes)
+    bridged = atlases.anchored(distances, 4, Gap(lower, lower + 8, lower, lower + 8), planes)
     for plane in (0, 8):
         torch.testing.assert_close(bridged[plane], planes.distances(4, lower + plane), atol=1e-4, rtol=0)
 
@@ -120,7 +120,7 @@ def test_beyond_the_outermost_plane_distances_are_moved_as_on_it(standing, gap):
     _, stack, planes, _ = standing
     distances = 10 * torch.randn(PLANES, *stack.size, generator=torch.Generator().manual_seed(0))
     expected = distances[gap.first : gap.last + 1] + planes.distances(4, 8) - distances[8]
-    torch.testing.assert_close(atlases.bridge(distances, 4, gap, planes), expected)
+    torch.testing.assert_close(atlases.anchored(distances, 4, gap, planes), expected)
 
 
 def test_a_label_known_to_be_absent_stays_absent(scan):
@@ -131,7 +131,7 @@ def test_a_label_known_to_be_absent_stays_absent(scan):
     stack = prepare(annotation, 200)
     planes = LabelPlanes(annotation, stack)
     inside, outside = (
-        atlases.bridge(torch.full((PLANES, *stack.size), distance), 4, Gap(0, 8, 0, 8), planes)[8]
+        atlases.anchored(torch.full((PLANES, *stack.size), distance), 4, Gap(0, 8, 0, 8), planes)[8]
         for distance in (9.0, -9.0)
     )
     assert (inside < 0).all() and (outside == -9).all()

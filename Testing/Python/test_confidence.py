@@ -59,7 +59,7 @@ def fading(count):
 def between(below, above, disagreement=2.0, unlikeness=0.2, sharpness=0.3):
     """Evidence for one plane between two that bear the label; mm."""
     values = (np.array([value], float) for value in (below, above, unlikeness, disagreement))
-    return Evidence(1, range(5, 6), *values, np.array([150.0]), None, 1.0, BOX, found=seen(1, sharpness))
+    return Evidence(1, range(5, 6), *values, np.array([150.0]), None, seen(1, sharpness), 1.0, BOX)
 
 
 def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
@@ -76,9 +76,7 @@ def ending(count=6, presence=0.0, spacing=3.0, area=200.0):
         growth=Growth(0.0, True),
     )
     distances = steps, end.length - steps
-    return Evidence(
-        1, range(1, count + 1), *distances, np.full(count, 0.2), None, None, end, 1.0, BOX, found=seen(count)
-    )
+    return Evidence(1, range(1, count + 1), *distances, np.full(count, 0.2), None, None, end, seen(count), 1.0, BOX)
 
 
 def disc(radius, size=64):
@@ -173,7 +171,7 @@ def test_drawing_a_slice_splits_a_gap_and_takes_drift_away(count, index, ends, p
     else:
         steps = 3.0 * np.arange(1, count + 1)
         values = (np.full(count, value) for value in (0.2, 2.0, 150.0))
-        evidence = Evidence(1, range(1, count + 1), steps, steps[::-1], *values, None, 1.0, BOX, found=seen(count))
+        evidence = Evidence(1, range(1, count + 1), steps, steps[::-1], *values, None, seen(count), 1.0, BOX)
     is_found = np.arange(count) >= lost
     stretch = expect(PRIOR, evidence, Contours(200.0 * is_found, 50.0 * is_found))
     span = Span.of(stretch)
