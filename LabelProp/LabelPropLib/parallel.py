@@ -50,8 +50,8 @@ def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part], device: 
 
     Raises what the first part to fail raises, once all have ended.
     """
-    workers = min(processors(device), len(parts))
-    if workers < 2:
+    workers = processors(device)
+    if min(workers, len(parts)) < 2:
         return [work(part) for part in parts]
     with_gradients = torch.is_grad_enabled()
 
@@ -74,5 +74,5 @@ def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part], device: 
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """The threads, kept from one call to the next: each new one would have memory of its own set aside."""
+    """The threads, started as they are needed and kept: each new one would have memory of its own set aside."""
     return ThreadPoolExecutor(workers, thread_name_prefix="LabelProp")

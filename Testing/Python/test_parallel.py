@@ -92,6 +92,20 @@ def test_an_interruption_while_a_thread_starts_leaves_none_behind(monkeypatch):
         assert side_by_side(lambda n: n, range(4), CPU) == [0, 1, 2, 3]
 
 
+def test_the_same_threads_work_on_however_many_parts():
+    """Kept for each number of parts, they would add up to many on a machine with many processors."""
+    together = threading.Barrier(2)
+
+    def who(part):
+        if part < 2:
+            together.wait(timeout=30)  # so that it takes two threads
+        return threading.get_ident()
+
+    with threads(5):
+        workers = {worker for count in (2, 3, 4, 5) for worker in side_by_side(who, range(count), CPU)}
+    assert 2 <= len(workers) <= 5
+
+
 def test_a_failure_is_told_once_all_parts_have_ended():
     """What still ran would hold the memory that a smaller batch is then tried with."""
     failed, ended = threading.Event(), []
