@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
-from . import atlases, checkpoint, confidence, planner, scribbles, suggestion
-from .annotation import AXIS_NAMES, SparseAnnotation
+from . import atlases, checkpoint, confidence, planner, report, scribbles, suggestion
+from .annotation import SparseAnnotation
 from .candidates import Chains
 from .clock import Clock, Progress
 from .errors import InputError
@@ -22,7 +20,7 @@ from .machine import is_out_of_memory, peak_memory_gb, thread_count
 from .memory import Memory, Update
 from .parallel import threads
 from .planner import EFFORTS, Effort, Plan
-from .preprocessing import Stack, prepare, scribbled_range
+from .preprocessing import Stack, prepare
 from .propagation import Propagation
 from .registration import instance, training
 from .registration.consistency import FarEnds, within
@@ -31,8 +29,6 @@ from .registration.network import RegistrationNetwork
 from .registration_weights import load_network
 from .settings import Settings
 from .uncertainty import uncertainty_map
-
-LEAST_SHARE = 0.1  # of the second image, below which the user is told that it hardly counts
 
 
 def propagate(
@@ -122,15 +118,15 @@ def compute(
         directions={name: side.volumes() for name, side in sides.items()},
         uncertainty=uncertainty_map(expected) if settings.uncertainty else None,
         report={
-            **report_of_input(annotation, settings, device),
-            "volume_ml": volume_ml(annotation, label_maps),
+            **report.of_input(annotation, settings, device),
+            "volume_ml": report.volume_ml(annotation, label_maps),
             "registration": ("instance" if settings.registration == "auto" else settings.registration)
             + (", reused" if update else ""),
-            **report_of_fusion(fusion),
+            **report.of_fusion(fusion),
             "seconds": clock.seconds,
             "peak_memory_gb": peak_memory_gb(),
             "messages": planner.messages(plan, stack.size, pixels, effort)
-            + messages(annotation, settings, fusion.image_weights, kind, update)
+            + report.messages(annotation, settings, fusion.image_weights, kind, update)
             + atlases.messages(annotation, fusion.priors)
             + scribbles.contradictions(annotation, maps),
             **expected.report(),
@@ -164,27 +160,6 @@ def drawn_ends(
         return None
     size = stack.size if settings.registration == "network" else instance.field_size(stack.images)
     return far_ends(annotation, stack, planes, size)
-
-
-def report_of_input(annotation: SparseAnnotation, settings: Settings, device: torch.device) -> dict:
-    """How the input was read, and what it was computed with: plain values."""
-    return {
-        "axis": AXIS_NAMES[annotation.axis],
-        "annotated_slices": annotation.planes,
-        "labels": list(annotation.labels),
-        "missing": annotation.missing,
-        "device": planner.describe_device(device),
-        "preset": settings.preset,
-    }
-
-
-def report_of_fusion(fusion: Fusion) -> dict:
-    """Which rules, images and atlases took part: plain values."""
-    return {
-        "fusion": {str(label): rule for label, rule in fusion.rules.items()},
-        "image_shares": [round(w / len(fusion.image_weights), 3) for w in fusion.image_weights.tolist()],
-        "atlases_used": sorted(fusion.priors),
-    }
 
 
 def register(
@@ -248,74 +223,3 @@ def register_core(
             )
         return training.predict(network.to(images.device), images, training.PREDICTION_REDUCTIONS)
     return instance.register(images, ends, schedule, on_step=on_step)
-
-
-def volume_ml(annotation: SparseAnnotation, label_maps: list[np.ndarray]) -> dict[str, float]:
-    """Volume of each label in label maps (K, J, I), ml; to six digits, because in the scan of a mouse it is tiny."""
-    voxel = math.prod(annotation.spacing) / 1000
-    return {
-        str(label): float(f"{voxel * sum(np.count_nonzero(p == label) for planes in label_maps for p in planes):.6g}")
-        for label in annotation.labels
-    }
-
-
-def messages(
-    annotation: SparseAnnotation,
-    settings: Settings,
-    weights: torch.Tensor,
-    kind: str | None = None,
-    update: Update | None = None,
-) -> list[str]:
-    """Sentences for the user about how the input was read, and what was reused from the run before.
-
-    weights: (C,) of the images, of mean 1. kind: the kind of network that a given file of weights is for, None without.
-    """
-    said = []
-    if annotation.some_missing:
-        reading = {
-            "absent": "Labels missing on an annotated slice are read as absent there.",
-            "unknown": "Labels missing on an annotated slice are read as not drawn there (unknown).",
-        }
-        said.append(reading[annotation.missing])
-    if annotation.sparser:
-        named = ", ".join(map(annotation.named, annotation.sparser))
-        said.append(f"Missing between slices of their own, and read as not drawn where they are missing: {named}.")
-    if annotation.partial:
-        planes = ", ".join(map(str, annotation.partial))
-        said.append(f"Read as drawn for a few labels alone, for most are missing that should be there: slice {planes}.")
-    said += [
-        f"Within {annotation.named(outer)} lies {annotation.named(inner)}, but no slice was drawn for both, so they are"
-        " taken to exclude each other: if they overlap, draw both on one slice."
-        for inner, outer in annotation.covered()
-    ]
-    said += unused_weights(settings, kind)
-    only, last = annotation.planes[0], annotation.planes[-1]
-    if not settings.extrapolate and only == last and scribbled_range(annotation, (only, last)) == (only, last):
-        said.append(
-            f"Only slice {only} is annotated and nothing lies between annotated slices:"
-            " annotate a second slice, or extrapolate."
-        )
-    elif not settings.extrapolate and len(annotation.planes) == last - only + 1 > 1:
-        said.append(
-            f"Nothing lies between the annotated slices {only} to {last}: annotate another one, some slices away, or"
-            " extrapolate."
-        )
-    if weights.min() < LEAST_SHARE * len(weights):
-        weak, strong = ("image", "second image") if weights[0] < weights[1] else ("second image", "image")
-        said.append(f"The {weak} varies like noise from slice to slice, so the {strong} decides almost alone.")
-    if update is not None:
-        said.append(
-            f"The registration of the last run was reused: {len(update.pairs)} of {update.pair_count} pairs of"
-            " neighbouring slices were registered again."
-        )
-    return said
-
-
-def unused_weights(settings: Settings, kind: str | None) -> list[str]:
-    """A sentence for the user if the chosen registration or fusion does not use the file of weights."""
-    users = {"registration": ("network", "pretrained"), "fusion": ("auto", "deep")}
-    if kind is None or getattr(settings, kind) in users[kind]:
-        return []
-    chosen = "instance" if settings.registration == "auto" and kind == "registration" else getattr(settings, kind)
-    choices = " or ".join(users[kind])
-    return [f"The weights of {settings.checkpoint} are not used by the {kind} '{chosen}': choose {choices}."]

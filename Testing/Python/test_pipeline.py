@@ -19,9 +19,10 @@ from LabelPropLib.errors import Cancelled, InputError
 from LabelPropLib.gaps import shared_gaps
 from LabelPropLib.label_planes import LabelPlanes, far_ends
 from LabelPropLib.memory import Memory
-from LabelPropLib.pipeline import messages, propagate
+from LabelPropLib.pipeline import propagate
 from LabelPropLib.preprocessing import prepare
 from LabelPropLib.registration import instance
+from LabelPropLib.report import messages, volume_ml
 from LabelPropLib.settings import FUSIONS, Settings
 
 SPACING = (3.0, 1.0, 1.0)
@@ -559,6 +560,6 @@ def test_volumes_are_told_in_millilitres(volume):
     labels[2, :10, :10], labels[3, :10, :20] = 3, 700
     over = np.zeros_like(labels)
     over[4, 0, :50] = 3
-    assert pipeline.volume_ml(annotation, [labels, over]) == {"3": 0.45, "700": 0.6}
+    assert volume_ml(annotation, [labels, over]) == {"3": 0.45, "700": 0.6}
     of_a_mouse = replace(annotation, spacing=(0.03, 0.02, 0.005))
-    assert pipeline.volume_ml(of_a_mouse, [labels, over]) == {"3": 4.5e-7, "700": 6e-7}
+    assert volume_ml(of_a_mouse, [labels, over]) == {"3": 4.5e-7, "700": 6e-7}

@@ -30,6 +30,7 @@ FEWEST_STEPS = 4  # on a level: with fewer, what the finest one adds is lost
 INTENSITY_WEIGHT = 4.0  # of raw intensity against local contrast
 ADAM = (0.9, 0.99)  # decay of the first and the second moment
 LEAST_NOISE = 0.05  # standard deviation, of normalised intensities; with less, fields need not be stiffer
+SQUARINGS = 2  # of scaling and squaring; neighbouring slices are near each other
 ANTIALIASING = 0.4  # standard deviation of the Gaussian before a reduction, in pixels of the coarser grid
 LEAST_SHARE = 2**16  # fewest pixels of planes that are worth a processor of their own
 
@@ -68,7 +69,6 @@ class Schedule:
     smoothness: float = 0.1
     coupling: float = 0.2
     consistency: float = 0.01
-    squarings: int = 2
     interval: int = 10
     patience: float = 0.002
     batch_pixels: int = 2**22
@@ -246,7 +246,7 @@ def pair_loss(
     field = velocity[pairs].requires_grad_(True)
     lower, upper = planes[pairs], planes[pairs + 1]
     moving, fixed, towards = (lower, upper, field) if upwards else (upper, lower, -field)
-    warped = warp_along(moving, towards, schedule.squarings)
+    warped = warp_along(moving, towards, SQUARINGS)
     loss = robust_difference(warped, fixed) + schedule.smoothness * diffusion(field)
     neighbours = mean_of_neighbours(velocity, pairs)
     loss = loss + schedule.coupling * ((field - neighbours) ** 2).mean(dim=(1, 2, 3))
@@ -293,6 +293,6 @@ def spans(gaps: Iterable[tuple[int, int]], batch: int) -> list[tuple[range, list
 def gradient_within(velocity: torch.Tensor, ends: FarEnds, schedule: Schedule) -> torch.Tensor:
     """The gradient of `consistency_gradient` for gaps that are computed at once."""
     field = velocity.detach().requires_grad_(True)
-    loss = label_consistency(far_displacements(field, ends, schedule.squarings), ends)
+    loss = label_consistency(far_displacements(field, ends, SQUARINGS), ends)
     (gradient,) = torch.autograd.grad(schedule.consistency * (ends.hops * loss).sum(), field)
     return gradient

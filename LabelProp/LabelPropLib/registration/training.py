@@ -43,7 +43,6 @@ class Course:
     coupling: float = 0.1
     label_consistency: float = 0.03
     image_consistency: float = 0.02
-    squarings: int = SQUARINGS
 
 
 FROM_SCRATCH = Course()
@@ -159,12 +158,12 @@ def training_loss(velocity: torch.Tensor, planes: torch.Tensor, ends: FarEnds | 
     velocity: (Z - 1, 2, h, w); planes: (Z, C, H, W). A gap counts as often as it has pairs.
     """
     lower, upper = planes[:-1], planes[1:]
-    upwards = robust_difference(warp_along(lower, velocity, course.squarings), upper)
-    downwards = robust_difference(warp_along(upper, -velocity, course.squarings), lower)
+    upwards = robust_difference(warp_along(lower, velocity, SQUARINGS), upper)
+    downwards = robust_difference(warp_along(upper, -velocity, SQUARINGS), lower)
     loss = (upwards + downwards).sum() / 2
     loss = loss + course.smoothness * diffusion(velocity).sum() + course.coupling * through_plane(velocity).sum()
     if ends is not None:
-        far = far_displacements(velocity, ends, course.squarings)
+        far = far_displacements(velocity, ends, SQUARINGS)
         loss = loss + course.label_consistency * (ends.hops * label_consistency(far, ends)).sum()
         loss = loss + course.image_consistency * (ends.hops * image_consistency(far, ends, planes)).sum()
     return loss / len(velocity)
