@@ -31,6 +31,7 @@ Risk = tuple[float, float]  # log-odds by which all voxels may be overrated; mea
 RISKS = ((0.2, 0.0007), (1.4, 0.006))  # so that few strokes cost more than 0.002
 # Background takes from labels and gives to none: a stroke of it through a small one could take most of that.
 RISK_OF_BACKGROUND = (np.inf, 0.015)
+MOST_GIVEN_UP = 0.002  # mean Dice over the labels, of what can be expected at best
 BAND = 3.0  # log-odds from the threshold, beyond which the image has no say
 THRESHOLDS = (-1.5, 1.0)  # log-odds, from the lowest one chosen, between which that of the graph cut is sought
 HALVINGS = 8  # of that range
@@ -127,6 +128,8 @@ def choose(around: Surroundings) -> np.ndarray:
     count = np.searchsorted(missing, SHARE * missing[-1]) + 1
     for loss, (_, most_lost) in zip(losses(around), risks(around), strict=True):
         count = min(count, np.count_nonzero(np.cumsum(loss[likeliest]) <= most_lost))
+    enough = expected_dice(around, missing, np.arange(len(missing)) + 1) >= least_dice(around)
+    count = min(count, np.flatnonzero(enough).max(initial=-1) + 1)
     chosen = np.zeros(len(likeliest), bool)
     chosen[likeliest[:count]] = True
     return chosen
@@ -156,6 +159,25 @@ def losses(around: Surroundings) -> np.ndarray:
     return -(gained + other_gained) / around.label_count
 
 
+def expected_dice(around: Surroundings, right: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Dice to expect of a stroke's label, or 1 of BACKGROUND, once it was given voxels that are missing around.
+
+    right: how many of those given are expected to be its own; count: how many were given; arrays alike.
+    `losses` reckons with the label as it is, as if each voxel were the first. That overrates what many voxels gain: a
+    label that misses much more than it has gains by whatever is likelier than half its Dice, which is little, but it
+    has more with every voxel that it is given. With V voxels, W missing and n given of which P are right the Dice is
+    2 (V + P) / (2 V + W + n).
+    """
+    missing = special.expit(around.log_odds()).sum()
+    return 1 - (missing + count - 2 * right) / (2 * around.gaining + missing + count)
+
+
+def least_dice(around: Surroundings) -> float:
+    """Dice to expect of a stroke's label at least, after its correction: what MOST_GIVEN_UP leaves of the best."""
+    right = np.concatenate([[0], np.cumsum(np.sort(special.expit(around.log_odds()))[::-1])])
+    return expected_dice(around, right, np.arange(len(right))).max() - MOST_GIVEN_UP * around.label_count
+
+
 def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarray, window: Window) -> np.ndarray:
     """(N,) bool: what is to be corrected, with a border along edges of the image; or what was chosen without it.
 
@@ -167,6 +189,7 @@ def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarra
     """
     log_odds, loss = around.log_odds(), losses(around)
     probability = special.expit(log_odds)
+    dice_to_keep = least_dice(around)
     least = log_odds[chosen].min()
     band = in_question(log_odds, least)
     sure = ~band & (log_odds > least)
@@ -179,7 +202,7 @@ def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarra
         found = sure.copy()
         unary = log_odds[band] - threshold
         found[band] = graph_cut.cut(unary, around.voxels[band], region, window.smoothed, window.spacing)
-        if is_within_limits(found, around, probability, loss):
+        if is_within_limits(found, around, probability, loss, dice_to_keep):
             following, highest = found, threshold
         else:
             lowest = threshold
@@ -196,14 +219,17 @@ def in_question(log_odds: np.ndarray, threshold: float) -> np.ndarray:
     return band
 
 
-def is_within_limits(chosen: np.ndarray, around: Surroundings, probability: np.ndarray, loss: np.ndarray) -> bool:
-    """Whether correcting the chosen voxels (N,) bool keeps within SHARE and the risks.
+def is_within_limits(
+    chosen: np.ndarray, around: Surroundings, probability: np.ndarray, loss: np.ndarray, dice_to_keep: float
+) -> bool:
+    """Whether correcting the chosen voxels (N,) bool keeps within SHARE, the least Dice to expect, and the risks.
 
     probability: (N,) of each voxel to be wrong. loss: (R, N), see `losses`.
     """
-    lost = loss[:, chosen].sum(axis=1)
+    lost, right = loss[:, chosen].sum(axis=1), probability[chosen].sum()
     return bool(
-        probability[chosen].sum() <= SHARE * probability.sum()
+        right <= SHARE * probability.sum()
+        and expected_dice(around, right, chosen.sum()) >= dice_to_keep
         and all(risked <= most_lost for risked, (_, most_lost) in zip(lost, risks(around), strict=True))
     )
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import annotate_from_masks
-from scipy import ndimage
+from scipy import ndimage, special
 
 from LabelPropLib import graph_cut, pipeline, scribbles, surroundings
 from LabelPropLib.annotation import BACKGROUND, annotate_from_label_volume
@@ -317,6 +317,50 @@ def test_background_takes_little_of_a_small_label_however_likely_it_is_wrong():
     left = 400 - scribbles.choose(around).sum()
     assert 0 < 1 - 2 * left / (left + 400) <= scribbles.RISK_OF_BACKGROUND[1] * 1.05
     assert scribbles.choose(surroundings_with(np.full(400, 6.0), 400)).sum() > 300
+
+
+def test_a_label_that_was_drawn_small_is_not_given_whatever_gains_while_it_is_small():
+    """Of few voxels that miss many more each likely one gains; once it has those that are sure, no longer."""
+    sure, unlikely = np.full(30, 3.0), np.full(400, -1.4)
+    around = surroundings_with(np.concatenate([sure, unlikely]), np.inf, found=np.inf)
+    small, large = (dataclasses.replace(around, gaining=float(volume)) for volume in (20, 2000))
+    assert (scribbles.losses(small)[0] < 0).all()
+    assert scribbles.choose(small)[:30].all()
+    assert scribbles.choose(small)[30:].sum() < 20
+    assert scribbles.choose(large).sum() >= 30
+
+
+@given(has=st.integers(1, 500), around=st.integers(1, 500), missing=st.floats(0.01, 0.99), given_up=st.floats(0.01, 1))
+def test_the_dice_to_expect_is_that_of_what_the_label_has_then(has, around, missing, given_up):
+    """Of a label that lacks a share of what is around, and is given the first voxels of it, each as likely its own."""
+    count = int(np.ceil(given_up * around))
+    found, own, shared = has + count, has + missing * around, has + missing * count
+    surroundings = dataclasses.replace(
+        surroundings_with(np.full(around, special.logit(missing)), np.inf), gaining=float(has)
+    )
+    assert scribbles.expected_dice(surroundings, missing * count, count) == pytest.approx(2 * shared / (found + own))
+    assert scribbles.expected_dice(surroundings_with(np.zeros(3), np.inf), 1.5, 3) == 1
+
+
+@given(seed=st.integers(0, 2**32 - 1), volume=st.sampled_from([5.0, 50.0, 1e3]))
+def test_no_choice_gives_up_more_of_the_best_dice_than_it_may(seed, volume):
+    around = surroundings_with(2 * np.random.default_rng(seed).normal(-1, 1, 300), volume, label_count=3)
+    right = np.cumsum(-np.sort(-special.expit(around.log_odds())))
+    dice = [scribbles.expected_dice(around, right[count - 1] if count else 0, count) for count in range(301)]
+    best = int(np.argmax(dice))
+    count = scribbles.choose(around).sum()
+    assert count <= best or dice[count] >= dice[best] - 3 * scribbles.MOST_GIVEN_UP - 1e-12
+    assert scribbles.least_dice(around) == pytest.approx(dice[best] - 3 * scribbles.MOST_GIVEN_UP)
+
+
+def test_a_graph_cut_gives_up_no_more_of_the_best_dice_either():
+    sure, unlikely = np.full(30, 3.0), np.full(400, -1.4)
+    log_odds = np.concatenate([sure, unlikely])
+    around = dataclasses.replace(surroundings_with(log_odds, np.inf, found=np.inf), gaining=20.0)
+    arguments = around, special.expit(log_odds), scribbles.losses(around), scribbles.least_dice(around)
+    assert scribbles.is_within_limits(log_odds > 0, *arguments)
+    assert not scribbles.is_within_limits(np.arange(430) < 150, *arguments)
+    assert 0.1 * special.expit(log_odds).sum() < special.expit(log_odds)[150:].sum()  # so that SHARE allows it
 
 
 @given(found=st.integers(200, 5000), drawn=st.integers(200, 5000), is_right=st.booleans())
