@@ -344,7 +344,8 @@ def test_the_dice_to_expect_is_that_of_what_the_label_has_then(has, around, miss
 
 @given(seed=st.integers(0, 2**32 - 1), volume=st.sampled_from([5.0, 50.0, 1e3]))
 def test_no_choice_gives_up_more_of_the_best_dice_than_it_may(seed, volume):
-    around = surroundings_with(2 * np.random.default_rng(seed).normal(-1, 1, 300), volume, label_count=3)
+    log_odds = 2 * np.random.default_rng(seed).normal(-1, 1, 300)
+    around = dataclasses.replace(surroundings_with(log_odds, np.inf, label_count=3), gaining=volume)
     right = np.cumsum(-np.sort(-special.expit(around.log_odds())))
     dice = [scribbles.expected_dice(around, right[count - 1] if count else 0, count) for count in range(301)]
     best = int(np.argmax(dice))
