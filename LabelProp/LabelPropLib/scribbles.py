@@ -121,15 +121,16 @@ def wrong_around(label: int, strokes: np.ndarray, window: Window, follow_edges: 
 
 
 def choose(around: Surroundings) -> np.ndarray:
-    """(N,) bool: the voxels around a stroke to be corrected: from the likeliest on, up to SHARE or the risks."""
+    """(N,) bool: the voxels around a stroke to be corrected: the likeliest, up to SHARE, a risk or the least Dice."""
     log_odds = around.log_odds()
     likeliest = np.argsort(-log_odds, kind="stable")
-    missing = np.cumsum(special.expit(log_odds[likeliest]))
+    probability = special.expit(log_odds[likeliest])
+    missing = np.cumsum(probability)
     count = np.searchsorted(missing, SHARE * missing[-1]) + 1
     for loss, (_, most_lost) in zip(losses(around), risks(around), strict=True):
         count = min(count, np.count_nonzero(np.cumsum(loss[likeliest]) <= most_lost))
-    enough = expected_dice(around, missing, np.arange(len(missing)) + 1) >= least_dice(around)
-    count = min(count, np.flatnonzero(enough).max(initial=-1) + 1)
+    dice = expected_dice(around, missing[-1], missing, np.arange(len(missing)) + 1)
+    count = min(count, np.flatnonzero(dice >= least_dice(around, probability)).max(initial=-1) + 1)
     chosen = np.zeros(len(likeliest), bool)
     chosen[likeliest[:count]] = True
     return chosen
@@ -159,23 +160,25 @@ def losses(around: Surroundings) -> np.ndarray:
     return -(gained + other_gained) / around.label_count
 
 
-def expected_dice(around: Surroundings, right: np.ndarray, count: np.ndarray) -> np.ndarray:
+def expected_dice(around: Surroundings, missing: float, right: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Dice to expect of a stroke's label, or 1 of BACKGROUND, once it was given voxels that are missing around.
 
-    right: how many of those given are expected to be its own; count: how many were given; arrays alike.
+    missing: how many of all are expected to be its own; right: how many of those given; count: how many were given.
     `losses` reckons with the label as it is, as if each voxel were the first. That overrates what many voxels gain: a
     label that misses much more than it has gains by whatever is likelier than half its Dice, which is little, but it
     has more with every voxel that it is given. With V voxels, W missing and n given of which P are right the Dice is
     2 (V + P) / (2 V + W + n).
     """
-    missing = special.expit(around.log_odds()).sum()
     return 1 - (missing + count - 2 * right) / (2 * around.gaining + missing + count)
 
 
-def least_dice(around: Surroundings) -> float:
-    """Dice to expect of a stroke's label at least, after its correction: what MOST_GIVEN_UP leaves of the best."""
-    right = np.concatenate([[0], np.cumsum(np.sort(special.expit(around.log_odds()))[::-1])])
-    return expected_dice(around, right, np.arange(len(right))).max() - MOST_GIVEN_UP * around.label_count
+def least_dice(around: Surroundings, probability: np.ndarray) -> float:
+    """Dice to expect of a stroke's label at least, after its correction: what MOST_GIVEN_UP leaves of the best.
+
+    probability: (N,) of each voxel to be wrong.
+    """
+    right = np.concatenate([[0], np.cumsum(np.sort(probability)[::-1])])
+    return expected_dice(around, right[-1], right, np.arange(len(right))).max() - MOST_GIVEN_UP * around.label_count
 
 
 def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarray, window: Window) -> np.ndarray:
@@ -183,13 +186,13 @@ def cut_along_edges(chosen: np.ndarray, around: Surroundings, bearing: np.ndarra
 
     chosen: (N,) bool, by `choose`; not empty. bearing: (T, R, C) bool, what bears the stroke's label.
     The log-odds less a threshold speak for a voxel in the graph cut. Of all thresholds the lowest is taken with which
-    the region keeps within SHARE and the risks, as `choose` does; found by halving, for a lower one gives a larger
+    the region keeps within the same limits as in `choose`; found by halving, for a lower one gives a larger
     region. Where it would put right less than LEAST_CORRECTED of what the chosen voxels would, the image contradicts
     the odds, and has no say.
     """
     log_odds, loss = around.log_odds(), losses(around)
     probability = special.expit(log_odds)
-    dice_to_keep = least_dice(around)
+    dice_to_keep = least_dice(around, probability)
     least = log_odds[chosen].min()
     band = in_question(log_odds, least)
     sure = ~band & (log_odds > least)
@@ -226,10 +229,10 @@ def is_within_limits(
 
     probability: (N,) of each voxel to be wrong. loss: (R, N), see `losses`.
     """
-    lost, right = loss[:, chosen].sum(axis=1), probability[chosen].sum()
+    lost, right, missing = loss[:, chosen].sum(axis=1), probability[chosen].sum(), probability.sum()
     return bool(
-        right <= SHARE * probability.sum()
-        and expected_dice(around, right, chosen.sum()) >= dice_to_keep
+        right <= SHARE * missing
+        and expected_dice(around, missing, right, chosen.sum()) >= dice_to_keep
         and all(risked <= most_lost for risked, (_, most_lost) in zip(lost, risks(around), strict=True))
     )
 

@@ -338,30 +338,33 @@ def test_the_dice_to_expect_is_that_of_what_the_label_has_then(has, around, miss
     surroundings = dataclasses.replace(
         surroundings_with(np.full(around, special.logit(missing)), np.inf), gaining=float(has)
     )
-    assert scribbles.expected_dice(surroundings, missing * count, count) == pytest.approx(2 * shared / (found + own))
-    assert scribbles.expected_dice(surroundings_with(np.zeros(3), np.inf), 1.5, 3) == 1
+    dice = scribbles.expected_dice(surroundings, missing * around, missing * count, count)
+    assert dice == pytest.approx(2 * shared / (found + own))
+    assert scribbles.expected_dice(surroundings_with(np.zeros(3), np.inf), 1.5, 1.5, 3) == 1
 
 
 @given(seed=st.integers(0, 2**32 - 1), volume=st.sampled_from([5.0, 50.0, 1e3]))
 def test_no_choice_gives_up_more_of_the_best_dice_than_it_may(seed, volume):
     log_odds = 2 * np.random.default_rng(seed).normal(-1, 1, 300)
     around = dataclasses.replace(surroundings_with(log_odds, np.inf, label_count=3), gaining=volume)
-    right = np.cumsum(-np.sort(-special.expit(around.log_odds())))
-    dice = [scribbles.expected_dice(around, right[count - 1] if count else 0, count) for count in range(301)]
+    probability = special.expit(around.log_odds())
+    right = [0, *np.cumsum(-np.sort(-probability))]
+    dice = [scribbles.expected_dice(around, right[-1], right[count], count) for count in range(301)]
     best = int(np.argmax(dice))
     count = scribbles.choose(around).sum()
     assert count <= best or dice[count] >= dice[best] - 3 * scribbles.MOST_GIVEN_UP - 1e-12
-    assert scribbles.least_dice(around) == pytest.approx(dice[best] - 3 * scribbles.MOST_GIVEN_UP)
+    assert scribbles.least_dice(around, probability) == pytest.approx(dice[best] - 3 * scribbles.MOST_GIVEN_UP)
 
 
 def test_a_graph_cut_gives_up_no_more_of_the_best_dice_either():
     sure, unlikely = np.full(30, 3.0), np.full(400, -1.4)
     log_odds = np.concatenate([sure, unlikely])
     around = dataclasses.replace(surroundings_with(log_odds, np.inf, found=np.inf), gaining=20.0)
-    arguments = around, special.expit(log_odds), scribbles.losses(around), scribbles.least_dice(around)
+    probability = special.expit(log_odds)
+    arguments = around, probability, scribbles.losses(around), scribbles.least_dice(around, probability)
     assert scribbles.is_within_limits(log_odds > 0, *arguments)
     assert not scribbles.is_within_limits(np.arange(430) < 150, *arguments)
-    assert 0.1 * special.expit(log_odds).sum() < special.expit(log_odds)[150:].sum()  # so that SHARE allows it
+    assert 0.1 * probability.sum() < probability[150:].sum()  # so that SHARE allows it
 
 
 @given(found=st.integers(200, 5000), drawn=st.integers(200, 5000), is_right=st.booleans())

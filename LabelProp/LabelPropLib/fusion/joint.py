@@ -24,8 +24,7 @@ class Parameters:
 
     alpha: error of a source that images do not show, relative to the mean of M's diagonal; with large values weights
     go with 1 / hops alone. beta: exponent of the expected joint errors; large values make weights sharp. patch_radius:
-    of the patches in which atlases are compared with the slice, pixels. search_radius: how far around a pixel the patch
-    of an atlas that is most like the slice's is looked for, pixels.
+    of the patches in which atlases are compared with the slice, pixels.
     """
 
     alpha: float = 0.3
